@@ -1,0 +1,130 @@
+"""Callbacks: `BitLogger`, `FreezeBits` and the published method's `ProjectKernels`."""
+
+import keras
+import tensorflow as tf
+
+from keras_learnbits.layers.base import quantized_kernels
+
+
+class BitLogger(keras.callbacks.Callback):
+    """Adds each layer's bits and quantization error to the logs.
+
+    Keras's callbacks share their logs: put it *before* `TensorBoard` and `CSVLogger`, and
+    `bits/<layer>` and `quantization_error/<layer>` have a curve, a column, and an entry in
+    `History`. Bits are the latent ones, which round to those in use.
+
+    Args:
+        update_freq: `"epoch"`, or the number of batches between two entries. With a number,
+            batch logs get the bits too, so that `TensorBoard(update_freq=...)` with the same
+            number draws them over steps, and `steps` and `bits` are recorded.
+
+    Attributes:
+        names: Names of the quantized kernels.
+        steps: Training steps at which bits were recorded.
+        bits: As many lists of one latent bit-width per kernel.
+
+    Raises:
+        ValueError: `update_freq` is neither `"epoch"` nor a positive integer.
+
+    Example:
+
+    >>> model = keras_learnbits.LearnedBitSequential(
+    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1, name="head")])
+    >>> model.compile("adam", "mse")
+    >>> history = model.fit(np.ones((32, 8)), np.ones((32, 1)), callbacks=[BitLogger()], verbose=0)
+    >>> [name for name in sorted(history.history) if "/" in name]
+    ['bits/head', 'quantization_error/head']
+    """
+
+    def __init__(self, update_freq="epoch"):
+        super().__init__()
+        positive = isinstance(update_freq, int) and update_freq > 0
+        if update_freq != "epoch" and not positive:
+            raise ValueError(
+                "`update_freq` must be 'epoch' or a positive number of batches. "
+                f"Received: update_freq={update_freq!r}"
+            )
+        self.update_freq = update_freq
+        self.names, self.steps, self.bits = [], [], []
+        self._step = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._step += 1
+        if self.update_freq != "epoch" and self._step % self.update_freq == 0:
+            self._record(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._record(logs)
+        if logs is not None:
+            kernels = quantized_kernels(self.model)
+            errors = tf.stack([kernel.squared_error() for kernel in kernels])
+            energies = tf.stack([kernel.energy() for kernel in kernels])
+            relative = tf.math.divide_no_nan(errors, energies).numpy()
+            for kernel, error in zip(kernels, relative, strict=True):
+                logs[f"quantization_error/{kernel.name}"] = float(error)
+
+    def _record(self, logs):
+        kernels = quantized_kernels(self.model)
+        bits = tf.stack([kernel.bits.value for kernel in kernels]).numpy().tolist()
+        self.names = [kernel.name for kernel in kernels]
+        if not self.steps or self.steps[-1] != self._step:
+            self.steps.append(self._step)
+            self.bits.append(bits)
+        if logs is not None:
+            logs.update({f"bits/{n}": b for n, b in zip(self.names, bits, strict=True)})
+
+
+class FreezeBits(keras.callbacks.Callback):
+    """Rounds the bits and stops them; training goes on with fixed integers.
+
+    Args:
+        at: When: a fraction of the epochs (a float below 1), or the number of epochs that are
+            to pass before it (an integer).
+
+    Raises:
+        ValueError: `at` is negative, or a float of 1 or more.
+        TypeError: The model in training is not a `LearnedBitModel` or `LearnedBitSequential`.
+
+    Example:
+
+    >>> model = keras_learnbits.LearnedBitSequential(
+    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])
+    >>> model.compile("adam", "mse", bit_reg=1.0)
+    >>> history = model.fit(np.ones((320, 8)), np.ones((320, 1)), epochs=4, verbose=0,
+    ...                     callbacks=[FreezeBits(at=0.5)])
+    >>> history.history["mean_bits"][2] == history.history["mean_bits"][3]
+    True
+    """
+
+    def __init__(self, at=0.75):
+        super().__init__()
+        if at < 0 or (isinstance(at, float) and at >= 1):
+            raise ValueError(
+                "`at` must be a fraction of the epochs, 0 <= at < 1, or an integer number of "
+                f"epochs. Received: at={at}"
+            )
+        self.at = at
+
+    def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "freeze_bits"):
+            raise TypeError(
+                "`FreezeBits` needs a LearnedBitModel or LearnedBitSequential; in other models "
+                f"bits do not move. Received: model={self.model}"
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        start = self.at * self.params["epochs"] if isinstance(self.at, float) else self.at
+        if epoch >= start and not float(self.model.bits_frozen):
+            self.model.freeze_bits()
+
+
+class ProjectKernels(keras.callbacks.Callback):
+    """Moves the float kernels onto their grids after each batch, as the published method does.
+
+    Small updates of the weights are then lost to the rounding: this is for the reproduction of
+    the published results, not for good ones.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        for kernel in quantized_kernels(self.model):
+            kernel.project()

@@ -1,0 +1,309 @@
+"""What every learned-bit layer shares: quantized kernels, each with a bit-width of its own.
+
+A layer names its quantized kernels as class attributes and leaves everything else to Keras:
+
+    class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
+        kernel = QuantizedWeight(output_axes=(-1,))
+
+Keras's own `build` creates the float kernel through `add_weight`, where the mixin adds the
+bit-width and the scales; Keras's own `call` reads `self.kernel`, which is then the quantized one.
+"""
+
+import inspect
+import math
+import numbers
+
+import keras
+import tensorflow as tf
+
+from keras_learnbits import ops, quantizers
+
+
+class ClipBits(keras.constraints.Constraint):
+    """Keeps a bit-width within its bounds after each step of an optimizer."""
+
+    def __init__(self, min_bits, max_bits):
+        self.min_bits = min_bits
+        self.max_bits = max_bits
+
+    def __call__(self, bits):
+        return keras.ops.clip(bits, self.min_bits, self.max_bits)
+
+
+class QuantizedKernel:
+    """One float kernel with its bit-width, its scales and its quantizer.
+
+    Attributes:
+        layer: The layer it belongs to.
+        weight_name: Name of the kernel in the layer, e.g. `"kernel"` or `"pointwise_kernel"`.
+        kernel: Float `keras.Variable`.
+        bits: Scalar `keras.Variable`, the latent real bit-width in bits.
+        log_scale: `keras.Variable` with the natural logarithm of the scales, or None.
+        quantizer: `keras_learnbits.quantizers.Quantizer`.
+    """
+
+    def __init__(self, layer, weight_name, kernel, bits, log_scale, quantizer):
+        self.layer = layer
+        self.weight_name = weight_name
+        self.kernel = kernel
+        self.bits = bits
+        self.log_scale = log_scale
+        self.quantizer = quantizer
+
+    @property
+    def name(self):
+        """The layer's name; where a layer has several kernels, `layer/kernel`."""
+        several = len(self.layer.quantized_kernels) > 1
+        return f"{self.layer.name}/{self.weight_name}" if several else self.layer.name
+
+    @property
+    def size(self):
+        """Number of weights."""
+        return math.prod(self.kernel.shape)
+
+    def _float32(self):
+        """The tensors a quantizer takes: kernel, bits, log_scale."""
+        kernel = tf.cast(tf.convert_to_tensor(self.kernel.value), tf.float32)
+        log_scale = None if self.log_scale is None else tf.convert_to_tensor(self.log_scale.value)
+        return kernel, tf.convert_to_tensor(self.bits.value), log_scale
+
+    def quantized(self):
+        """The kernel at its bit-width, a float32 tensor of the kernel's shape."""
+        return self.quantizer.quantize(*self._float32())
+
+    def encode(self):
+        """Integer codes (int32, the kernel's shape) and the `Grid` that decodes them."""
+        return self.quantizer.encode(*self._float32())
+
+    def squared_error(self):
+        """`||q - W||^2`, a float32 scalar."""
+        return self.quantizer.squared_error(*self._float32())
+
+    def energy(self):
+        """`||W||^2`, a float32 scalar."""
+        return tf.reduce_sum(tf.square(self._float32()[0]))
+
+    def integer_bits(self):
+        """The bit-width in use, a float32 scalar tensor."""
+        return ops.integer_bits(tf.convert_to_tensor(self.bits.value))
+
+    def fit_scale(self):
+        """Sets the scales to what they would start at for the present weights."""
+        if self.log_scale is not None:
+            kernel = tf.convert_to_tensor(self.kernel.value)
+            self.log_scale.assign(self.quantizer.initial_log_scale(kernel, self.log_scale.shape))
+
+    def project(self):
+        """Moves the float kernel onto its grid."""
+        self.kernel.assign(tf.cast(self.quantized(), self.kernel.dtype))
+
+
+class QuantizedWeight:
+    """Class attribute of a layer: reading it gives the quantized weight in the compute dtype.
+
+    Args:
+        output_axes: Axes of the weight that number the layer's output channels, which may have
+            scales of their own; or a function from the layer to these axes.
+    """
+
+    def __init__(self, output_axes):
+        self.output_axes = output_axes
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, layer, owner=None):
+        if layer is None:
+            return self
+        quantized_kernel = layer.quantized_kernels.get(self.name)
+        if quantized_kernel is None:
+            raise AttributeError(f"You must build the layer before accessing `{self.name}`.")
+        return tf.cast(quantized_kernel.quantized(), layer.compute_dtype)
+
+    def __set__(self, layer, value):
+        """Where Keras's `build` assigns the weight, `add_weight` has already kept it."""
+
+    def axes_of(self, layer):
+        return self.output_axes(layer) if callable(self.output_axes) else self.output_axes
+
+
+class LearnedBitMixin:
+    """Gives a Keras layer quantized kernels with trainable bit-widths.
+
+    Put it before the Keras layer. In a `LearnedBitModel` the bits move; in any other Keras model
+    the layer trains as a quantization-aware layer whose bits stay where they are, and the bits
+    are listed among the non-trainable weights.
+
+    Args:
+        *args, **kwargs: The Keras layer's own.
+        bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
+        min_bits: Lowest bit-width the layer may reach, an integer >= 1.
+        max_bits: Highest bit-width the layer may reach, an integer <= 16.
+        kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
+
+    Raises:
+        ValueError: `1 <= min_bits <= bits <= max_bits <= 16` does not hold, the quantizer is
+            unknown, the dtype policy is an integer or float8 one, or LoRA is asked for.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.quantized_weights = {
+            name: weight
+            for name in dir(cls)
+            if isinstance(weight := inspect.getattr_static(cls, name), QuantizedWeight)
+        }
+        cls.__signature__ = _merged_signature(cls)
+
+    def __init__(
+        self,
+        *args,
+        bits=8,
+        min_bits=1,
+        max_bits=8,
+        kernel_quantizer="learned_scale",
+        **kwargs,
+    ):
+        _check_bits(bits, min_bits, max_bits)
+        quantizer = quantizers.get(kernel_quantizer)
+        super().__init__(*args, **kwargs)
+        if getattr(self, "lora_rank", None):
+            self.enable_lora(self.lora_rank)
+        if self.quantization_mode is not None:
+            raise ValueError(
+                f"{type(self).__name__} quantizes its kernel itself and takes float dtype policies "
+                f"only. Received: dtype={self.dtype_policy.name!r}"
+            )
+        self.initial_bits = bits
+        self.min_bits = min_bits
+        self.max_bits = max_bits
+        self.kernel_quantizer = quantizer
+
+    @property
+    def quantized_kernels(self):
+        """Dictionary of weight name to `QuantizedKernel`; empty before the layer is built."""
+        return self.__dict__.get("_quantized_kernels", {})
+
+    @property
+    def bits(self):
+        """The bit-width, a scalar `keras.Variable`; a tuple of them where there are several."""
+        variables = tuple(kernel.bits for kernel in self.quantized_kernels.values())
+        if not variables:
+            raise AttributeError("You must build the layer before accessing `bits`.")
+        return variables[0] if len(variables) == 1 else variables
+
+    def add_weight(self, *args, name=None, **kwargs):
+        if name not in self.quantized_weights:
+            return super().add_weight(*args, name=name, **kwargs)
+        dtype = keras.backend.standardize_dtype(kwargs.get("dtype") or self.variable_dtype)
+        if not tf.as_dtype(dtype).is_floating:
+            raise ValueError(
+                f"A learned-bit layer needs a floating-point `{name}`, which it rounds itself. "
+                f"Received: dtype={dtype!r} in layer {self.name!r}"
+            )
+        # Without autocast the kernel arrives in full precision also under mixed policies.
+        kernel = super().add_weight(*args, name=name, autocast=False, **kwargs)
+        bits, log_scale = self._add_bits(name, kernel)
+        quantized_kernel = QuantizedKernel(
+            self, name, kernel, bits, log_scale, self.kernel_quantizer
+        )
+        # How models and optimizers find it, however deep the layer lies.
+        bits.quantized_kernel = quantized_kernel
+        if log_scale is not None:
+            log_scale.quantized_kernel = quantized_kernel
+        self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
+        return kernel
+
+    def _add_bits(self, weight_name, kernel):
+        """Creates the bit-width and the scales of a kernel."""
+        prefix = f"{weight_name}_" if len(self.quantized_weights) > 1 else ""
+        bits = super().add_weight(
+            name=f"{prefix}bits",
+            shape=(),
+            initializer=keras.initializers.Constant(float(self.initial_bits)),
+            constraint=ClipBits(self.min_bits, self.max_bits),
+            dtype="float32",
+            autocast=False,
+            trainable=False,
+            aggregation="mean",
+        )
+        output_axes = self.quantized_weights[weight_name].axes_of(self)
+        scale_shape = self.kernel_quantizer.scale_shape(tuple(kernel.shape), output_axes)
+        if scale_shape is None:
+            return bits, None
+
+        def initial_log_scale(shape, dtype=None):
+            return self.kernel_quantizer.initial_log_scale(
+                tf.convert_to_tensor(kernel.value), shape
+            )
+
+        log_scale = super().add_weight(
+            name=f"{prefix}log_scale",
+            shape=scale_shape,
+            initializer=initial_log_scale,
+            dtype="float32",
+            autocast=False,
+        )
+        return bits, log_scale
+
+    def enable_lora(self, rank, **kwargs):
+        raise ValueError(
+            "LoRA adds to a frozen kernel what a learned-bit layer would have to round; it is not "
+            f"supported. Received: rank={rank} in layer {self.name!r}"
+        )
+
+    # Keras's own store the `kernel` property: the quantized weights in place of the float ones.
+    save_own_variables = keras.layers.Layer.save_own_variables
+    load_own_variables = keras.layers.Layer.load_own_variables
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "bits": self.initial_bits,
+            "min_bits": self.min_bits,
+            "max_bits": self.max_bits,
+            "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
+        }
+
+
+def quantized_kernels(model):
+    """All quantized kernels of a model or layer, each once, in the order of the variables.
+
+    Args:
+        model: A built Keras model or layer.
+
+    Returns:
+        List of `QuantizedKernel`.
+    """
+    owners = [quantized_kernel_of(variable) for variable in model.variables]
+    return list({id(owner): owner for owner in owners if owner is not None}.values())
+
+
+def quantized_kernel_of(variable):
+    """The `QuantizedKernel` whose bit-width or scales a variable holds, else None."""
+    return getattr(variable, "quantized_kernel", None)
+
+
+def _check_bits(bits, min_bits, max_bits):
+    integers = all(isinstance(bound, numbers.Integral) for bound in (min_bits, max_bits))
+    if not integers or not ops.MIN_BITS <= min_bits <= max_bits <= ops.MAX_BITS:
+        raise ValueError(
+            "`min_bits` and `max_bits` must be integers with "
+            f"{ops.MIN_BITS} <= min_bits <= max_bits <= {ops.MAX_BITS}. "
+            f"Received: min_bits={min_bits}, max_bits={max_bits}"
+        )
+    if not isinstance(bits, numbers.Real) or not min_bits <= bits <= max_bits:
+        raise ValueError(
+            "`bits` must be a number with min_bits <= bits <= max_bits. "
+            f"Received: bits={bits}, min_bits={min_bits}, max_bits={max_bits}"
+        )
+
+
+def _merged_signature(cls):
+    """Keras's arguments followed by those of the mixin, for `help` and editors."""
+    keras_layer = next(base for base in cls.__mro__ if not issubclass(base, LearnedBitMixin))
+    theirs = list(inspect.signature(keras_layer.__init__).parameters.values())[1:]
+    own = inspect.signature(LearnedBitMixin.__init__).parameters.values()
+    ours = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    rest = [p for p in theirs if p.kind is p.VAR_KEYWORD]
+    return inspect.Signature([p for p in theirs if p not in rest] + ours + rest)

@@ -1,0 +1,216 @@
+"""Pure tensor functions: grids, rounding to a grid, and what rounding costs.
+
+A *grid* is what a kernel is rounded to: the `max_code + 1` evenly spaced levels
+
+    level(code) = step * (code + offset),    code = 0, 1, ..., max_code
+
+Everything is computed in float32; shapes of `step`, `offset` and `max_code` broadcast
+against the kernel's, with 1 (or no axis at all) where they are shared.
+"""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+MIN_BITS = 1
+MAX_BITS = 16
+
+# Step of the symmetric mid-rise grid of 2**bits levels with the least squared error on unit
+# Gaussian weights, for 1, 2, ..., 16 bits (found by minimizing the error in closed form).
+GAUSSIAN_STEPS = (
+    1.595769, 0.9956867, 0.5860194, 0.3352006, 0.1881388, 0.1040631, 0.05686777, 0.03076240,
+    0.01649896, 0.008785460, 0.004649840, 0.002448416, 0.001283620, 6.704597e-4, 3.490671e-4,
+    1.812283e-4,
+)  # fmt: skip
+
+
+class Grid(NamedTuple):
+    """Evenly spaced levels `step * (code + offset)` for `code` in `0..max_code`.
+
+    Attributes:
+        step: Distance between two levels; positive.
+        offset: Code-valued shift of the levels; a half-integer on mid-rise grids.
+        max_code: The highest code, `2**bits - 1`.
+    """
+
+    step: tf.Tensor
+    offset: tf.Tensor
+    max_code: tf.Tensor
+
+
+def integer_bits(bits):
+    """Rounds a real bit-width to the integer in use; halves go up.
+
+    >>> integer_bits(tf.constant([2.4, 2.5, 3.5])).numpy().tolist()
+    [2.0, 3.0, 4.0]
+    """
+    return tf.floor(bits + 0.5)
+
+
+def _with_slope(value, slope, at):
+    """`value`, bit for bit, with derivative `slope` in `at`."""
+    at_is_zero = at - tf.stop_gradient(at)
+    return tf.stop_gradient(value) + tf.stop_gradient(slope) * at_is_zero
+
+
+def max_code(bits):
+    """The highest code, `2**B - 1` at the integer `B` nearest to `bits`.
+
+    Differentiable in `bits` as if they were real: the derivative is `ln(2) * 2**B`.
+
+    >>> max_code(tf.constant(2.7)).numpy().item()
+    7.0
+    """
+    levels = 2.0 ** integer_bits(bits)
+    return _with_slope(levels - 1.0, math.log(2.0) * levels, bits)
+
+
+def gaussian_step(bits):
+    """Best step of a `2**B`-level mid-rise grid for unit Gaussian weights.
+
+    `B` is the integer nearest to `bits`. The derivative in `bits` is that of the table
+    interpolated in the logarithm, `step * (log step(B+1) - log step(B-1)) / 2`.
+
+    >>> round(float(gaussian_step(tf.constant(1.0))), 4)
+    1.5958
+    """
+    step = tf.gather(tf.constant(GAUSSIAN_STEPS), _table_index(bits))
+    return _with_slope(step, step * gaussian_log_step_slope(bits), bits)
+
+
+def gaussian_log_step_slope(bits):
+    """Derivative of `log(gaussian_step(bits))` by the bits: -0.47 at 1 bit, -0.65 at 16.
+
+    >>> round(float(gaussian_log_step_slope(tf.constant(4.0))), 3)
+    -0.568
+    """
+    logs = [math.log(step) for step in GAUSSIAN_STEPS]
+    extended = [2 * logs[0] - logs[1], *logs, 2 * logs[-1] - logs[-2]]
+    slopes = [(extended[i + 2] - extended[i]) / 2 for i in range(len(logs))]
+    return tf.gather(tf.constant(slopes), _table_index(bits))
+
+
+def _table_index(bits):
+    return tf.cast(integer_bits(bits), tf.int32) - MIN_BITS
+
+
+def encode(kernel, grid):
+    """Codes of the levels nearest to the kernel's weights.
+
+    Args:
+        kernel: Float tensor.
+        grid: `Grid`.
+
+    Returns:
+        Float32 tensor of the kernel's shape with integers in `0..max_code`.
+    """
+    position = tf.cast(kernel, tf.float32) / grid.step - grid.offset
+    return tf.clip_by_value(tf.floor(position + 0.5), 0.0, grid.max_code)
+
+
+def decode(codes, grid):
+    """Levels that belong to codes: `step * (code + offset)`, float32."""
+    return grid.step * (codes + grid.offset)
+
+
+def _sum_to(values, shape):
+    """Sums `values` over the axes that a tensor of `shape` broadcasts along."""
+    if not shape.rank:
+        return tf.reduce_sum(values)
+    axes = [axis for axis, size in enumerate(shape) if size == 1]
+    return tf.reduce_sum(values, axes, keepdims=True)
+
+
+def _outside(kernel, grid):
+    """Where weights lie below and above the range of a grid."""
+    position = kernel / grid.step - grid.offset
+    return position < -0.5, position >= grid.max_code + 0.5
+
+
+def fake_quantize(kernel, grid):
+    """Rounds a kernel to its grid, with gradients straight through the rounding.
+
+    With `q = step * (code + offset)`, weights `w` inside the range give (as in LSQ,
+    arXiv 1902.08153)
+
+        dq/dw = 1,    dq/dstep = (q - w) / step
+
+    and those outside, which sit on the lowest or highest code,
+
+        dq/dw = 0,    dq/dstep = q / step,    dq/doffset = step,    dq/dmax_code = step if above.
+
+    Args:
+        kernel: Float32 tensor.
+        grid: `Grid` whose tensors broadcast against `kernel`.
+
+    Returns:
+        Float32 tensor of the kernel's shape, `decode(encode(kernel, grid), grid)` exactly.
+
+    Example:
+
+    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
+    >>> fake_quantize(tf.constant([-9.0, -0.2, 0.3, 1.1]), grid).numpy().tolist()
+    [-1.5, -0.5, 0.5, 1.5]
+    """
+
+    @tf.custom_gradient
+    def rounded(kernel, step, offset, max_code):
+        grid = Grid(step, offset, max_code)
+        quantized = decode(encode(kernel, grid), grid)
+
+        def gradient(upstream):
+            upstream = tf.convert_to_tensor(upstream)
+            below, above = _outside(kernel, grid)
+            inside = tf.logical_not(tf.logical_or(below, above))
+            to_kernel = tf.where(inside, upstream, 0.0)
+            residual = tf.where(inside, quantized - kernel, quantized)
+            to_step = _sum_to(upstream * residual, step.shape) / step
+            to_offset = _sum_to(step * (upstream - to_kernel), offset.shape)
+            to_max_code = _sum_to(step * tf.where(above, upstream, 0.0), max_code.shape)
+            return to_kernel, to_step, to_offset, to_max_code
+
+        return quantized, gradient
+
+    return rounded(kernel, *grid)
+
+
+def squared_error(kernel, grid):
+    """Squared quantization error, summed over the kernel: `sum (q - w)**2`.
+
+    Its derivatives are the true ones, since codes do not change under small changes: by the
+    weights `2 * (w - q)`, which pulls them to their levels, and by the step
+    `2 * sum (q - w) * q / step`.
+
+    Args:
+        kernel: Float32 tensor.
+        grid: `Grid`.
+
+    Returns:
+        Float32 scalar.
+
+    Example:
+
+    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
+    >>> squared_error(tf.constant([0.5, 1.0]), grid).numpy().item()
+    0.25
+    """
+    codes = tf.stop_gradient(encode(kernel, grid))
+    return tf.reduce_sum(tf.square(decode(codes, grid) - kernel))
+
+
+def with_error_slope(error, bits, log_step_slope):
+    """`error` with the derivative in `bits` that a squared error has while no weight is clipped.
+
+    There it grows as the square of the step, so `d error / d bits = 2 * error * log_step_slope`:
+    -1.39 times the error where one bit more halves the step. This is the linearization of the
+    published method; the exact difference to one bit more is -0.75 times the error, to one
+    fewer +3 times.
+
+    >>> bits = tf.Variable(4.0)
+    >>> with tf.GradientTape() as tape:
+    ...     error = with_error_slope(tf.constant(0.5), bits, -0.6931472)
+    >>> round(float(tape.gradient(error, bits)), 4)
+    -0.6931
+    """
+    return _with_slope(error, 2.0 * error * log_step_slope, bits)

@@ -1,0 +1,139 @@
+"""`SignSGD`, which moves bits, and the optimizer that keeps weights, scales and bits apart."""
+
+import keras
+
+from keras_learnbits.layers.base import quantized_kernel_of
+from keras_learnbits.serialization import register
+
+
+@register
+class SignSGD(keras.optimizers.Optimizer):
+    """Gradient descent by the sign: `w <- w - learning_rate * sign(g)`.
+
+    The sign is taken of the gradient summed over replicas; it is 0 where the gradient is not a
+    number or its magnitude is at most `dead_zone`.
+
+    Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
+
+    Args:
+        learning_rate: The step; for bits, in bits. A float or a
+            `keras.optimizers.schedules.LearningRateSchedule`.
+        dead_zone: Magnitude up to which a gradient counts as 0; a float or a schedule.
+        name: Name of the optimizer.
+        **kwargs: Those of `keras.optimizers.Optimizer`.
+
+    Raises:
+        ValueError: `dead_zone` is negative.
+
+    Example:
+
+    >>> variable = keras.Variable(2.0)
+    >>> SignSGD(learning_rate=0.25).apply([keras.ops.array(123.0)], [variable])
+    >>> float(variable)
+    1.75
+    """
+
+    def __init__(self, learning_rate=0.01, dead_zone=0.0, name="sign_sgd", **kwargs):
+        if not callable(dead_zone) and not dead_zone >= 0:
+            raise ValueError(
+                f"`dead_zone` must be a number >= 0 or a schedule. Received: dead_zone={dead_zone}"
+            )
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.dead_zone = dead_zone
+
+    def update_step(self, gradient, variable, learning_rate):
+        gradient = keras.ops.cast(gradient, variable.dtype)
+        step = keras.ops.cast(learning_rate, variable.dtype)
+        dead_zone = self.dead_zone(self.iterations) if callable(self.dead_zone) else self.dead_zone
+        # A comparison with NaN is false: such a gradient moves nothing.
+        moves = keras.ops.abs(gradient) > keras.ops.cast(dead_zone, variable.dtype)
+        self.assign_sub(variable, keras.ops.where(moves, step * keras.ops.sign(gradient), 0.0))
+
+    def get_config(self):
+        dead_zone = self.dead_zone
+        if callable(dead_zone):
+            dead_zone = keras.saving.serialize_keras_object(dead_zone)
+        return {**super().get_config(), "dead_zone": dead_zone}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        if isinstance(config.get("dead_zone"), dict):
+            config["dead_zone"] = keras.saving.deserialize_keras_object(config["dead_zone"])
+        return super().from_config(config, custom_objects)
+
+
+@register
+class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
+    """The user's optimizer for the weights, one of its own for the bits.
+
+    Seen from outside it is the user's: `learning_rate` and `iterations` are those of the
+    weights, so that schedules, callbacks and TensorBoard mean what they meant. Weight decay,
+    clipping, averaging and accumulation stay with the weights. The scales follow a copy of the
+    user's optimizer without weight decay, which would pull logarithms to 0, i.e. scales to 1.
+
+    Args:
+        optimizer: The user's `keras.optimizers.Optimizer`.
+        bit_optimizer: The bits', e.g. `SignSGD(0.01)`.
+        name: Name of the optimizer.
+
+    Raises:
+        ValueError: `optimizer` is itself a `MultiOptimizer`, which Keras cannot nest.
+    """
+
+    def __init__(self, optimizer, bit_optimizer, name="learned_bit_optimizer"):
+        if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+            raise ValueError(
+                "The optimizer of a LearnedBitModel must be a single one, since Keras does not "
+                f"nest `MultiOptimizer`. Received: optimizer={optimizer}"
+            )
+        scale_optimizer = _following(optimizer)
+
+        def choose(variable):
+            if quantized_kernel_of(variable) is None:
+                return optimizer
+            return bit_optimizer if _is_bits(variable) else scale_optimizer
+
+        super().__init__(choose, loss_scale_factor=optimizer.loss_scale_factor, name=name)
+        self.weight_optimizer = optimizer
+        self.bit_optimizer = bit_optimizer
+
+    @property
+    def learning_rate(self):
+        return self.weight_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.weight_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        return self.weight_optimizer.iterations
+
+    def get_config(self):
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.weight_optimizer),
+            "bit_optimizer": keras.saving.serialize_keras_object(self.bit_optimizer),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("optimizer", "bit_optimizer"):
+            config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects)
+        return cls(**config)
+
+
+def _is_bits(variable):
+    return variable is quantized_kernel_of(variable).bits
+
+
+def _following(optimizer):
+    """A copy of an optimizer that follows its learning rate and has no weight decay."""
+    config = optimizer.get_config()
+    config["name"] = f"{optimizer.name}_scales"
+    config["learning_rate"] = lambda: optimizer.learning_rate
+    if config.get("weight_decay") is not None:
+        config["weight_decay"] = 0.0
+    return type(optimizer).from_config(config)

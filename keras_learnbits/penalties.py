@@ -1,0 +1,90 @@
+"""What is added to the task loss: what bits cost, and what rounding costs."""
+
+import tensorflow as tf
+
+# A kernel of zeros has no energy to divide by, and no error either.
+TINY = 1e-30
+
+
+def mean_bits(bits, sizes):
+    """Mean bits per weight, `sum N_l b_l / sum N_l`: the storage, whoever uses it.
+
+    `bit_reg` times this is what one mean bit may cost in loss, the same for every model.
+
+    Args:
+        bits: Float32 tensor of shape `(layers,)`.
+        sizes: Number of weights of each layer.
+
+    Returns:
+        Float32 scalar in bits.
+
+    Example:
+
+    >>> mean_bits(tf.constant([2.0, 4.0]), [300, 100]).numpy().item()
+    2.5
+    """
+    shares = tf.constant([size / sum(sizes) for size in sizes], tf.float32)
+    return tf.reduce_sum(shares * bits)
+
+
+def levels(bits, sizes):
+    """The published price, `sum_l 2**b_l`, which charges a small layer as much as a big one.
+
+    Args:
+        bits: Float32 tensor of shape `(layers,)`.
+        sizes: Not used.
+
+    Returns:
+        Float32 scalar.
+
+    Example:
+
+    >>> levels(tf.constant([1.0, 3.0]), [300, 100]).numpy().item()
+    10.0
+    """
+    del sizes
+    return tf.reduce_sum(2.0**bits)
+
+
+BIT_PENALTIES = {"bits": mean_bits, "levels": levels}
+
+
+def relative_error(squared_errors, energies, sizes):
+    """Quantization error of a model: squared error over the kernel's energy, `||q - W||^2 / ||W||^2`.
+
+    The mean over layers weighted by their numbers of weights, without a unit: 0 is exact, 1 is
+    a kernel rounded away.
+
+    Args:
+        squared_errors: `||q - W||^2`, shape `(layers,)`.
+        energies: `||W||^2`, shape `(layers,)`; taken as constants.
+        sizes: Number of weights of each layer.
+
+    Returns:
+        Float32 scalar.
+
+    Example:
+
+    >>> relative_error(tf.constant([1.0, 0.0]), tf.constant([4.0, 1.0]), [30, 10]).numpy().item()
+    0.1875
+    """
+    shares = tf.constant([size / sum(sizes) for size in sizes], tf.float32)
+    energies = tf.maximum(tf.stop_gradient(energies), TINY)
+    return tf.reduce_sum(shares * squared_errors / energies)
+
+
+def half_squared_error(squared_errors, energies, sizes):
+    """The published quantization error, `sum_l 1/2 ||q - W||^2`.
+
+    Example:
+
+    >>> half_squared_error(tf.constant([1.0, 3.0]), None, None).numpy().item()
+    2.0
+    """
+    del energies, sizes
+    return 0.5 * tf.reduce_sum(squared_errors)
+
+
+QUANTIZATION_ERRORS = {"relative": relative_error, "squared": half_squared_error}
+
+

@@ -1,0 +1,193 @@
+"""How a kernel becomes levels: `LearnedScaleQuantizer` (default) and `MinMaxQuantizer`.
+
+A quantizer says which grid a kernel is rounded to at a bit-width. Training (float levels with
+gradients) and export (integer codes) both read that one grid, so they cannot disagree.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_learnbits import ops
+from keras_learnbits.serialization import choose, register
+
+
+class Quantizer:
+    """Base class: maps a kernel and a bit-width to a grid of `2**bits` levels.
+
+    A subclass defines `grid` and `log_step_slope`, and `scale_shape` if it has trained scales.
+    """
+
+    def scale_shape(self, kernel_shape, output_axes):
+        """Shape of the trained scales that broadcasts against the kernel; None without any.
+
+        Args:
+            kernel_shape: Tuple of integers.
+            output_axes: Axes of the kernel that number the layer's output channels.
+        """
+        return None
+
+    def grid(self, kernel, bits, log_scale=None):
+        """The grid for a kernel.
+
+        Args:
+            kernel: Float32 tensor.
+            bits: Float32 scalar, the latent bit-width; the nearest integer is in use.
+            log_scale: Natural logarithm of the scales, or None.
+
+        Returns:
+            `keras_learnbits.ops.Grid`, differentiable in `bits` and `log_scale`.
+        """
+        raise NotImplementedError
+
+    def log_step_slope(self, bits):
+        """Derivative of the logarithm of the step by the bits (about `-ln 2`)."""
+        raise NotImplementedError
+
+    def quantize(self, kernel, bits, log_scale=None):
+        """The kernel rounded to its grid, float32, with straight-through gradients."""
+        return ops.fake_quantize(kernel, self.grid(kernel, bits, log_scale))
+
+    def encode(self, kernel, bits, log_scale=None):
+        """Integer codes (int32) of the kernel and their grid: what a file stores."""
+        grid = self.grid(kernel, bits, log_scale)
+        return tf.cast(ops.encode(kernel, grid), tf.int32), grid
+
+    def squared_error(self, kernel, bits, log_scale=None):
+        """`sum (q - w)**2`, float32 scalar; its slope in the bits is the linearized one."""
+        grid = self.grid(kernel, tf.stop_gradient(bits), log_scale)
+        error = ops.squared_error(kernel, grid)
+        return ops.with_error_slope(error, bits, self.log_step_slope(bits))
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self.get_config() == other.get_config()
+
+    def __hash__(self):
+        return hash(type(self))
+
+
+@register
+class LearnedScaleQuantizer(Quantizer):
+    """Symmetric mid-rise grid of `2**bits` levels with trained scales.
+
+    Levels are the half-integers times a step: at 2 bits `-1.5, -0.5, 0.5, 1.5`. The step is
+    `gaussian_step(bits) * exp(log_scale)`, where `gaussian_step` is the best step for unit
+    Gaussian weights, so that a change of the bits re-fits the range by itself. Scales start at
+    the root mean square of the weights they serve and are then trained.
+
+    Args:
+        per_channel: Whether each output channel has a scale of its own (32 bits a channel in a
+            packed file) or the whole kernel has one.
+
+    Example:
+
+    >>> quantizer = LearnedScaleQuantizer()
+    >>> kernel = tf.constant([[0.9], [-1.1]])
+    >>> quantizer.quantize(kernel, tf.constant(1.0), tf.zeros((1, 1))).numpy().round(3).tolist()
+    [[0.798], [-0.798]]
+    """
+
+    def __init__(self, per_channel=True):
+        self.per_channel = per_channel
+
+    def scale_shape(self, kernel_shape, output_axes):
+        rank = len(kernel_shape)
+        kept = {axis % rank for axis in output_axes} if self.per_channel else set()
+        return tuple(size if axis in kept else 1 for axis, size in enumerate(kernel_shape))
+
+    def initial_log_scale(self, kernel, scale_shape):
+        """Logarithm of the root mean square of the weights behind each scale.
+
+        A channel of zeros takes that of the whole kernel, a kernel of zeros `1 / sqrt(fan_in)`,
+        so that it can be trained away from zero.
+
+        Args:
+            kernel: Tensor, the float kernel.
+            scale_shape: What `scale_shape` returned for it.
+
+        Returns:
+            Float32 tensor of shape `scale_shape`.
+        """
+        axes = [axis for axis, size in enumerate(scale_shape) if size == 1]
+        squares = tf.square(tf.cast(kernel, tf.float64))
+        mean_square = tf.reduce_mean(squares, axes, keepdims=True)
+        fan_in = squares.shape.num_elements() / math.prod(scale_shape)
+        overall = tf.reduce_mean(squares)
+        overall = tf.where(overall > 0, overall, 1.0 / fan_in)
+        mean_square = tf.where(mean_square > 0, mean_square, overall)
+        return tf.cast(0.5 * tf.math.log(mean_square), tf.float32)
+
+    def grid(self, kernel, bits, log_scale=None):
+        max_code = ops.max_code(bits)
+        step = ops.gaussian_step(bits) * tf.exp(log_scale)
+        return ops.Grid(step, -0.5 * max_code, max_code)
+
+    def log_step_slope(self, bits):
+        return ops.gaussian_log_step_slope(bits)
+
+    def get_config(self):
+        return {"per_channel": self.per_channel}
+
+
+@register
+class MinMaxQuantizer(Quantizer):
+    """The published method's affine grid on `[min W, max W]`, re-read from `W` at every use.
+
+    The step is `(max W - min W) / (2**bits - 1)`, so that codes fit `bits` bits. The paper prints
+    `/ 2**bits`, whose `2**bits + 1` levels do not.
+
+    Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
+
+    Example:
+
+    >>> quantizer = MinMaxQuantizer()
+    >>> quantizer.quantize(tf.constant([0.0, 0.9, 3.0]), tf.constant(2.0)).numpy().tolist()
+    [0.0, 1.0, 3.0]
+    """
+
+    def grid(self, kernel, bits, log_scale=None):
+        low = tf.stop_gradient(tf.reduce_min(kernel))
+        high = tf.stop_gradient(tf.reduce_max(kernel))
+        max_code = ops.max_code(bits)
+        # A constant kernel has no range: any step with the constant on its grid will do.
+        magnitude = tf.where(tf.equal(low, 0.0), 1.0, tf.abs(low))
+        step = tf.where(high > low, high / max_code - low / max_code, magnitude)
+        return ops.Grid(step, low / step, max_code)
+
+    def log_step_slope(self, bits):
+        levels = 2.0 ** ops.integer_bits(bits)
+        return -math.log(2.0) * levels / (levels - 1.0)
+
+
+QUANTIZERS = {"learned_scale": LearnedScaleQuantizer, "min_max": MinMaxQuantizer}
+
+
+def get(quantizer):
+    """Returns a quantizer from its name ("learned_scale", "min_max"), config or instance.
+
+    Raises:
+        ValueError: It is none of these.
+
+    Example:
+
+    >>> get("min_max") == MinMaxQuantizer()
+    True
+    """
+    if isinstance(quantizer, dict):
+        quantizer = keras.saving.deserialize_keras_object(quantizer)
+    if isinstance(quantizer, Quantizer):
+        return quantizer
+    return choose(quantizer, QUANTIZERS, "kernel_quantizer")()
+
+
+def serialize(quantizer):
+    """The config that `get` reads back."""
+    return keras.saving.serialize_keras_object(quantizer)

@@ -1,0 +1,175 @@
+"""`bit_table`: what a model has learned, and how many bytes it comes to."""
+
+import math
+from typing import NamedTuple
+
+from keras_learnbits.layers.base import quantized_kernels
+
+FLOAT_BYTES = 4
+
+
+class BitRow(NamedTuple):
+    """One quantized kernel.
+
+    Attributes:
+        layer: Name of the layer; `layer/kernel` where it has several.
+        shape: Shape of the kernel.
+        weights: Number of weights.
+        bits: Integer bit-width in use.
+        error: Relative quantization error `||q - W||^2 / ||W||^2`.
+        code_bytes: Bytes of the packed codes, `ceil(weights * bits / 8)`.
+        scale_bytes: Bytes of scales and offsets, 4 each.
+    """
+
+    layer: str
+    shape: tuple
+    weights: int
+    bits: int
+    error: float
+    code_bytes: int
+    scale_bytes: int
+
+    @property
+    def bytes(self):
+        """Bytes of codes and scales."""
+        return self.code_bytes + self.scale_bytes
+
+
+class BitTable:
+    """Rows and totals of a model; prints as an aligned table.
+
+    Attributes:
+        rows: List of `BitRow`.
+        float_parameters: Number of parameters that stay in float32: biases, normalization
+            (with its moving statistics) and layers that are not quantized.
+    """
+
+    def __init__(self, rows, float_parameters):
+        self.rows = rows
+        self.float_parameters = float_parameters
+
+    @property
+    def weights(self):
+        """Number of quantized weights."""
+        return sum(row.weights for row in self.rows)
+
+    @property
+    def mean_bits(self):
+        """Mean bits over all quantized weights, `sum N_l B_l / sum N_l`."""
+        return sum(row.weights * row.bits for row in self.rows) / self.weights
+
+    @property
+    def packed_bytes(self):
+        """Bytes of everything that inference needs: codes, scales and float parameters."""
+        return sum(row.bytes for row in self.rows) + FLOAT_BYTES * self.float_parameters
+
+    @property
+    def float_bytes(self):
+        """Bytes of the same model in float32, without scales."""
+        return FLOAT_BYTES * (self.weights + self.float_parameters)
+
+    @property
+    def compression(self):
+        """`float_bytes / packed_bytes`."""
+        return self.float_bytes / self.packed_bytes
+
+    def __str__(self):
+        head = ("layer", "shape", "weights", "bits", "error", "codes [B]", "scales [B]")
+        body = [
+            (
+                row.layer,
+                "x".join(map(str, row.shape)),
+                f"{row.weights:,}",
+                str(row.bits),
+                f"{row.error:.2%}",
+                f"{row.code_bytes:,}",
+                f"{row.scale_bytes:,}",
+            )
+            for row in self.rows
+        ]
+        total = (
+            "quantized",
+            "",
+            f"{self.weights:,}",
+            f"{self.mean_bits:.2f}",
+            "",
+            f"{sum(row.code_bytes for row in self.rows):,}",
+            f"{sum(row.scale_bytes for row in self.rows):,}",
+        )
+        floats = FLOAT_BYTES * self.float_parameters
+        others = ("float32", "", f"{self.float_parameters:,}", "32", "", f"{floats:,}", "0")
+        lines = [head, *body, total, others]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+
+        def aligned(line):
+            left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+            right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+            return "  ".join(left + right).rstrip()
+
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        return "\n".join(
+            [
+                aligned(head),
+                rule,
+                *map(aligned, body),
+                rule,
+                aligned(total),
+                aligned(others),
+                rule,
+                f"{self.packed_bytes:,} bytes packed, {self.float_bytes:,} in float32: "
+                f"{self.compression:.1f} times smaller, "
+                f"{8 * self.packed_bytes / (self.weights + self.float_parameters):.2f} bits a "
+                "parameter all told",
+            ]
+        )
+
+    __repr__ = __str__
+
+
+def bit_table(model):
+    """What the bits of a model have come to, layer by layer, and what it weighs.
+
+    Args:
+        model: A built Keras model with learned-bit layers.
+
+    Returns:
+        `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`.
+
+    Raises:
+        ValueError: The model has no learned-bit layer, or is not built.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras_learnbits.LearnedBitDense(2, bits=3)])
+    >>> table = bit_table(model)
+    >>> table.mean_bits, table.packed_bytes  # 32 codes of 3 bits, 2 scales and 2 biases
+    (3.0, 28)
+    """
+    kernels = quantized_kernels(model)
+    if not kernels:
+        raise ValueError(
+            "`bit_table` needs a built model with at least one learned-bit layer. "
+            f"Received: model={model.name!r}, built={model.built}"
+        )
+    rows = []
+    for kernel in kernels:
+        _, grid = kernel.encode()
+        energy = float(kernel.energy())
+        learned_scales = 0 if kernel.log_scale is None else math.prod(kernel.log_scale.shape)
+        bits = int(kernel.integer_bits())
+        rows.append(
+            BitRow(
+                layer=kernel.name,
+                shape=tuple(kernel.kernel.shape),
+                weights=kernel.size,
+                bits=bits,
+                error=float(kernel.squared_error()) / energy if energy else 0.0,
+                code_bytes=math.ceil(kernel.size * bits / 8),
+                # An affine grid stores its step and its offset.
+                scale_bytes=FLOAT_BYTES * (learned_scales or grid.step.shape.num_elements() * 2),
+            )
+        )
+    own = {id(v) for k in kernels for v in (k.kernel, k.bits, k.log_scale)}
+    own |= {id(v) for v in getattr(model, "bit_state", [])}
+    floats = sum(math.prod(v.shape) for v in model.weights if id(v) not in own)
+    return BitTable(rows, floats)

@@ -1,0 +1,26 @@
+"""The one place where classes are made known to Keras's saving, and names to the library."""
+
+import keras
+
+register = keras.saving.register_keras_serializable(package="keras_learnbits")
+
+
+def choose(name, choices, argument):
+    """Looks up what a user named.
+
+    Args:
+        name: The user's choice.
+        choices: Dictionary of name to what it stands for.
+        argument: Name of the user's argument, for the error.
+
+    Raises:
+        ValueError: `choices` has no such name.
+
+    Example:
+
+    >>> choose("a", {"a": 1}, "letter")
+    1
+    """
+    if isinstance(name, str) and name in choices:
+        return choices[name]
+    raise ValueError(f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}")
