@@ -114,7 +114,7 @@ class FreezeBits(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         start = self.at * self.params["epochs"] if isinstance(self.at, float) else self.at
-        if epoch >= start and not float(self.model.bits_frozen):
+        if epoch >= start and not self.model.bits_are_frozen:
             self.model.freeze_bits()
 
 

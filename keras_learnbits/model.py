@@ -185,6 +185,11 @@ class LearnedBitTraining:
     def non_trainable_weights(self):
         return self._without_moving_bits(super().non_trainable_weights)
 
+    @property
+    def bits_are_frozen(self):
+        """Whether the bits stand still."""
+        return bool(keras.ops.convert_to_numpy(self.bits_frozen.value))
+
     def freeze_bits(self):
         """Rounds every bit-width to the integer in use and lets it stand still from now on."""
         for kernel in quantized_kernels(self):
@@ -235,8 +240,7 @@ class LearnedBitTraining:
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
-        with tf.control_dependencies(self._assert_finite(loss)):
-            gradients = tape.gradient(scaled_loss, variables)
+        gradients = tape.gradient(scaled_loss, variables, self._one_if_finite(loss))
         gradients = self._estimate_bit_gradients(list(gradients), variables, moving)
         self.optimizer.apply(gradients, variables)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -249,16 +253,19 @@ class LearnedBitTraining:
         takes = inspect.signature(self.call).parameters
         return {"training": True} if "training" in takes else {}
 
-    def _assert_finite(self, loss):
-        """Stops training by name before a loss that is no number reaches weights and bits."""
+    def _one_if_finite(self, loss):
+        """The gradient of the loss by itself; stops training by name if the loss is no number.
+
+        Every gradient is computed from this one, so nothing is changed before the check.
+        """
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            return []  # it skips such steps itself
+            return None  # it skips such steps itself
         message = (
             "LearnedBitModel stops before this step changes any weight, since the loss is not "
-            "finite. Look for NaN in the data, or lower the learning rate. Received: loss="
+            "finite. Look for NaN in the data, or lower the learning rate. Received: loss"
         )
-        check = tf.debugging.Assert(tf.math.is_finite(loss), [message, loss])
-        return [check] if check is not None else []
+        checked = tf.debugging.check_numerics(loss, message)
+        return tf.cast(tf.math.is_finite(checked), loss.dtype)
 
     def _estimate_bit_gradients(self, gradients, variables, kernels):
         """Puts the estimator's gradients in the place of the straight-through ones."""

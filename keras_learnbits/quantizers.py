@@ -70,6 +70,10 @@ class Quantizer:
     def __eq__(self, other):
         return type(self) is type(other) and self.get_config() == other.get_config()
 
+    def __repr__(self):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
     def __hash__(self):
         return hash(type(self))
 

@@ -1,0 +1,344 @@
+"""What the experiments share: flags, the training of one net, and the files a run leaves behind.
+
+A program names its data and its nets in a `Problem` and calls `run`. A net is a function
+`build(Conv2D, Dense)` that returns inputs and outputs, so that the float baseline and the
+learned-bit net are the same lines of code.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import keras
+import matplotlib
+import numpy as np
+import tensorflow as tf
+from absl import app, flags, logging
+
+import keras_learnbits as klb
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("model", None, "Which of the program's nets.")
+flags.DEFINE_integer("epochs", None, "Epochs of training.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Examples a step.", lower_bound=1)
+flags.DEFINE_float("learning_rate", None, "Peak rate of the weights' optimizer.", lower_bound=0)
+flags.DEFINE_float("bit_reg", None, "Price: what one mean bit may cost in loss.", lower_bound=0)
+flags.DEFINE_float("quantization_reg", 1e-3, "Weight of the quantization error.", lower_bound=0)
+flags.DEFINE_float(
+    "bit_learning_rate",
+    None,
+    "Step of the bits. Default: the whole range within half of the training.",
+    lower_bound=0,
+)
+flags.DEFINE_enum(
+    "bit_gradient",
+    "straight_through",
+    ["straight_through", "paper"],
+    "What the sign is taken of. `paper` sets every flag not given to the published settings.",
+)
+flags.DEFINE_enum("bit_penalty", "bits", ["bits", "levels"], "What bits cost.")
+flags.DEFINE_integer(
+    "fixed_bits", None, "Train with these bits, not learned ones.", lower_bound=1, upper_bound=16
+)
+flags.DEFINE_bool("float", False, "Train the float baseline only.")
+flags.DEFINE_bool("baseline", True, "Train the float baseline first, to print it beside.")
+flags.DEFINE_string("dtype_policy", None, "Keras dtype policy, e.g. `mixed_bfloat16`.")
+flags.DEFINE_integer("seed", 0, "Seed of weights, shuffling and augmentation.")
+flags.DEFINE_integer("train_examples", None, "Train on the first so many examples only.")
+flags.DEFINE_integer(
+    "validation_examples",
+    0,
+    "Evaluate on so many held-out training examples, not on the test set: for choosing settings.",
+)
+flags.DEFINE_string("data_dir", None, "Where tensorflow_datasets finds prepared data.")
+flags.DEFINE_string(
+    "log_dir",
+    None,
+    "TensorBoard logs; `logs` under --output_dir by default.",
+    allow_override=True,  # absl's own logging has a flag of this name
+)
+flags.DEFINE_string("output_dir", None, "Files of the run; `runs/<program>-<model>` by default.")
+
+
+@dataclasses.dataclass
+class Problem:
+    """Data, nets and default settings of one program.
+
+    Attributes:
+        load: Function of `data_dir` to `(x, y), (x, y)`, uint8 or float images and integer
+            labels as NumPy arrays, for training and test.
+        nets: Dictionary of name to `build(Conv2D, Dense)`, the default first.
+        defaults: Values of the flags that the user leaves open.
+        paper: What the published settings are in this program.
+        augment: Function of a batch of images to a batch of images, or None.
+        label_smoothing: Of the training loss.
+        weight_decay: Of AdamW.
+    """
+
+    load: Callable
+    nets: dict
+    defaults: dict
+    paper: dict = dataclasses.field(default_factory=dict)
+    augment: Callable | None = None
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+
+
+# The published settings. Left open in the paper and chosen here: bits start at 8, the sign is 0
+# where mu times the gradient is below PAPER_EPS.
+PAPER = {
+    "batch_size": 200,
+    "learning_rate": 1e-3,
+    "quantization_reg": 1e-3,
+    "bit_reg": 1e-6,
+    "bit_penalty": "levels",
+    "bit_learning_rate": 1.0,
+    "dtype_policy": "float32",
+}
+PAPER_HALVING_STEPS = 200
+PAPER_EPS = 1e-9
+
+
+def run(problem):
+    """Parses the flags, runs the program, and exits."""
+
+    def main(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+        defaults = {"model": next(iter(problem.nets)), **problem.defaults}
+        if FLAGS.bit_gradient == "paper":
+            defaults |= PAPER | problem.paper
+        for name, value in defaults.items():
+            if not FLAGS[name].present:
+                FLAGS[name].value = value
+        if FLAGS.model not in problem.nets:
+            raise app.UsageError(
+                f"--model must be one of {', '.join(problem.nets)}. Received: {FLAGS.model}"
+            )
+        _run(problem)
+
+    app.run(main)
+
+
+def _run(problem):
+    name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    output_dir = FLAGS.output_dir or os.path.join("runs", f"{name}-{FLAGS.model}")
+    os.makedirs(output_dir, exist_ok=True)
+    try:
+        train, test = problem.load(FLAGS.data_dir)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+    if FLAGS.validation_examples:
+        held_out = FLAGS.validation_examples
+        test = tuple(array[-held_out:] for array in train)
+        train = tuple(array[:-held_out] for array in train)
+    train = tuple(array[: FLAGS.train_examples] for array in train)
+    keras.config.set_dtype_policy(FLAGS.dtype_policy or "float32")
+
+    float_accuracy = None
+    if FLAGS.float or FLAGS.baseline:
+        print(f"Float baseline: {FLAGS.epochs} epochs", flush=True)
+        model, history, seconds = _train(problem, train, test, output_dir, learned=False)
+        float_accuracy = history["val_accuracy"][-1]
+    if not FLAGS.float:
+        kind = f"{FLAGS.fixed_bits} bits, fixed" if FLAGS.fixed_bits else "Learned bits"
+        print(f"{kind}: {FLAGS.epochs} epochs", flush=True)
+        model, history, seconds = _train(problem, train, test, output_dir, learned=True)
+
+    result = {
+        "command": " ".join(["python", f"experiments/{name}.py", *sys.argv[1:]]),
+        "versions": {
+            "keras_learnbits": klb.__version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "python": platform.python_version(),
+        },
+        "seed": FLAGS.seed,
+        "epochs": FLAGS.epochs,
+        "model": FLAGS.model,
+        "evaluated_on": "held-out training examples" if FLAGS.validation_examples else "test",
+        "test_accuracy": history["val_accuracy"][-1],
+        "test_loss": history.get("val_task_loss", history["val_loss"])[-1],
+        "float_test_accuracy": float_accuracy,
+        "mean_bits": None,
+        "bits": {},
+        "packed_bytes": None,
+        "float_bytes": 4 * model.count_params(),
+        "seconds_per_epoch": round(statistics.median(seconds), 2),
+    }
+    model.save(os.path.join(output_dir, "model.keras"))
+    if not FLAGS.float:
+        table = klb.bit_table(model)
+        result |= {
+            "mean_bits": table.mean_bits,
+            "bits": {row.layer: row.bits for row in table.rows},
+            "packed_bytes": table.packed_bytes,
+            "float_bytes": table.float_bytes,
+        }
+        print(f"\n{table}")
+    beside = "" if float_accuracy is None else f" (float: {float_accuracy:.2%})"
+    bits = "" if FLAGS.float else f" at {result['mean_bits']:.2f} mean bits"
+    print(f"{result['evaluated_on']} accuracy {result['test_accuracy']:.2%}{bits}{beside}")
+    with open(os.path.join(output_dir, "result.json"), "w") as file:
+        json.dump(result, file, indent=2)
+    print(f"Files: {output_dir}", flush=True)
+
+
+class _EpochSeconds(keras.callbacks.Callback):
+    """Seconds of each epoch, validation included."""
+
+    def on_train_begin(self, logs=None):
+        self.seconds = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def _train(problem, train, test, output_dir, learned):
+    """Trains one net.
+
+    Returns:
+        The model, the history of `fit` as a dictionary, the seconds of each epoch.
+    """
+    keras.utils.set_random_seed(FLAGS.seed)
+    steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
+    model = _build(problem, learned)
+    smoothing = problem.label_smoothing
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
+    settings = {"optimizer": _optimizer(problem, steps), "loss": loss, "metrics": ["accuracy"]}
+    timer = _EpochSeconds()
+    callbacks = [timer]
+    logger = klb.BitLogger(update_freq=max(1, steps // 400))
+    if learned:
+        settings |= {
+            "bit_reg": FLAGS.bit_reg,
+            "quantization_reg": FLAGS.quantization_reg,
+            "bit_penalty": FLAGS.bit_penalty,
+            "bit_gradient": FLAGS.bit_gradient,
+            "bit_optimizer": _bit_optimizer(steps),
+        }
+        callbacks.append(logger)
+        if FLAGS.bit_gradient == "paper":
+            settings["quantization_error"] = "squared"
+            callbacks.append(klb.ProjectKernels())
+        else:
+            callbacks.append(klb.FreezeBits(at=0.75))
+        log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
+        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    model.compile(**settings)
+    history = model.fit(
+        _dataset(*train, FLAGS.batch_size, problem.augment, shuffle=True),
+        validation_data=_dataset(*test, 1000),
+        epochs=FLAGS.epochs,
+        callbacks=callbacks,
+        verbose=1 if sys.stdout.isatty() else 2,
+    ).history
+    if learned:
+        _plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model)
+    return model, history, timer.seconds[1:] or timer.seconds
+
+
+def _build(problem, learned):
+    conv, dense, model_class = keras.layers.Conv2D, keras.layers.Dense, keras.Model
+    if learned:
+        bits = {"bits": FLAGS.fixed_bits, "min_bits": FLAGS.fixed_bits} if FLAGS.fixed_bits else {}
+        if FLAGS.fixed_bits:
+            bits["max_bits"] = FLAGS.fixed_bits
+        if FLAGS.bit_gradient == "paper":
+            bits["kernel_quantizer"] = "min_max"
+        conv = functools.partial(klb.LearnedBitConv2D, **bits)
+        dense = functools.partial(klb.LearnedBitDense, **bits)
+        model_class = klb.LearnedBitModel
+    return model_class(*problem.nets[FLAGS.model](conv, dense), name=FLAGS.model)
+
+
+def _optimizer(problem, steps):
+    schedules = keras.optimizers.schedules
+    if FLAGS.bit_gradient == "paper":
+        return keras.optimizers.SGD(
+            schedules.ExponentialDecay(
+                FLAGS.learning_rate, PAPER_HALVING_STEPS, 0.5, staircase=True
+            )
+        )
+    warmup = steps // 10
+    rate = schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=FLAGS.learning_rate, warmup_steps=warmup
+    )
+    return keras.optimizers.AdamW(rate, weight_decay=problem.weight_decay)
+
+
+def _bit_optimizer(steps):
+    if FLAGS.bit_gradient == "paper":  # sign(mu * gradient) is 0 where mu * |gradient| < eps
+        dead_zone = keras.optimizers.schedules.ExponentialDecay(
+            PAPER_EPS / FLAGS.learning_rate, PAPER_HALVING_STEPS, 2.0, staircase=True
+        )
+        return klb.SignSGD(FLAGS.bit_learning_rate, dead_zone=dead_zone)
+    if FLAGS.bit_learning_rate is None:
+        return klb.SignSGD(7 / (0.5 * steps))
+    return klb.SignSGD(FLAGS.bit_learning_rate)
+
+
+def _dataset(images, labels, batch_size, augment=None, shuffle=False):
+    """Batches of float images and one-hot labels, read from memory."""
+    labels = keras.utils.to_categorical(labels)
+    scale = 1 / 255 if images.dtype == np.uint8 else 1.0
+
+    def batch(indices):
+        x = tf.gather(images, indices)
+        x = augment(x) if augment is not None else x
+        return tf.cast(x, tf.float32) * scale, tf.gather(labels, indices)
+
+    indices = tf.data.Dataset.range(len(images))
+    if shuffle:
+        indices = indices.shuffle(len(images), seed=FLAGS.seed)
+    return indices.batch(batch_size).map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _plot_bits(logger, path, title):
+    """Bits of each layer over training steps."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, bits in zip(logger.names, np.transpose(logger.bits), strict=True):
+        axes.plot(logger.steps, bits, label=name)
+    axes.set(xlabel="training step", ylabel="bit-width [bits]", title=f"{title}: learned bits")
+    axes.set_ylim(0.5, max(8.5, np.max(logger.bits) + 0.5))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def load_tfds(name, data_dir):
+    """Train and test arrays of a dataset of tensorflow_datasets.
+
+    Raises:
+        FileNotFoundError: The data are not there, with a line that says how to get them.
+    """
+    import tensorflow_datasets as tfds
+
+    logging.set_verbosity(logging.ERROR)
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        arrays = tfds.as_numpy(
+            builder.as_dataset(split=["train", "test"], batch_size=-1, as_supervised=True)
+        )
+    except (AssertionError, FileNotFoundError, ValueError) as error:
+        raise FileNotFoundError(
+            f"No {name} found in {data_dir or '~/tensorflow_datasets'}: point --data_dir or "
+            f"TFDS_DATA_DIR at prepared data, or prepare them with `tfds build {name}`; "
+            "experiments/digits.py needs no download."
+        ) from error
+    return arrays

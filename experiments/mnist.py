@@ -1,0 +1,65 @@
+"""Learned bits on MNIST, and the published method on MNIST.
+
+TFDS_DATA_DIR=... python experiments/mnist.py
+TFDS_DATA_DIR=... python experiments/mnist.py --bit_gradient=paper
+
+`--bit_gradient=paper` is the method of Raghavan et al., "BitNet: Bit-Regularized Deep Neural
+Networks" (arXiv 1708.04788), with their net, schedule, prices and quantizer.
+"""
+
+import common
+import keras
+
+
+def load(data_dir):
+    return common.load_tfds("mnist", data_dir)
+
+
+def lenet(Conv2D, Dense):
+    """LeNet with 1,663,370 parameters; dropout before the last layer."""
+    layers = keras.layers
+    inputs = keras.Input((28, 28, 1))
+    x = Conv2D(32, 5, padding="same", activation="relu", name="conv1")(inputs)
+    x = layers.MaxPooling2D()(x)
+    x = Conv2D(64, 5, padding="same", activation="relu", name="conv2")(x)
+    x = layers.MaxPooling2D()(x)
+    x = layers.Flatten()(x)
+    x = Dense(512, activation="relu", name="dense1")(x)
+    x = layers.Dropout(0.5)(x)
+    return inputs, Dense(10, dtype="float32", name="dense2")(x)
+
+
+def lenet32(Conv2D, Dense):
+    """The paper's net: 30 and 50 filters of 5x5, 500 units, tanh."""
+    layers = keras.layers
+    inputs = keras.Input((28, 28, 1))
+    x = Conv2D(30, 5, activation="tanh", name="conv1")(inputs)
+    x = layers.MaxPooling2D()(x)
+    x = Conv2D(50, 5, activation="tanh", name="conv2")(x)
+    x = layers.MaxPooling2D()(x)
+    x = layers.Flatten()(x)
+    x = Dense(500, activation="tanh", name="dense1")(x)
+    return inputs, Dense(10, name="dense2")(x)
+
+
+def logistic(Conv2D, Dense):
+    """Logistic regression, which the paper's reviewer compared with."""
+    inputs = keras.Input((28, 28, 1))
+    return inputs, Dense(10, dtype="float32", name="dense")(keras.layers.Flatten()(inputs))
+
+
+if __name__ == "__main__":
+    common.run(
+        common.Problem(
+            load=load,
+            nets={"lenet": lenet, "lenet32": lenet32, "logistic": logistic},
+            defaults={
+                "epochs": 12,
+                "batch_size": 128,
+                "learning_rate": 1e-3,
+                "bit_reg": 0.03,
+                "dtype_policy": "mixed_bfloat16",
+            },
+            paper={"model": "lenet32", "epochs": 30},
+        )
+    )

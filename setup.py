@@ -1,0 +1,40 @@
+"""Package metadata of keras_learnbits."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+here = pathlib.Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "keras_learnbits/__init__.py").read_text())[1]
+
+experiments = ["tensorflow-datasets>=4.9.9", "scikit-learn>=1.6", "matplotlib>=3.10"]
+dev = ["pytest>=8.4", "ruff>=0.14", "build>=1.3"]
+
+setup(
+    name="keras_learnbits",
+    version=version,
+    description="Keras models that learn how many bits each layer's weights need",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["keras_learnbits", "keras_learnbits.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "tensorflow>=2.20",
+        "keras>=3.15",
+        "tensorboard>=2.20",
+        "absl-py>=2.3",
+        "numpy>=2.1",
+    ],
+    extras_require={
+        "experiments": experiments,
+        "dev": experiments + dev,
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,354 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_learnbits as klb
+from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.model import LearnedBitTraining
+
+
+class Subclassed(klb.LearnedBitModel):
+    """A model with a `call` of its own, which takes no `training`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = klb.LearnedBitDense(8, activation="relu")
+        self.head = klb.LearnedBitDense(2)
+
+    def call(self, inputs):
+        return self.head(self.hidden(inputs))
+
+
+class FunctionalSubclass(klb.LearnedBitModel):
+    """A functional model made by a class of its own."""
+
+    def __init__(self):
+        inputs = keras.Input((6,))
+        super().__init__(inputs, klb.LearnedBitDense(2)(inputs))
+
+
+def sequential():
+    return klb.LearnedBitSequential(
+        [klb.LearnedBitDense(8, activation="relu"), klb.LearnedBitDense(2)]
+    )
+
+
+def functional():
+    inputs = keras.Input((6,))
+    x = keras.layers.Dropout(0.1)(klb.LearnedBitDense(8, activation="relu")(inputs))
+    return klb.LearnedBitModel(inputs=inputs, outputs=klb.LearnedBitDense(2)(x))
+
+
+every_kind = pytest.mark.parametrize(
+    "make", [functional, Subclassed, FunctionalSubclass, sequential], ids=lambda f: f.__name__
+)
+
+
+def bits_of(model):
+    return [float(tf.convert_to_tensor(k.bits.value)) for k in quantized_kernels(model)]
+
+
+@every_kind
+def test_every_kind_of_model_learns_weights_and_bits(make, data):
+    model = make()
+    model.compile(
+        keras.optimizers.Adam(0.02), "mse", bit_reg=0.1, bit_optimizer=klb.SignSGD(0.125)
+    )
+    history = model.fit(*data, epochs=20, batch_size=64, verbose=0).history
+    assert history["task_loss"][-1] < history["task_loss"][0] / 2
+    assert all(bits < 8 for bits in bits_of(model))
+    assert isinstance(model, LearnedBitTraining)
+
+
+def test_functional_and_subclassed_models_live_side_by_side(data):
+    for make in (functional, FunctionalSubclass, Subclassed, FunctionalSubclass, Subclassed):
+        model = make()
+        assert isinstance(model, klb.LearnedBitModel)
+        model.compile("sgd", "mse")
+        model.fit(*data, verbose=0)
+    assert klb.LearnedBitModel.__bases__ == (LearnedBitTraining, keras.Model)
+
+
+def test_a_subclassed_model_may_be_trained_with_dropout(data):
+    class Dropping(Subclassed):
+        def call(self, inputs, training=False):
+            return super().call(inputs) * (0.0 if training else 1.0)
+
+    model = Dropping()
+    model.compile("sgd", "mse")
+    history = model.fit(*data, batch_size=64, verbose=0).history
+    np.testing.assert_allclose(history["task_loss"], np.mean(data[1] ** 2), rtol=1e-5)
+
+
+def test_bits_move_by_exactly_the_step(make_model, data):
+    model = make_model()
+    model.compile("sgd", "mse", bit_reg=100.0, bit_optimizer=klb.SignSGD(0.25))
+    model.fit(*data, batch_size=16, epochs=1, verbose=0)
+    assert bits_of(model) == [7.0, 7.0]
+
+
+def test_bits_never_leave_their_bounds(make_model, data):
+    model = make_model(bits=3, min_bits=2, max_bits=4)
+    model.compile("sgd", "mse", bit_reg=100.0, bit_optimizer=klb.SignSGD(0.75))
+    model.fit(*data, batch_size=4, verbose=0)
+    assert bits_of(model) == [2.0, 1.0]
+    model.compile("sgd", "mse", bit_reg=0.0, quantization_reg=1e6, bit_optimizer=klb.SignSGD(0.75))
+    model.fit(*data, batch_size=4, verbose=0)
+    assert bits_of(model) == [4.0, 8.0]
+
+
+@pytest.mark.parametrize("penalty", ["bits", "levels"])
+@pytest.mark.parametrize("error", ["relative", "squared"])
+def test_the_parts_of_the_loss_sum_to_the_loss_in_fit_and_evaluate(
+    penalty, error, make_model, data
+):
+    model = make_model(bits=2, kernel_regularizer="l2")
+    model.compile(
+        "sgd", "mse", bit_reg=0.3, quantization_reg=0.7, bit_penalty=penalty,
+        quantization_error=error, metrics=["mae"],
+    )  # fmt: skip
+    # Batches of unequal size, which means over examples must weigh.
+    logs = model.fit(*data, batch_size=24, validation_data=data, verbose=0).history
+    for prefix in ("", "val_"):
+        part = {name: logs[prefix + name][0] for name in ("loss", "task_loss", "mae")}
+        part |= {n: logs[prefix + n][0] for n in ("quantization_error", "bit_penalty")}
+        total = part["task_loss"] + 0.7 * part["quantization_error"] + 0.3 * part["bit_penalty"]
+        np.testing.assert_allclose(part["loss"], total, rtol=1e-5)
+    np.testing.assert_allclose(logs["bit_reg"], 0.3, rtol=1e-6)
+
+
+def test_the_task_loss_is_that_of_a_keras_model_with_the_quantized_weights(make_model, data):
+    model = make_model(bits=2)
+    model.compile("sgd", "mse")
+    layers = keras.layers
+    twin = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dense(2)]
+    )
+    for mine, its in zip((model.get_layer("hidden"), model.get_layer("head")), twin.layers,
+                         strict=True):  # fmt: skip
+        its.set_weights([mine.kernel.numpy(), mine.bias.numpy()])
+    twin.compile("sgd", "mse")
+    logs = model.evaluate(*data, verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["task_loss"], twin.evaluate(*data, verbose=0), rtol=1e-5)
+    np.testing.assert_allclose(model.predict(data[0], verbose=0), twin.predict(data[0], verbose=0),
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+def test_evaluate_and_predict_use_the_integer_nearest_to_the_bits(make_model, data):
+    model = make_model()
+    predictions = {}
+    for bits in (2.0, 2.4, 2.6, 3.0):
+        model.get_layer("hidden").bits.assign(bits)
+        predictions[bits] = model.predict(data[0], verbose=0)
+    np.testing.assert_array_equal(predictions[2.0], predictions[2.4])
+    np.testing.assert_array_equal(predictions[3.0], predictions[2.6])
+    assert np.abs(predictions[2.0] - predictions[3.0]).max() > 1e-3
+
+
+def test_callbacks_may_change_the_price_within_fit(make_model, data):
+    model = make_model()
+    model.compile("sgd", "mse", bit_reg=0.0, quantization_reg=0.0)
+    change = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: model.bit_reg.assign(float(epoch))
+    )
+    history = model.fit(*data, epochs=3, callbacks=[change], verbose=0).history
+    assert history["bit_reg"] == [0.0, 1.0, 2.0]
+    difference = np.subtract(history["loss"], history["task_loss"])
+    np.testing.assert_allclose(difference, np.arange(3) * history["bit_penalty"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [functional, Subclassed, sequential], ids=lambda f: f.__name__)
+def test_a_saved_model_goes_on_as_the_original_does(make, data, tmp_path):
+    settings = {
+        "bit_reg": 0.05,
+        "quantization_reg": 0.01,
+        "bit_penalty": "levels",
+        "quantization_error": "squared",
+        "bit_optimizer": klb.SignSGD(0.0625),
+    }
+    model = make()
+    model.compile(keras.optimizers.AdamW(0.01), "mse", metrics=["mae"], **settings)
+    model.fit(*data, epochs=2, shuffle=False, verbose=0)
+    model.bit_reg.assign(0.07)
+    custom = {make.__name__: make} if isinstance(make, type) else {}
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects=custom)
+    assert type(loaded).__name__ == type(model).__name__
+    assert json.dumps(loaded.get_compile_config()) == json.dumps(model.get_compile_config())
+    for before, after in zip(model.variables, loaded.variables, strict=True):
+        if "seed" not in before.path:
+            np.testing.assert_array_equal(before, after)
+    ends = []
+    for trained in (model, loaded):
+        keras.utils.set_random_seed(5)
+        for layer in trained.layers:
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = 0.0
+        trained.train_function = None
+        trained.fit(*data, epochs=2, shuffle=False, verbose=0)
+        ends.append([v.numpy() for v in trained.trainable_variables])
+    for before, after in zip(*ends, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_model_saved_without_compiling_loads(make_model, data, tmp_path):
+    model = make_model(bits=3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        model.predict(data[0], verbose=0), loaded.predict(data[0], verbose=0)
+    )
+
+
+def test_freezing_rounds_the_bits_and_weights_go_on(make_model, data):
+    model = make_model()
+    model.compile("adam", "mse", bit_reg=10.0, bit_optimizer=klb.SignSGD(0.3))
+    model.fit(*data, batch_size=16, verbose=0)
+    assert bits_of(model) == pytest.approx([6.8, 6.8])
+    model.freeze_bits()
+    before = quantized_kernels(model)[0].kernel.numpy()
+    model.fit(*data, verbose=0)
+    assert bits_of(model) == [7.0, 7.0]
+    assert np.abs(quantized_kernels(model)[0].kernel.numpy() - before).max() > 0
+    model.unfreeze_bits()
+    model.fit(*data, batch_size=64, verbose=0)
+    assert bits_of(model) == pytest.approx([6.7, 6.7])
+
+
+def test_bits_are_trainable_variables_of_the_model_only(make_model):
+    model = make_model()
+    paths = [variable.path for variable in model.trainable_variables]
+    assert "hidden/bits" in paths
+    assert "head/bits" in paths
+    assert not any(path.endswith("bits") for path in
+                   (v.path for v in model.non_trainable_variables))  # fmt: skip
+    assert len(model.trainable_weights) + len(model.non_trainable_weights) == len(model.weights)
+    model.trainable = False
+    assert model.trainable_variables == []
+
+
+def test_the_extra_variables_are_few(make_model):
+    model = make_model()
+    keras_parameters = 6 * 8 + 8 + 8 * 2 + 2
+    scales, bits, own = 8 + 2, 2, 3
+    assert model.count_params() == keras_parameters + scales + bits + own
+
+
+def test_the_same_seed_gives_the_same_bits(make_model, data):
+    ends = []
+    for _ in range(2):
+        keras.utils.set_random_seed(3)
+        model = make_model()
+        model.compile("adam", "mse", bit_reg=0.05, bit_optimizer=klb.SignSGD(0.07))
+        model.fit(*data, batch_size=8, epochs=5, verbose=0)
+        ends.append(bits_of(model))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_learns(policy, make_model, data):
+    keras.config.set_dtype_policy(policy)
+    model = make_model()
+    model.compile(
+        keras.optimizers.Adam(0.02), "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.125)
+    )
+    history = model.fit(*data, epochs=20, batch_size=64, verbose=0).history
+    assert history["task_loss"][-1] < history["task_loss"][0] / 2
+    assert bits_of(model) == [8 - 20 * 0.125] * 2
+    assert model.get_layer("hidden").quantized_kernels["kernel"].kernel.dtype == "float32"
+
+
+def test_a_step_that_overflows_in_mixed_float16_moves_no_bit(make_model, data):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = make_model()
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(), initial_scale=2.0**60)
+    model.compile(optimizer, "mse", bit_reg=1.0)
+    model.fit(*data, batch_size=64, verbose=0)
+    assert bits_of(model) == [8.0, 8.0]
+    assert float(model.optimizer.dynamic_scale) == 2.0**59
+
+
+@pytest.mark.parametrize(
+    "settings", [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}], ids=str
+)
+def test_ways_of_execution_give_the_same_bits(settings, make_model, data):
+    ends = []
+    for arguments in ({}, settings):
+        keras.utils.set_random_seed(1)
+        model = make_model()
+        model.compile("adam", "mse", bit_reg=0.1, bit_optimizer=klb.SignSGD(0.25), **arguments)
+        model.fit(*data, batch_size=16, shuffle=False, verbose=0)
+        ends.append((bits_of(model), model.predict(data[0], verbose=0)))
+    assert ends[0][0] == ends[1][0]
+    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-3, atol=1e-4)
+
+
+def test_two_replicas_learn_the_bits_that_one_learns(strategy, make_model, data):
+    def train():
+        model = make_model()
+        model.compile("adam", "mse", bit_reg=0.1, bit_optimizer=klb.SignSGD(0.25))
+        logs = model.fit(*data, batch_size=16, epochs=2, shuffle=False, verbose=0).history
+        return logs, bits_of(model), model.predict(data[0], verbose=0)
+
+    one_logs, one_bits, one = train()
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        two_logs, two_bits, two = train()
+    assert one_bits == two_bits
+    np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+    for name in ("loss", "task_loss", "bit_penalty", "quantization_error"):
+        np.testing.assert_allclose(one_logs[name], two_logs[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["bit_reg", "quantization_reg"])
+def test_prices_that_are_negative_or_not_finite_are_refused(name, value, make_model):
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number >= 0. Received: "):
+        make_model().compile("adam", "mse", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["bit_penalty", "quantization_error", "bit_gradient"])
+def test_unknown_names_are_refused(name, make_model):
+    with pytest.raises(ValueError, match=f"`{name}` must be one of .*Received: {name}='typo'"):
+        make_model().compile("adam", "mse", **{name: "typo"})
+
+
+def test_a_model_without_learned_bit_layers_is_refused(data):
+    inputs = keras.Input((6,))
+    model = klb.LearnedBitModel(inputs, keras.layers.Dense(2)(inputs))
+    with pytest.raises(ValueError, match="needs at least one learned-bit layer"):
+        model.compile("adam", "mse")
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_loss_that_is_no_number_stops_training_before_it_does_harm(
+    run_eagerly, make_model, data
+):
+    model = make_model()
+    model.compile("adam", "mse", bit_reg=1.0, run_eagerly=run_eagerly)
+    before = [v.numpy() for v in model.trainable_variables]
+    x, y = data
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the loss is not finite"):
+        model.fit(x, y * np.nan, verbose=0)
+    for old, new in zip(before, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_sample_weights_weigh_the_task_only(make_model, data):
+    model = make_model()
+    model.compile("sgd", "mse", bit_reg=1.0, quantization_reg=0.0)
+    logs = model.evaluate(*data, sample_weight=np.zeros(64), verbose=0, return_dict=True)
+    assert logs["task_loss"] == 0.0
+    assert logs["loss"] == 8.0
+
+
+def test_recompiling_with_the_models_own_optimizer_keeps_both_optimizers(make_model, data):
+    model = make_model()
+    model.compile(keras.optimizers.Adam(0.03), "mse", bit_optimizer=klb.SignSGD(0.125))
+    model.compile(model.optimizer, "mse", bit_reg=1.0)
+    model.fit(*data, batch_size=64, verbose=0)
+    assert bits_of(model) == [7.875, 7.875]
+    assert float(model.optimizer.learning_rate) == np.float32(0.03)

@@ -1,0 +1,147 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_learnbits import SignSGD
+from keras_learnbits.layers.base import quantized_kernels
+
+
+def test_sign_sgd_moves_by_exactly_the_step_whatever_the_size_of_the_gradient():
+    variable = keras.Variable([1.0, 1.0, 1.0])
+    SignSGD(0.125).apply([keras.ops.array([1e-20, -1e20, 0.0])], [variable])
+    np.testing.assert_array_equal(variable, [0.875, 1.125, 1.0])
+
+
+def test_sign_sgd_ignores_gradients_that_are_no_numbers():
+    variable = keras.Variable([1.0, 1.0])
+    SignSGD(0.5).apply([keras.ops.array([float("nan"), 1.0])], [variable])
+    np.testing.assert_array_equal(variable, [1.0, 0.5])
+
+
+def test_the_dead_zone_holds_variables_with_small_gradients():
+    variable = keras.Variable([1.0, 1.0])
+    SignSGD(0.5, dead_zone=0.1).apply([keras.ops.array([0.1, 0.11])], [variable])
+    np.testing.assert_array_equal(variable, [1.0, 0.5])
+
+
+def test_a_growing_dead_zone_ends_the_movement():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.3, 1, 2.0, staircase=True)
+    variable, optimizer = keras.Variable(0.0), SignSGD(1.0, dead_zone=schedule)
+    for _ in range(5):
+        optimizer.apply([keras.ops.array(-1.0)], [variable])
+    assert float(variable) == 2.0  # dead zones 0.3, 0.6, 1.2, ...
+
+
+def test_a_negative_dead_zone_is_refused():
+    with pytest.raises(ValueError, match="`dead_zone`.*Received: dead_zone=-1"):
+        SignSGD(dead_zone=-1)
+
+
+@pytest.mark.parametrize(
+    "dead_zone", [0.25, keras.optimizers.schedules.ExponentialDecay(0.3, 1, 2.0)]
+)
+def test_sign_sgd_survives_its_config(dead_zone):
+    optimizer = SignSGD(0.25, dead_zone=dead_zone)
+    config = keras.saving.serialize_keras_object(optimizer)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert isinstance(copy, SignSGD)
+    assert keras.saving.serialize_keras_object(copy) == config
+
+
+def test_the_optimizer_of_a_model_speaks_of_the_weights(make_model, data):
+    model = make_model()
+    model.compile(keras.optimizers.Adam(0.01), "mse", bit_optimizer=SignSGD(0.05))
+    model.fit(*data, epochs=2, batch_size=16, verbose=0)
+    assert float(model.optimizer.learning_rate) == np.float32(0.01)
+    assert int(model.optimizer.iterations) == 8
+    model.optimizer.learning_rate = 0.002
+    assert float(model.optimizer.weight_optimizer.learning_rate) == np.float32(0.002)
+    assert float(model.optimizer.bit_optimizer.learning_rate) == np.float32(0.05)
+
+
+def scales_after_training(model, data, optimizer):
+    model.compile(optimizer, "mse", quantization_reg=0.0, bit_reg=0.0)
+    model.fit(*data, epochs=3, verbose=0)
+    return np.concatenate([k.log_scale.numpy().ravel() for k in quantized_kernels(model)])
+
+
+def test_weight_decay_acts_on_weights_and_neither_on_scales_nor_on_bits(make_model, data):
+    model, twin = make_model(), make_model()
+    twin.set_weights(model.get_weights())
+    x, y = data
+    zero = (np.zeros_like(x), np.zeros_like(y))  # no gradient anywhere: decay alone
+    before = {v.path: v.numpy() for v in model.variables}
+    scales_after_training(model, zero, keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    for kernel in quantized_kernels(model):
+        for variable in (kernel.log_scale, kernel.bits):
+            np.testing.assert_array_equal(variable, before[variable.path])
+        shrunk = np.abs(kernel.kernel.numpy()) / np.abs(before[kernel.kernel.path])
+        np.testing.assert_allclose(shrunk, (1 - 0.001) ** 6, rtol=1e-4)
+
+
+def test_the_users_exclusions_from_weight_decay_stay(make_model, data):
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    model = make_model()
+    before = [k.kernel.numpy() for k in quantized_kernels(model)]
+    x, y = data
+    scales_after_training(model, (np.zeros_like(x), np.zeros_like(y)), optimizer)
+    for old, kernel in zip(before, quantized_kernels(model), strict=True):
+        np.testing.assert_array_equal(old, kernel.kernel)
+
+
+def test_scales_are_trained_with_the_users_learning_rate(make_model, data):
+    model = make_model(bits=2)
+    before = quantized_kernels(model)[0].log_scale.numpy()
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(*data, batch_size=64, verbose=0)  # Adam's first step is the learning rate
+    moved = np.abs(quantized_kernels(model)[0].log_scale.numpy() - before)
+    np.testing.assert_allclose(moved[moved > 0], 0.01, rtol=1e-2)
+    assert moved.max() > 0
+    model.optimizer.learning_rate = 0.0
+    before = quantized_kernels(model)[0].log_scale.numpy()
+    model.fit(*data, batch_size=64, verbose=0)
+    np.testing.assert_array_equal(quantized_kernels(model)[0].log_scale, before)
+
+
+@pytest.mark.parametrize("clipping", ["global_clipnorm", "clipnorm", "clipvalue"])
+def test_clipping_bounds_the_weights_step_and_not_that_of_the_bits(clipping, make_model, data):
+    model = make_model()
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    model.compile(
+        keras.optimizers.SGD(1.0, **{clipping: 1e-6}), "mse", bit_reg=1.0,
+        bit_optimizer=SignSGD(0.25),
+    )  # fmt: skip
+    model.fit(*data, batch_size=64, verbose=0)
+    for kernel in quantized_kernels(model):
+        assert float(kernel.bits) == before[kernel.bits.path] - 0.25
+        assert 0 < np.abs(kernel.kernel.numpy() - before[kernel.kernel.path]).max() <= 1.1e-6
+
+
+def test_averaging_of_weights_leaves_the_bits_alone(make_model, data):
+    model = make_model()
+    optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5)
+    model.compile(optimizer, "mse", bit_reg=1.0, bit_optimizer=SignSGD(0.25))
+    model.fit(*data, batch_size=16, epochs=1, verbose=0)
+    assert [float(k.bits) for k in quantized_kernels(model)] == [7.0, 7.0]
+
+
+def test_gradient_accumulation_delays_the_weights_and_not_the_bits(make_model, data):
+    model = make_model()
+    before = [k.kernel.numpy() for k in quantized_kernels(model)]
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    model.compile(optimizer, "mse", bit_reg=1.0, bit_optimizer=SignSGD(0.25))
+    x, y = data
+    model.fit(x[:48], y[:48], batch_size=16, verbose=0)
+    for old, kernel in zip(before, quantized_kernels(model), strict=True):
+        np.testing.assert_array_equal(old, kernel.kernel)
+        assert float(kernel.bits) == 8 - 3 * 0.25
+    model.fit(x[48:], y[48:], batch_size=16, verbose=0)
+    assert np.abs(before[0] - quantized_kernels(model)[0].kernel.numpy()).max() > 0
+
+
+def test_a_multi_optimizer_is_refused(make_model):
+    optimizers = keras.optimizers
+    nested = optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.SGD()))
+    with pytest.raises(ValueError, match="must be a single one.*Received: optimizer="):
+        make_model().compile(nested, "mse")
