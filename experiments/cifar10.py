@@ -1,4 +1,5 @@
-"""Learned bits on CIFAR-10.
+"""
+Learned bits on CIFAR-10.
 
 TFDS_DATA_DIR=... python experiments/cifar10.py --bit_reg=1e-3
 
@@ -28,7 +29,8 @@ def augment(images, shift=2):
 
 
 def cnn(Conv2D, Dense, widths=(32, 128, 128)):
-    """Six 3x3 convolutions that pool early and widen late, 0.5 M weights.
+    """
+    Six 3x3 convolutions that pool early and widen late, 0.5 M weights.
 
     The layout of Keller Jordan's cifar10-airbench at half its width.
     """

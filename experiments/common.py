@@ -1,4 +1,5 @@
-"""What the experiments share: flags, the training of one net, and the files a run leaves behind.
+"""
+What the experiments share: flags, the training of one net, and the files a run leaves behind.
 
 A program names its data and its nets in a `Problem` and calls `run`. A net is a function
 `build(Conv2D, Dense)` that returns inputs and outputs, so that the float baseline and the
@@ -24,7 +25,7 @@ from absl import app, flags, logging
 import keras_learnbits as klb
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 FLAGS = flags.FLAGS
 
@@ -40,6 +41,7 @@ flags.DEFINE_float(
     "Step of the bits. Default: the whole range within half of the training.",
     lower_bound=0,
 )
+flags.DEFINE_float("bit_momentum", 0.99, "Momentum of the bits' sign.", lower_bound=0)
 flags.DEFINE_enum(
     "bit_gradient",
     "straight_through",
@@ -72,7 +74,8 @@ flags.DEFINE_string("output_dir", None, "Files of the run; `runs/<program>-<mode
 
 @dataclasses.dataclass
 class Problem:
-    """Data, nets and default settings of one program.
+    """
+    Data, nets and default settings of one program.
 
     Attributes:
         load: Function of `data_dir` to `(x, y), (x, y)`, uint8 or float images and integer
@@ -208,7 +211,8 @@ class _EpochSeconds(keras.callbacks.Callback):
 
 
 def _train(problem, train, test, output_dir, learned):
-    """Trains one net.
+    """
+    Trains one net.
 
     Returns:
         The model, the history of `fit` as a dictionary, the seconds of each epoch.
@@ -286,9 +290,8 @@ def _bit_optimizer(steps):
             PAPER_EPS / FLAGS.learning_rate, PAPER_HALVING_STEPS, 2.0, staircase=True
         )
         return klb.SignSGD(FLAGS.bit_learning_rate, dead_zone=dead_zone)
-    if FLAGS.bit_learning_rate is None:
-        return klb.SignSGD(7 / (0.5 * steps))
-    return klb.SignSGD(FLAGS.bit_learning_rate)
+    step = FLAGS.bit_learning_rate or 7 / (0.5 * steps)
+    return klb.SignSGD(step, momentum=FLAGS.bit_momentum)
 
 
 def _dataset(images, labels, batch_size, augment=None, shuffle=False):
@@ -321,7 +324,8 @@ def _plot_bits(logger, path, title):
 
 
 def load_tfds(name, data_dir):
-    """Train and test arrays of a dataset of tensorflow_datasets.
+    """
+    Train and test arrays of a dataset of tensorflow_datasets.
 
     Raises:
         FileNotFoundError: The data are not there, with a line that says how to get them.

@@ -1,20 +1,22 @@
 """Keras models that learn how many bits each layer's weights need."""
 
 from keras_learnbits.callbacks import BitLogger, FreezeBits, ProjectKernels
-from keras_learnbits.layers import (
+from keras_learnbits.layers.convolutional import (
     LearnedBitConv1D,
     LearnedBitConv1DTranspose,
     LearnedBitConv2D,
     LearnedBitConv2DTranspose,
     LearnedBitConv3D,
     LearnedBitConv3DTranspose,
-    LearnedBitDense,
     LearnedBitDepthwiseConv1D,
     LearnedBitDepthwiseConv2D,
-    LearnedBitEinsumDense,
-    LearnedBitEmbedding,
     LearnedBitSeparableConv1D,
     LearnedBitSeparableConv2D,
+)
+from keras_learnbits.layers.core import (
+    LearnedBitDense,
+    LearnedBitEinsumDense,
+    LearnedBitEmbedding,
 )
 from keras_learnbits.model import LearnedBitModel, LearnedBitSequential
 from keras_learnbits.optimizers import SignSGD

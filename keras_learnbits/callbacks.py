@@ -7,7 +7,8 @@ from keras_learnbits.layers.base import quantized_kernels
 
 
 class BitLogger(keras.callbacks.Callback):
-    """Adds each layer's bits and quantization error to the logs.
+    """
+    Adds each layer's bits and quantization error to the logs.
 
     Keras's callbacks share their logs: put it *before* `TensorBoard` and `CSVLogger`, and
     `bits/<layer>` and `quantization_error/<layer>` have a curve, a column, and an entry in
@@ -27,7 +28,6 @@ class BitLogger(keras.callbacks.Callback):
         ValueError: `update_freq` is neither `"epoch"` nor a positive integer.
 
     Example:
-
     >>> model = keras_learnbits.LearnedBitSequential(
     ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1, name="head")])
     >>> model.compile("adam", "mse")
@@ -75,7 +75,8 @@ class BitLogger(keras.callbacks.Callback):
 
 
 class FreezeBits(keras.callbacks.Callback):
-    """Rounds the bits and stops them; training goes on with fixed integers.
+    """
+    Rounds the bits and stops them; training goes on with fixed integers.
 
     Args:
         at: When: a fraction of the epochs (a float below 1), or the number of epochs that are
@@ -86,7 +87,6 @@ class FreezeBits(keras.callbacks.Callback):
         TypeError: The model in training is not a `LearnedBitModel` or `LearnedBitSequential`.
 
     Example:
-
     >>> model = keras_learnbits.LearnedBitSequential(
     ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])
     >>> model.compile("adam", "mse", bit_reg=1.0)
@@ -119,10 +119,21 @@ class FreezeBits(keras.callbacks.Callback):
 
 
 class ProjectKernels(keras.callbacks.Callback):
-    """Moves the float kernels onto their grids after each batch, as the published method does.
+    """
+    Moves the float kernels onto their grids after each batch, as the published method does.
 
     Small updates of the weights are then lost to the rounding: this is for the reproduction of
     the published results, not for good ones.
+
+    Example:
+    >>> layer = keras_learnbits.LearnedBitDense(2, bits=2, kernel_quantizer="min_max")
+    >>> model = keras_learnbits.LearnedBitSequential([keras.Input((8,)), layer])
+    >>> model.compile("sgd", "mse", bit_reg=0.0)
+    >>> history = model.fit(np.ones((32, 8)), np.ones((32, 2)), verbose=0,
+    ...                     callbacks=[ProjectKernels()])
+    >>> kernel = layer.quantized_kernels["kernel"].kernel
+    >>> len(np.unique(kernel)) <= 4
+    True
     """
 
     def on_train_batch_end(self, batch, logs=None):

@@ -8,52 +8,73 @@ from keras_learnbits.serialization import register
 
 @register
 class SignSGD(keras.optimizers.Optimizer):
-    """Gradient descent by the sign: `w <- w - learning_rate * sign(g)`.
+    """
+    Gradient descent by the sign: `w <- w - learning_rate * sign(m)`.
 
-    The sign is taken of the gradient summed over replicas; it is 0 where the gradient is not a
-    number or its magnitude is at most `dead_zone`.
+    With a `momentum` of 0, `m` is the gradient; else its running mean, `m <- momentum * m +
+    (1 - momentum) * g`, whose sign a noisy gradient flips less often ("signum"). Gradients are
+    summed over replicas first. A variable stays where its gradient is 0 or not a number, and
+    where `|m| <= dead_zone`.
 
-    Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
+    Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788;
+    with momentum, Bernstein et al., "signSGD", arXiv 1802.04434.
 
     Args:
         learning_rate: The step; for bits, in bits. A float or a
             `keras.optimizers.schedules.LearningRateSchedule`.
-        dead_zone: Magnitude up to which a gradient counts as 0; a float or a schedule.
+        momentum: Share of the past in the running mean, 0 <= momentum < 1.
+        dead_zone: Magnitude of `m` up to which its sign is 0; a float >= 0 or a schedule.
         name: Name of the optimizer.
         **kwargs: Those of `keras.optimizers.Optimizer`.
 
     Raises:
-        ValueError: `dead_zone` is negative.
+        ValueError: `momentum` or `dead_zone` is out of its range.
 
     Example:
-
     >>> variable = keras.Variable(2.0)
     >>> SignSGD(learning_rate=0.25).apply([keras.ops.array(123.0)], [variable])
     >>> float(variable)
     1.75
     """
 
-    def __init__(self, learning_rate=0.01, dead_zone=0.0, name="sign_sgd", **kwargs):
+    def __init__(self, learning_rate=0.01, momentum=0.0, dead_zone=0.0, name="sign_sgd", **kwargs):
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"`momentum` must be a number with 0 <= momentum < 1. Received: momentum={momentum}"
+            )
         if not callable(dead_zone) and not dead_zone >= 0:
             raise ValueError(
                 f"`dead_zone` must be a number >= 0 or a schedule. Received: dead_zone={dead_zone}"
             )
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum = momentum
         self.dead_zone = dead_zone
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.means = self.add_optimizer_variables(variables, "mean") if self.momentum else None
 
     def update_step(self, gradient, variable, learning_rate):
         gradient = keras.ops.cast(gradient, variable.dtype)
         step = keras.ops.cast(learning_rate, variable.dtype)
         dead_zone = self.dead_zone(self.iterations) if callable(self.dead_zone) else self.dead_zone
-        # A comparison with NaN is false: such a gradient moves nothing.
-        moves = keras.ops.abs(gradient) > keras.ops.cast(dead_zone, variable.dtype)
-        self.assign_sub(variable, keras.ops.where(moves, step * keras.ops.sign(gradient), 0.0))
+        is_number = keras.ops.isfinite(gradient)
+        mean = gradient = keras.ops.where(is_number, gradient, 0.0)
+        if self.momentum:
+            past = self.means[self._get_variable_index(variable)]
+            mean = self.momentum * past + (1 - self.momentum) * gradient
+            self.assign(past, keras.ops.where(is_number, mean, past))
+        moves = keras.ops.abs(mean) > keras.ops.cast(dead_zone, variable.dtype)
+        moves = keras.ops.logical_and(moves, gradient != 0)
+        self.assign_sub(variable, keras.ops.where(moves, step * keras.ops.sign(mean), 0.0))
 
     def get_config(self):
         dead_zone = self.dead_zone
         if callable(dead_zone):
             dead_zone = keras.saving.serialize_keras_object(dead_zone)
-        return {**super().get_config(), "dead_zone": dead_zone}
+        return {**super().get_config(), "momentum": self.momentum, "dead_zone": dead_zone}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -65,12 +86,17 @@ class SignSGD(keras.optimizers.Optimizer):
 
 @register
 class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
-    """The user's optimizer for the weights, one of its own for the bits.
+    """
+    The user's optimizer for the weights, one of its own for the bits.
 
     Seen from outside it is the user's: `learning_rate` and `iterations` are those of the
     weights, so that schedules, callbacks and TensorBoard mean what they meant. Weight decay,
     clipping, averaging and accumulation stay with the weights. The scales follow a copy of the
     user's optimizer without weight decay, which would pull logarithms to 0, i.e. scales to 1.
+
+    Attributes:
+        weight_optimizer: The user's optimizer.
+        bit_optimizer: The bits' optimizer.
 
     Args:
         optimizer: The user's `keras.optimizers.Optimizer`.
@@ -109,6 +135,11 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
     @property
     def iterations(self):
         return self.weight_optimizer.iterations
+
+    @property
+    def optimizers(self):
+        # Keras's callbacks look for this name, and set the learning rate of all that they find.
+        raise AttributeError("Use `weight_optimizer` and `bit_optimizer`.")
 
     def get_config(self):
         return {

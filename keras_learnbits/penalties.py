@@ -7,7 +7,8 @@ TINY = 1e-30
 
 
 def mean_bits(bits, sizes):
-    """Mean bits per weight, `sum N_l b_l / sum N_l`: the storage, whoever uses it.
+    """
+    Mean bits per weight, `sum N_l b_l / sum N_l`: the storage, whoever uses it.
 
     `bit_reg` times this is what one mean bit may cost in loss, the same for every model.
 
@@ -19,7 +20,6 @@ def mean_bits(bits, sizes):
         Float32 scalar in bits.
 
     Example:
-
     >>> mean_bits(tf.constant([2.0, 4.0]), [300, 100]).numpy().item()
     2.5
     """
@@ -28,7 +28,8 @@ def mean_bits(bits, sizes):
 
 
 def levels(bits, sizes):
-    """The published price, `sum_l 2**b_l`, which charges a small layer as much as a big one.
+    """
+    The published price, `sum_l 2**b_l`, which charges a small layer as much as a big one.
 
     Args:
         bits: Float32 tensor of shape `(layers,)`.
@@ -38,7 +39,6 @@ def levels(bits, sizes):
         Float32 scalar.
 
     Example:
-
     >>> levels(tf.constant([1.0, 3.0]), [300, 100]).numpy().item()
     10.0
     """
@@ -50,7 +50,8 @@ BIT_PENALTIES = {"bits": mean_bits, "levels": levels}
 
 
 def relative_error(squared_errors, energies, sizes):
-    """Quantization error of a model: squared error over the kernel's energy, `||q - W||^2 / ||W||^2`.
+    """
+    Quantization error of a model: squared error over the kernel's energy, `||q - W||^2 / ||W||^2`.
 
     The mean over layers weighted by their numbers of weights, without a unit: 0 is exact, 1 is
     a kernel rounded away.
@@ -64,7 +65,6 @@ def relative_error(squared_errors, energies, sizes):
         Float32 scalar.
 
     Example:
-
     >>> relative_error(tf.constant([1.0, 0.0]), tf.constant([4.0, 1.0]), [30, 10]).numpy().item()
     0.1875
     """
@@ -74,10 +74,10 @@ def relative_error(squared_errors, energies, sizes):
 
 
 def half_squared_error(squared_errors, energies, sizes):
-    """The published quantization error, `sum_l 1/2 ||q - W||^2`.
+    """
+    The published quantization error, `sum_l 1/2 ||q - W||^2`.
 
     Example:
-
     >>> half_squared_error(tf.constant([1.0, 3.0]), None, None).numpy().item()
     2.0
     """
@@ -86,5 +86,3 @@ def half_squared_error(squared_errors, energies, sizes):
 
 
 QUANTIZATION_ERRORS = {"relative": relative_error, "squared": half_squared_error}
-
-

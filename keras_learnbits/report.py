@@ -9,7 +9,8 @@ FLOAT_BYTES = 4
 
 
 class BitRow(NamedTuple):
-    """One quantized kernel.
+    """
+    One quantized kernel.
 
     Attributes:
         layer: Name of the layer; `layer/kernel` where it has several.
@@ -36,7 +37,8 @@ class BitRow(NamedTuple):
 
 
 class BitTable:
-    """Rows and totals of a model; prints as an aligned table.
+    """
+    Rows and totals of a model; prints as an aligned table.
 
     Attributes:
         rows: List of `BitRow`.
@@ -127,7 +129,8 @@ class BitTable:
 
 
 def bit_table(model):
-    """What the bits of a model have come to, layer by layer, and what it weighs.
+    """
+    What the bits of a model have come to, layer by layer, and what it weighs.
 
     Args:
         model: A built Keras model with learned-bit layers.
@@ -139,7 +142,6 @@ def bit_table(model):
         ValueError: The model has no learned-bit layer, or is not built.
 
     Example:
-
     >>> model = keras.Sequential([keras.Input((16,)), keras_learnbits.LearnedBitDense(2, bits=3)])
     >>> table = bit_table(model)
     >>> table.mean_bits, table.packed_bytes  # 32 codes of 3 bits, 2 scales and 2 biases

@@ -6,7 +6,8 @@ register = keras.saving.register_keras_serializable(package="keras_learnbits")
 
 
 def choose(name, choices, argument):
-    """Looks up what a user named.
+    """
+    Looks up what a user named.
 
     Args:
         name: The user's choice.
@@ -17,10 +18,11 @@ def choose(name, choices, argument):
         ValueError: `choices` has no such name.
 
     Example:
-
     >>> choose("a", {"a": 1}, "letter")
     1
     """
     if isinstance(name, str) and name in choices:
         return choices[name]
-    raise ValueError(f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}")
+    raise ValueError(
+        f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}"
+    )

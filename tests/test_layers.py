@@ -292,7 +292,9 @@ def test_lora_is_refused():
         layer.enable_lora(4)
 
 
-@pytest.mark.parametrize("policy", ["int8_from_float32", "int4_from_float32", "float8_from_float32"])
+@pytest.mark.parametrize(
+    "policy", ["int8_from_float32", "int4_from_float32", "float8_from_float32"]
+)
 def test_quantized_dtype_policies_are_refused(policy):
     with pytest.raises(ValueError, match=f"float dtype policies only. Received: dtype='{policy}'"):
         klb.LearnedBitDense(3, dtype=policy)

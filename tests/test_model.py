@@ -54,9 +54,7 @@ def bits_of(model):
 @every_kind
 def test_every_kind_of_model_learns_weights_and_bits(make, data):
     model = make()
-    model.compile(
-        keras.optimizers.Adam(0.02), "mse", bit_reg=0.1, bit_optimizer=klb.SignSGD(0.125)
-    )
+    model.compile(keras.optimizers.Adam(0.02), "mse", bit_reg=0.1, bit_optimizer=klb.SignSGD(0.125))
     history = model.fit(*data, epochs=20, batch_size=64, verbose=0).history
     assert history["task_loss"][-1] < history["task_loss"][0] / 2
     assert all(bits < 8 for bits in bits_of(model))
@@ -252,9 +250,7 @@ def test_the_same_seed_gives_the_same_bits(make_model, data):
 def test_mixed_precision_learns(policy, make_model, data):
     keras.config.set_dtype_policy(policy)
     model = make_model()
-    model.compile(
-        keras.optimizers.Adam(0.02), "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.125)
-    )
+    model.compile(keras.optimizers.Adam(0.02), "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.125))
     history = model.fit(*data, epochs=20, batch_size=64, verbose=0).history
     assert history["task_loss"][-1] < history["task_loss"][0] / 2
     assert bits_of(model) == [8 - 20 * 0.125] * 2
@@ -324,9 +320,7 @@ def test_a_model_without_learned_bit_layers_is_refused(data):
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
-def test_a_loss_that_is_no_number_stops_training_before_it_does_harm(
-    run_eagerly, make_model, data
-):
+def test_a_loss_that_is_no_number_stops_training_before_it_does_harm(run_eagerly, make_model, data):
     model = make_model()
     model.compile("adam", "mse", bit_reg=1.0, run_eagerly=run_eagerly)
     before = [v.numpy() for v in model.trainable_variables]

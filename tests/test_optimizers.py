@@ -32,6 +32,29 @@ def test_a_growing_dead_zone_ends_the_movement():
     assert float(variable) == 2.0  # dead zones 0.3, 0.6, 1.2, ...
 
 
+def test_momentum_takes_the_sign_of_the_running_mean():
+    variable, optimizer = keras.Variable(0.0), SignSGD(1.0, momentum=0.75)
+    gradients, mean, expected = [4.0, -1.0, -1.0, -9.0], 0.0, 0.0
+    for gradient in gradients:
+        optimizer.apply([keras.ops.array(gradient)], [variable])
+        mean = 0.75 * mean + 0.25 * gradient
+        expected -= np.sign(mean)
+    assert float(variable) == expected == -2.0  # three steps down, one up
+
+
+def test_momentum_neither_moves_a_variable_without_gradient_nor_takes_up_nan():
+    variable, optimizer = keras.Variable(0.0), SignSGD(1.0, momentum=0.75)
+    for gradient in (4.0, 0.0, float("nan"), 4.0):
+        optimizer.apply([keras.ops.array(gradient)], [variable])
+    assert float(variable) == -2.0
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, float("nan")])
+def test_a_momentum_out_of_range_is_refused(momentum):
+    with pytest.raises(ValueError, match="`momentum`.*Received: momentum="):
+        SignSGD(momentum=momentum)
+
+
 def test_a_negative_dead_zone_is_refused():
     with pytest.raises(ValueError, match="`dead_zone`.*Received: dead_zone=-1"):
         SignSGD(dead_zone=-1)
@@ -41,7 +64,7 @@ def test_a_negative_dead_zone_is_refused():
     "dead_zone", [0.25, keras.optimizers.schedules.ExponentialDecay(0.3, 1, 2.0)]
 )
 def test_sign_sgd_survives_its_config(dead_zone):
-    optimizer = SignSGD(0.25, dead_zone=dead_zone)
+    optimizer = SignSGD(0.25, momentum=0.5, dead_zone=dead_zone)
     config = keras.saving.serialize_keras_object(optimizer)
     copy = keras.saving.deserialize_keras_object(config)
     assert isinstance(copy, SignSGD)

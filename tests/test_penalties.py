@@ -19,7 +19,9 @@ def test_a_bit_costs_a_layer_its_share_of_the_weights():
 
 
 def test_levels_is_the_published_price():
-    np.testing.assert_allclose(penalties.levels(BITS, SIZES), (2.0**BITS.numpy()).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        penalties.levels(BITS, SIZES), (2.0 ** BITS.numpy()).sum(), rtol=1e-6
+    )
 
 
 def test_relative_error_of_a_kernel_of_zeros_is_zero():

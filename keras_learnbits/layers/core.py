@@ -8,7 +8,8 @@ from keras_learnbits.serialization import register
 
 @register
 class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
-    """`keras.layers.Dense` with a quantized kernel and a trainable bit-width.
+    """
+    `keras.layers.Dense` with a quantized kernel and a trainable bit-width.
 
     Takes the arguments of `keras.layers.Dense`, and `bits`, `min_bits`, `max_bits` and
     `kernel_quantizer` (`LearnedBitMixin` describes them). Scales are one a unit.
@@ -16,7 +17,6 @@ class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
     Input shape: `(batch_size, ..., input_dim)`. Output shape: `(batch_size, ..., units)`.
 
     Example:
-
     >>> layer = LearnedBitDense(3, bits=2)
     >>> layer(keras.ops.ones((4, 5))).shape
     TensorShape([4, 3])
@@ -36,13 +36,13 @@ def _einsum_output_axes(layer):
 
 @register
 class LearnedBitEinsumDense(LearnedBitMixin, keras.layers.EinsumDense):
-    """`keras.layers.EinsumDense` with a quantized kernel and a trainable bit-width.
+    """
+    `keras.layers.EinsumDense` with a quantized kernel and a trainable bit-width.
 
     Takes the arguments of `keras.layers.EinsumDense`, and those of `LearnedBitMixin`. Scales are
     one for each index of the kernel's axes that appear in the output.
 
     Example:
-
     >>> layer = LearnedBitEinsumDense("ab,bc->ac", output_shape=3, bias_axes="c", bits=4)
     >>> layer(keras.ops.ones((4, 5))).shape
     TensorShape([4, 3])
@@ -53,7 +53,8 @@ class LearnedBitEinsumDense(LearnedBitMixin, keras.layers.EinsumDense):
 
 @register
 class LearnedBitEmbedding(LearnedBitMixin, keras.layers.Embedding):
-    """`keras.layers.Embedding` with quantized embeddings and a trainable bit-width.
+    """
+    `keras.layers.Embedding` with quantized embeddings and a trainable bit-width.
 
     Takes the arguments of `keras.layers.Embedding`, and those of `LearnedBitMixin`. Scales are
     one an output dimension, shared by all rows.
@@ -61,7 +62,6 @@ class LearnedBitEmbedding(LearnedBitMixin, keras.layers.Embedding):
     Input shape: `(batch_size, ...)` of integers. Output shape: `(batch_size, ..., output_dim)`.
 
     Example:
-
     >>> layer = LearnedBitEmbedding(100, 8, bits=4)
     >>> layer(keras.ops.zeros((4, 5), "int32")).shape
     TensorShape([4, 5, 8])

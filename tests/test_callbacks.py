@@ -1,0 +1,205 @@
+import csv
+import glob
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_learnbits as klb
+from keras_learnbits.layers.base import quantized_kernels
+
+
+def compiled(model, optimizer="adam", **settings):
+    model.compile(optimizer, "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25), **settings)
+    return model
+
+
+def curves_of(log_dir):
+    """Dictionary of tag to list of (step, value) in the event files below a folder."""
+    curves = {}
+    for path in sorted(glob.glob(f"{log_dir}/**/events*", recursive=True)):
+        for event in tf.compat.v1.train.summary_iterator(path):
+            for value in event.summary.value:
+                number = tf.make_ndarray(value.tensor)
+                if number.ndim == 0 and number.dtype.kind == "f":
+                    curves.setdefault(value.tag, []).append((event.step, float(number)))
+    return curves
+
+
+def test_event_files_hold_a_curve_of_bits_for_each_layer(make_model, data, tmp_path):
+    model = compiled(make_model())
+    tensorboard = keras.callbacks.TensorBoard(tmp_path)
+    history = model.fit(
+        *data, batch_size=32, epochs=3, callbacks=[klb.BitLogger(), tensorboard], verbose=0
+    ).history
+    curves = curves_of(tmp_path)
+    assert curves["epoch_bits/hidden"] == [(0, 7.5), (1, 7.0), (2, 6.5)]
+    assert curves["epoch_bits/head"] == [(0, 7.5), (1, 7.0), (2, 6.5)]
+    assert history["bits/head"] == [7.5, 7.0, 6.5]
+    errors = [value for _, value in curves["epoch_quantization_error/head"]]
+    np.testing.assert_allclose(errors, history["quantization_error/head"], rtol=1e-6)
+    kernel = model.get_layer("head").quantized_kernels["kernel"]
+    np.testing.assert_allclose(errors[-1], kernel.squared_error() / kernel.energy(), rtol=1e-5)
+
+
+def test_step_wise_curves_follow_the_batches(make_model, data, tmp_path):
+    model = compiled(make_model())
+    logger = klb.BitLogger(update_freq=2)
+    tensorboard = keras.callbacks.TensorBoard(tmp_path, update_freq=2)
+    model.fit(*data, batch_size=8, callbacks=[logger, tensorboard], verbose=0)
+    assert logger.names == ["hidden", "head"]
+    assert logger.steps == [2, 4, 6, 8]
+    assert logger.bits == [[7.5, 7.5], [7.0, 7.0], [6.5, 6.5], [6.0, 6.0]]
+    values = [value for _, value in curves_of(tmp_path)["batch_bits/hidden"]]
+    assert values
+    assert set(values) <= {7.5, 7.0, 6.5, 6.0}
+
+
+def test_the_csv_file_has_a_column_for_each_layer(make_model, data, tmp_path):
+    model = compiled(make_model())
+    csv_logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    model.fit(*data, batch_size=32, epochs=2, callbacks=[klb.BitLogger(), csv_logger], verbose=0)
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["bits/hidden"]) for row in rows] == [7.5, 7.0]
+    assert all(float(row["loss"]) > float(row["task_loss"]) for row in rows)
+
+
+def test_bits_of_layers_with_two_kernels_have_two_names(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitSeparableConv2D(2, 3, name="sep")(inputs))
+    compiled(model)
+    x, y = np.ones((4, 8, 8, 3)), np.ones((4, 6, 6, 2))
+    history = model.fit(x, y, callbacks=[klb.BitLogger()], verbose=0).history
+    assert history["bits/sep/depthwise_kernel"] == [7.75]
+    assert history["bits/sep/pointwise_kernel"] == [7.75]
+
+
+@pytest.mark.parametrize("update_freq", [0, -1, "batch", 1.5])
+def test_an_unknown_update_freq_is_refused(update_freq):
+    with pytest.raises(ValueError, match="`update_freq` must be 'epoch' or a positive number"):
+        klb.BitLogger(update_freq=update_freq)
+
+
+@pytest.mark.parametrize("at", [0.5, 2])
+def test_freeze_bits_stops_them_at_integers(at, make_model, data):
+    model = compiled(make_model())
+    model.compile("adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.3))
+    callbacks = [klb.FreezeBits(at=at), klb.BitLogger()]
+    bits = model.fit(*data, epochs=4, callbacks=callbacks, verbose=0).history["bits/head"]
+    np.testing.assert_allclose(bits[:2], [7.4, 6.8], rtol=1e-5)
+    assert bits[2:] == [7.0, 7.0]
+
+
+def test_a_model_saved_in_the_freeze_stays_frozen(make_model, data, tmp_path):
+    model = compiled(make_model())
+    model.fit(*data, epochs=2, callbacks=[klb.FreezeBits(at=1)], verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.fit(*data, verbose=0)
+    assert float(loaded.get_layer("head").bits) == float(model.get_layer("head").bits) == 8.0
+
+
+@pytest.mark.parametrize("at", [-1, -0.5, 1.0, 1.5])
+def test_freezing_at_no_time_is_refused(at):
+    with pytest.raises(ValueError, match=f"`at` must be a fraction.*Received: at={at}"):
+        klb.FreezeBits(at=at)
+
+
+def test_freezing_a_plain_keras_model_is_refused(data):
+    model = keras.Sequential([keras.Input((6,)), klb.LearnedBitDense(2)])
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match="bits do not move"):
+        model.fit(*data, callbacks=[klb.FreezeBits()], verbose=0)
+
+
+def test_freezing_works_on_two_replicas(strategy, make_model, data):
+    with strategy.scope():
+        model = compiled(make_model())
+    callbacks = [klb.FreezeBits(at=1), klb.BitLogger(), klb.ProjectKernels()]
+    bits = model.fit(*data, batch_size=32, epochs=2, callbacks=callbacks, verbose=0)
+    assert bits.history["bits/head"] == [7.5, 8.0]
+
+
+def test_projected_kernels_lie_on_their_grid(make_model, data):
+    model = make_model(bits=2, max_bits=2)
+    compiled(model, "sgd")
+    model.fit(*data, callbacks=[klb.ProjectKernels()], verbose=0)
+    layer = model.get_layer("hidden")
+    kernel = layer.quantized_kernels["kernel"]
+    np.testing.assert_array_equal(kernel.kernel, kernel.quantized())
+
+
+# A user's habits: they work, and act on the weights only.
+
+
+def test_learning_rate_scheduler_sets_the_weights_rate_only(make_model, data):
+    model = compiled(make_model(), keras.optimizers.Adam(0.5))
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    history = model.fit(*data, batch_size=64, epochs=2, callbacks=[scheduler], verbose=0).history
+    assert history["learning_rate"] == [0.25, 0.125]
+    assert float(model.get_layer("head").bits) == 8 - 2 * 0.25
+
+
+def test_reduce_lr_on_plateau_acts_on_the_weights_rate_only(make_model, data):
+    model = compiled(make_model(), keras.optimizers.SGD(0.5))
+    x, y = data
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        "task_loss", mode="min", factor=0.5, patience=1, min_delta=1e9
+    )
+    history = model.fit(x, y, batch_size=64, epochs=4, callbacks=[plateau], verbose=0).history
+    assert history["learning_rate"] == [0.5, 0.5, 0.25, 0.125]
+    assert float(model.optimizer.bit_optimizer.learning_rate) == 0.25
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_tensorboard_draws_the_weights_learning_rate(policy, make_model, data, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    model = compiled(make_model(), keras.optimizers.Adam(0.5))
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: 0.25)
+    model.fit(*data, callbacks=[scheduler, keras.callbacks.TensorBoard(tmp_path)], verbose=0)
+    assert curves_of(tmp_path)["epoch_learning_rate"] == [(0, 0.25)]
+
+
+def test_early_stopping_restores_the_bits_with_the_best_weights(make_model, data):
+    model = compiled(make_model())
+    stopping = keras.callbacks.EarlyStopping(
+        "task_loss", mode="max", patience=2, restore_best_weights=True, min_delta=1e9
+    )
+    history = model.fit(
+        *data, batch_size=32, epochs=9, callbacks=[klb.BitLogger(), stopping], verbose=0
+    ).history
+    assert len(history["loss"]) == 3
+    assert float(model.get_layer("head").bits) == history["bits/head"][0] == 7.5
+
+
+def test_model_checkpoint_keeps_the_float_kernels_and_the_bits(make_model, data, tmp_path):
+    model = compiled(make_model())
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    model.fit(*data, batch_size=32, epochs=2, callbacks=[checkpoint], verbose=0)
+    first = keras.models.load_model(tmp_path / "1.keras")
+    second = keras.models.load_model(tmp_path / "2.keras")
+    assert [float(k.bits) for k in quantized_kernels(first)] == [7.5, 7.5]
+    for saved, now in zip(quantized_kernels(second), quantized_kernels(model), strict=True):
+        np.testing.assert_array_equal(saved.kernel, now.kernel)
+        assert float(saved.bits) == float(now.bits) == 7.0
+
+
+def test_backup_and_restore_brings_back_bits_and_price(make_model, data, tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def fit(model, *callbacks):
+        model.fit(*data, batch_size=32, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
+        return [v.numpy() for v in model.trainable_variables]
+
+    uninterrupted = fit(compiled(make_model()))
+    keras.utils.set_random_seed(1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(compiled(make_model()), keras.callbacks.BackupAndRestore(tmp_path), Interrupt())
+    resumed = fit(compiled(make_model()), keras.callbacks.BackupAndRestore(tmp_path))
+    for before, after in zip(uninterrupted, resumed, strict=True):
+        np.testing.assert_allclose(before, after, rtol=1e-6)
