@@ -17,15 +17,19 @@ def load(data_dir):
 
 def augment(images, shift=2):
     """Flips half of the images and shifts each by up to `shift` pixels, edges reflected."""
-    batch, size = tf.shape(images)[0], images.shape[1]
-    flip = tf.random.uniform((batch, 1, 1, 1)) < 0.5
-    images = tf.where(flip, tf.reverse(images, [2]), images)
-    images = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]], "REFLECT")
-    rows, columns = (
-        tf.random.uniform((batch, 1), 0, 2 * shift + 1, tf.int32) + tf.range(size) for _ in "yx"
-    )
-    images = tf.gather(images, rows, axis=1, batch_dims=1)
-    return tf.gather(images, columns, axis=2, batch_dims=1)
+    batch, (height, width, channels) = tf.shape(images)[0], images.shape[1:]
+
+    def shifted(size):
+        position = tf.range(size) + tf.random.uniform((batch, 1), -shift, shift + 1, tf.int32)
+        return size - 1 - tf.abs(size - 1 - tf.abs(position))
+
+    rows, columns = shifted(height), shifted(width)
+    flip = tf.random.uniform((batch, 1)) < 0.5
+    columns = tf.where(flip, width - 1 - columns, columns)
+    pixels = tf.reshape(rows[:, :, None] * width + columns[:, None, :], (batch, -1))
+    images = tf.reshape(images, (batch, height * width, channels))
+    images = tf.gather(images, pixels, axis=1, batch_dims=1)
+    return tf.reshape(images, (batch, height, width, channels))
 
 
 def cnn(Conv2D, Dense, widths=(32, 128, 128)):

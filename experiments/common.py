@@ -296,8 +296,9 @@ def _bit_optimizer(steps):
 
 def _dataset(images, labels, batch_size, augment=None, shuffle=False):
     """Batches of float images and one-hot labels, read from memory."""
-    labels = keras.utils.to_categorical(labels)
     scale = 1 / 255 if images.dtype == np.uint8 else 1.0
+    # As tensors they are captured; as arrays they would be copied for every batch.
+    images, labels = tf.constant(images), tf.constant(keras.utils.to_categorical(labels))
 
     def batch(indices):
         x = tf.gather(images, indices)
