@@ -15,7 +15,7 @@ def load(data_dir):
     return common.load_tfds("cifar10", data_dir)
 
 
-def augment(images, shift=2):
+def augment(images, shift=4):
     """Flips half of the images and shifts each by up to `shift` pixels, edges reflected."""
     batch, (height, width, channels) = tf.shape(images)[0], images.shape[1:]
 
@@ -84,6 +84,7 @@ if __name__ == "__main__":
                 "batch_size": 256,
                 "learning_rate": 5e-3,
                 "bit_reg": 1e-3,
+                "bit_penalty": "levels",
                 "dtype_policy": "mixed_bfloat16",
             },
             paper={"model": "lenet", "epochs": 100},

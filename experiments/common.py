@@ -210,6 +210,21 @@ class _EpochSeconds(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
+class _Progress(keras.callbacks.ProgbarLogger):
+    """Keras's progress bar with what fits in a line; the rest is in the logs."""
+
+    shown = ("loss", "task_loss", "accuracy", "mean_bits", "val_task_loss", "val_accuracy")
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, self._only_shown(logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, self._only_shown(logs))
+
+    def _only_shown(self, logs):
+        return {name: logs[name] for name in self.shown if name in logs}
+
+
 def _train(problem, train, test, output_dir, learned):
     """
     Trains one net.
@@ -242,6 +257,7 @@ def _train(problem, train, test, output_dir, learned):
             callbacks.append(klb.FreezeBits(at=0.75))
         log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    callbacks.append(_Progress())
     model.compile(**settings)
     history = model.fit(
         _dataset(*train, FLAGS.batch_size, problem.augment, shuffle=True),

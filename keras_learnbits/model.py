@@ -58,19 +58,20 @@ class LearnedBitTraining:
         bits_frozen: 1.0 while the bits stand still, else 0.0; a `keras.Variable`.
     """
 
-    @property
-    def bit_state(self):
-        """The model's own variables, which inference does not need."""
-        return [self.bit_reg, self.quantization_reg, self.bits_frozen]
-
     def _add_bit_state(self):
         """Creates the model's own variables and metrics, once the Keras class is initialized."""
 
         def add_scalar(name):
-            return self.add_weight(
-                name=name, shape=(), initializer="zeros", dtype="float32",
-                autocast=False, trainable=False,
-            )  # fmt: skip
+            variable = self.add_weight(
+                name=name,
+                shape=(),
+                initializer="zeros",
+                dtype="float32",
+                autocast=False,
+                trainable=False,
+            )
+            variable.serves_training_only = True
+            return variable
 
         self.bit_reg = add_scalar("bit_reg")
         self.quantization_reg = add_scalar("quantization_reg")

@@ -172,6 +172,9 @@ def bit_table(model):
             )
         )
     own = {id(v) for k in kernels for v in (k.kernel, k.bits, k.log_scale)}
-    own |= {id(v) for v in getattr(model, "bit_state", [])}
-    floats = sum(math.prod(v.shape) for v in model.weights if id(v) not in own)
+    floats = sum(
+        math.prod(variable.shape)
+        for variable in model.weights
+        if id(variable) not in own and not getattr(variable, "serves_training_only", False)
+    )
     return BitTable(rows, floats)
