@@ -109,7 +109,7 @@ PAPER = {
     "dtype_policy": "float32",
 }
 PAPER_HALVING_STEPS = 200
-PAPER_EPS = 1e-9
+PAPER_EPS = 5e-8
 
 
 def run(problem):
@@ -236,7 +236,10 @@ def _train(problem, train, test, output_dir, learned):
     steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
     model = _build(problem, learned)
     smoothing = problem.label_smoothing
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
+    reduction = "sum" if FLAGS.bit_gradient == "paper" else "sum_over_batch_size"
+    loss = keras.losses.CategoricalCrossentropy(
+        from_logits=True, label_smoothing=smoothing, reduction=reduction
+    )
     settings = {"optimizer": _optimizer(problem, steps), "loss": loss, "metrics": ["accuracy"]}
     timer = _EpochSeconds()
     callbacks = [timer]
@@ -252,7 +255,6 @@ def _train(problem, train, test, output_dir, learned):
         callbacks.append(logger)
         if FLAGS.bit_gradient == "paper":
             settings["quantization_error"] = "squared"
-            callbacks.append(klb.ProjectKernels())
         else:
             callbacks.append(klb.FreezeBits(at=0.75))
         log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")

@@ -1,6 +1,6 @@
 """Keras models that learn how many bits each layer's weights need."""
 
-from keras_learnbits.callbacks import BitLogger, FreezeBits, ProjectKernels
+from keras_learnbits.callbacks import BitLogger, FreezeBits
 from keras_learnbits.layers.convolutional import (
     LearnedBitConv1D,
     LearnedBitConv1DTranspose,
@@ -45,7 +45,6 @@ __all__ = [
     "LearnedBitSequential",
     "LearnedScaleQuantizer",
     "MinMaxQuantizer",
-    "ProjectKernels",
     "SignSGD",
     "bit_table",
 ]

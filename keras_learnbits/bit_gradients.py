@@ -38,6 +38,9 @@ class BitGradient:
     def __call__(self, step):
         raise NotImplementedError
 
+    def before_update(self, kernels):
+        """Called between the estimate and the update of weights and bits."""
+
     def get_config(self):
         return {}
 
@@ -73,6 +76,10 @@ class Paper(BitGradient):
             step.quantization_reg * self.error_slope(kernel) / replicas + price_gradient
             for kernel, price_gradient in zip(step.kernels, step.price_gradients, strict=True)
         ]
+
+    def before_update(self, kernels):
+        for kernel in kernels:
+            kernel.project()
 
     @staticmethod
     def error_slope(kernel):

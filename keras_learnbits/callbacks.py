@@ -1,4 +1,4 @@
-"""Callbacks: `BitLogger`, `FreezeBits` and the published method's `ProjectKernels`."""
+"""Callbacks: `BitLogger` and `FreezeBits`."""
 
 import keras
 import tensorflow as tf
@@ -116,26 +116,3 @@ class FreezeBits(keras.callbacks.Callback):
         start = self.at * self.params["epochs"] if isinstance(self.at, float) else self.at
         if epoch >= start and not self.model.bits_are_frozen:
             self.model.freeze_bits()
-
-
-class ProjectKernels(keras.callbacks.Callback):
-    """
-    Moves the float kernels onto their grids after each batch, as the published method does.
-
-    Small updates of the weights are then lost to the rounding: this is for the reproduction of
-    the published results, not for good ones.
-
-    Example:
-    >>> layer = keras_learnbits.LearnedBitDense(2, bits=2, kernel_quantizer="min_max")
-    >>> model = keras_learnbits.LearnedBitSequential([keras.Input((8,)), layer])
-    >>> model.compile("sgd", "mse", bit_reg=0.0)
-    >>> history = model.fit(np.ones((32, 8)), np.ones((32, 2)), verbose=0,
-    ...                     callbacks=[ProjectKernels()])
-    >>> kernel = layer.quantized_kernels["kernel"].kernel
-    >>> len(np.unique(kernel)) <= 4
-    True
-    """
-
-    def on_train_batch_end(self, batch, logs=None):
-        for kernel in quantized_kernels(self.model):
-            kernel.project()

@@ -247,6 +247,7 @@ class LearnedBitTraining:
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables, self._one_if_finite(loss))
         gradients = self._estimate_bit_gradients(list(gradients), variables, moving)
+        self._bit_gradient.before_update(moving)
         self.optimizer.apply(gradients, variables)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         for metric in self.metrics:

@@ -26,9 +26,9 @@ def fresh_keras():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def strategy():
-    """Two replicas on two virtual CPUs."""
+    """Two replicas on two virtual CPUs; one for all tests, as a process's collectives must be."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 

@@ -102,6 +102,33 @@ def test_in_paper_mode_bits_do_not_see_the_task(make_model, data):
     assert steps[0][0] == -np.sign(slopes[0])
 
 
+def test_in_paper_mode_an_update_starts_on_the_grid(make_model, data):
+    model = make_model(bits=2, max_bits=2, kernel_quantizer="min_max")
+    model.compile(keras.optimizers.SGD(0.0), "mse", bit_gradient="paper")
+    kernel = quantized_kernels(model)[0]
+    projected = kernel.quantized().numpy()
+    assert np.abs(kernel.kernel.numpy() - projected).max() > 0
+    model.fit(*data, batch_size=64, verbose=0)
+    np.testing.assert_array_equal(kernel.kernel, projected)
+
+
+def test_paper_mode_learns_the_same_on_two_replicas(strategy, make_model, data):
+    def train():
+        model = make_model(bits=4, kernel_quantizer="min_max")
+        model.compile(
+            keras.optimizers.SGD(0.1), "mse", bit_gradient="paper", bit_optimizer=klb.SignSGD(0.25)
+        )
+        model.fit(*data, batch_size=16, shuffle=False, verbose=0)
+        return [tf.convert_to_tensor(v.value).numpy() for v in model.trainable_variables]
+
+    one = train()
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        two = train()
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_an_unknown_bit_gradient_is_refused(make_model):
     with pytest.raises(ValueError, match="`bit_gradient` must be one of .*'straight_through'"):
         make_model().compile("adam", "mse", bit_gradient="typo")

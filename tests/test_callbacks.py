@@ -117,18 +117,9 @@ def test_freezing_a_plain_keras_model_is_refused(data):
 def test_freezing_works_on_two_replicas(strategy, make_model, data):
     with strategy.scope():
         model = compiled(make_model())
-    callbacks = [klb.FreezeBits(at=1), klb.BitLogger(), klb.ProjectKernels()]
+    callbacks = [klb.FreezeBits(at=1), klb.BitLogger()]
     bits = model.fit(*data, batch_size=32, epochs=2, callbacks=callbacks, verbose=0)
     assert bits.history["bits/head"] == [7.5, 8.0]
-
-
-def test_projected_kernels_lie_on_their_grid(make_model, data):
-    model = make_model(bits=2, max_bits=2)
-    compiled(model, "sgd")
-    model.fit(*data, callbacks=[klb.ProjectKernels()], verbose=0)
-    layer = model.get_layer("hidden")
-    kernel = layer.quantized_kernels["kernel"]
-    np.testing.assert_array_equal(kernel.kernel, kernel.quantized())
 
 
 # A user's habits: they work, and act on the weights only.
