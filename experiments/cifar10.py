@@ -1,5 +1,4 @@
-"""
-Learned bits on CIFAR-10.
+"""Learned bits on CIFAR-10.
 
 TFDS_DATA_DIR=... python experiments/cifar10.py --bit_reg=1e-3
 
@@ -15,16 +14,19 @@ def load(data_dir):
     return common.load_tfds("cifar10", data_dir)
 
 
-def augment(images, shift=4):
+def augment(images, seed, shift=4):
     """Flips half of the images and shifts each by up to `shift` pixels, edges reflected."""
     batch, (height, width, channels) = tf.shape(images)[0], images.shape[1:]
 
-    def shifted(size):
-        position = tf.range(size) + tf.random.uniform((batch, 1), -shift, shift + 1, tf.int32)
-        return size - 1 - tf.abs(size - 1 - tf.abs(position))
+    def draw(salt, low, high):
+        return tf.random.stateless_uniform((batch, 1), seed + salt, low, high, tf.int32)
 
-    rows, columns = shifted(height), shifted(width)
-    flip = tf.random.uniform((batch, 1)) < 0.5
+    def shifted(size, by):
+        return size - 1 - tf.abs(size - 1 - tf.abs(tf.range(size) + by))
+
+    rows = shifted(height, draw(0, -shift, shift + 1))
+    columns = shifted(width, draw(1, -shift, shift + 1))
+    flip = draw(2, 0, 2) == 1
     columns = tf.where(flip, width - 1 - columns, columns)
     pixels = tf.reshape(rows[:, :, None] * width + columns[:, None, :], (batch, -1))
     images = tf.reshape(images, (batch, height * width, channels))
@@ -33,8 +35,7 @@ def augment(images, shift=4):
 
 
 def cnn(Conv2D, Dense, widths=(32, 128, 128)):
-    """
-    Six 3x3 convolutions that pool early and widen late, 0.5 M weights.
+    """Six 3x3 convolutions that pool early and widen late, 0.5 M weights.
 
     The layout of Keller Jordan's cifar10-airbench at half its width.
     """

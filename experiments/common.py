@@ -1,5 +1,4 @@
-"""
-What the experiments share: flags, the training of one net, and the files a run leaves behind.
+"""What the experiments share: flags, the training of one net, and the files a run leaves behind.
 
 A program names its data and its nets in a `Problem` and calls `run`. A net is a function
 `build(Conv2D, Dense)` that returns inputs and outputs, so that the float baseline and the
@@ -74,8 +73,7 @@ flags.DEFINE_string("output_dir", None, "Files of the run; `runs/<program>-<mode
 
 @dataclasses.dataclass
 class Problem:
-    """
-    Data, nets and default settings of one program.
+    """Data, nets and default settings of one program.
 
     Attributes:
         load: Function of `data_dir` to `(x, y), (x, y)`, uint8 or float images and integer
@@ -83,7 +81,7 @@ class Problem:
         nets: Dictionary of name to `build(Conv2D, Dense)`, the default first.
         defaults: Values of the flags that the user leaves open.
         paper: What the published settings are in this program.
-        augment: Function of a batch of images to a batch of images, or None.
+        augment: Function of a batch of images and a seed to a batch of images, or None.
         label_smoothing: Of the training loss.
         weight_decay: Of AdamW.
     """
@@ -226,8 +224,7 @@ class _Progress(keras.callbacks.ProgbarLogger):
 
 
 def _train(problem, train, test, output_dir, learned):
-    """
-    Trains one net.
+    """Trains one net.
 
     Returns:
         The model, the history of `fit` as a dictionary, the seconds of each epoch.
@@ -318,15 +315,18 @@ def _dataset(images, labels, batch_size, augment=None, shuffle=False):
     # As tensors they are captured; as arrays they would be copied for every batch.
     images, labels = tf.constant(images), tf.constant(keras.utils.to_categorical(labels))
 
-    def batch(indices):
+    def batch(indices, seed):
         x = tf.gather(images, indices)
-        x = augment(x) if augment is not None else x
+        x = augment(x, seed) if augment is not None else x
         return tf.cast(x, tf.float32) * scale, tf.gather(labels, indices)
 
     indices = tf.data.Dataset.range(len(images))
     if shuffle:
         indices = indices.shuffle(len(images), seed=FLAGS.seed)
-    return indices.batch(batch_size).map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    # A seed a batch, so that batches made in parallel are the same in every run.
+    seeds = tf.data.Dataset.random(FLAGS.seed, rerandomize_each_iteration=True).batch(2)
+    batches = tf.data.Dataset.zip(indices.batch(batch_size), seeds)
+    return batches.map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def _plot_bits(logger, path, title):
@@ -343,8 +343,7 @@ def _plot_bits(logger, path, title):
 
 
 def load_tfds(name, data_dir):
-    """
-    Train and test arrays of a dataset of tensorflow_datasets.
+    """Train and test arrays of a dataset of tensorflow_datasets.
 
     Raises:
         FileNotFoundError: The data are not there, with a line that says how to get them.

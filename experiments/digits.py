@@ -1,5 +1,4 @@
-"""
-Learned bits on scikit-learn's bundled handwritten digits: 1,797 images of 8x8, no download.
+"""Learned bits on scikit-learn's bundled handwritten digits: 1,797 images of 8x8, no download.
 
 python experiments/digits.py
 """

@@ -1,5 +1,4 @@
-"""
-Learned bits on MNIST, and the published method on MNIST.
+"""Learned bits on MNIST, and the published method on MNIST.
 
 TFDS_DATA_DIR=... python experiments/mnist.py
 TFDS_DATA_DIR=... python experiments/mnist.py --bit_gradient=paper

@@ -8,8 +8,7 @@ from keras_learnbits.serialization import register
 
 
 class BitStep(NamedTuple):
-    """
-    What a training step knows when the bits are to move.
+    """What a training step knows when the bits are to move.
 
     Attributes:
         kernels: The `QuantizedKernel`s that are trained.
@@ -29,8 +28,7 @@ class BitStep(NamedTuple):
 
 
 class BitGradient:
-    """
-    Base class of the estimators: a function from a `BitStep` to one gradient a kernel.
+    """Base class of the estimators: a function from a `BitStep` to one gradient a kernel.
 
     Each replica returns its share: the gradients are summed over replicas before the sign.
     """
@@ -59,8 +57,7 @@ class StraightThrough(BitGradient):
 
 @register
 class Paper(BitGradient):
-    """
-    The published formulas: the bits see the quantization error and the price, not the task.
+    """The published formulas: the bits see the quantization error and the price, not the task.
 
         dQ/dB = sum (W~ - W) * (-d) * Z
 

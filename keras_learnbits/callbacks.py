@@ -7,8 +7,7 @@ from keras_learnbits.layers.base import quantized_kernels
 
 
 class BitLogger(keras.callbacks.Callback):
-    """
-    Adds each layer's bits and quantization error to the logs.
+    """Adds each layer's bits and quantization error to the logs.
 
     Keras's callbacks share their logs: put it *before* `TensorBoard` and `CSVLogger`, and
     `bits/<layer>` and `quantization_error/<layer>` have a curve, a column, and an entry in
@@ -75,8 +74,7 @@ class BitLogger(keras.callbacks.Callback):
 
 
 class FreezeBits(keras.callbacks.Callback):
-    """
-    Rounds the bits and stops them; training goes on with fixed integers.
+    """Rounds the bits and stops them; training goes on with fixed integers.
 
     Args:
         at: When: a fraction of the epochs (a float below 1), or the number of epochs that are

@@ -13,8 +13,7 @@ from keras_learnbits.serialization import choose, register
 
 @register
 class BitMetrics(keras.metrics.Metric):
-    """
-    Means over examples of the parts of the loss: one entry in the logs for each.
+    """Means over examples of the parts of the loss: one entry in the logs for each.
 
     Args:
         names: Names of the entries.
@@ -43,8 +42,7 @@ class BitMetrics(keras.metrics.Metric):
 
 
 class LearnedBitTraining:
-    """
-    What makes a Keras model learn bits; goes before the Keras class.
+    """What makes a Keras model learn bits; goes before the Keras class.
 
     The loss that `fit` minimizes and `evaluate` reports is
 
@@ -96,8 +94,7 @@ class LearnedBitTraining:
         bit_optimizer=None,
         **kwargs,
     ):
-        """
-        Configures training: Keras's arguments, and how bits are learned.
+        """Configures training: Keras's arguments, and how bits are learned.
 
         Args:
             optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs: As in
@@ -260,8 +257,7 @@ class LearnedBitTraining:
         return {"training": True} if "training" in takes else {}
 
     def _one_if_finite(self, loss):
-        """
-        The gradient of the loss by itself; stops training by name if the loss is no number.
+        """The gradient of the loss by itself; stops training by name if the loss is no number.
 
         Every gradient is computed from this one, so nothing is changed before the check.
         """
@@ -309,6 +305,8 @@ def _batch_size(x, y):
 def _with_bit_optimizer(optimizer, bit_optimizer):
     """Puts the bits' optimizer beside the user's, inside loss scaling if there is any."""
     optimizer = keras.optimizers.get(optimizer)
+    if optimizer is None:  # a model that is only evaluated
+        return None
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         config = optimizer.get_config()
         config["inner_optimizer"] = _with_bit_optimizer(optimizer.inner_optimizer, bit_optimizer)
@@ -322,8 +320,7 @@ def _with_bit_optimizer(optimizer, bit_optimizer):
 
 @register
 class LearnedBitModel(LearnedBitTraining, keras.Model):
-    """
-    `keras.Model` whose `fit` learns weights and bit-widths together.
+    """`keras.Model` whose `fit` learns weights and bit-widths together.
 
     Use it as `keras.Model`: with inputs and outputs, or as a base class with a `call` of your
     own. `LearnedBitSequential` is the same for a stack of layers.
@@ -385,8 +382,7 @@ class LearnedBitFunctional(LearnedBitModel, _keras_functional_class()):
 
 @register
 class LearnedBitSequential(LearnedBitTraining, keras.Sequential):
-    """
-    `keras.Sequential` whose `fit` learns weights and bit-widths together.
+    """`keras.Sequential` whose `fit` learns weights and bit-widths together.
 
     Example:
     >>> model = LearnedBitSequential([keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])

@@ -1,5 +1,4 @@
-"""
-Pure tensor functions: grids, rounding to a grid, and what rounding costs.
+"""Pure tensor functions: grids, rounding to a grid, and what rounding costs.
 
 A *grid* is what a kernel is rounded to: the `max_code + 1` evenly spaced levels
 
@@ -27,8 +26,7 @@ GAUSSIAN_STEPS = (
 
 
 class Grid(NamedTuple):
-    """
-    Evenly spaced levels `step * (code + offset)` for `code` in `0..max_code`.
+    """Evenly spaced levels `step * (code + offset)` for `code` in `0..max_code`.
 
     Attributes:
         step: Distance between two levels; positive.
@@ -42,8 +40,7 @@ class Grid(NamedTuple):
 
 
 def integer_bits(bits):
-    """
-    Rounds a real bit-width to the integer in use; halves go up.
+    """Rounds a real bit-width to the integer in use; halves go up.
 
     >>> integer_bits(tf.constant([2.4, 2.5, 3.5])).numpy().tolist()
     [2.0, 3.0, 4.0]
@@ -58,8 +55,7 @@ def _with_slope(value, slope, at):
 
 
 def max_code(bits):
-    """
-    The highest code, `2**B - 1` at the integer `B` nearest to `bits`.
+    """The highest code, `2**B - 1` at the integer `B` nearest to `bits`.
 
     Differentiable in `bits` as if they were real: the derivative is `ln(2) * 2**B`.
 
@@ -71,8 +67,7 @@ def max_code(bits):
 
 
 def gaussian_step(bits):
-    """
-    Best step of a `2**B`-level mid-rise grid for unit Gaussian weights.
+    """Best step of a `2**B`-level mid-rise grid for unit Gaussian weights.
 
     `B` is the integer nearest to `bits`. The derivative in `bits` is that of the table
     interpolated in the logarithm, `step * (log step(B+1) - log step(B-1)) / 2`.
@@ -85,8 +80,7 @@ def gaussian_step(bits):
 
 
 def gaussian_log_step_slope(bits):
-    """
-    Derivative of `log(gaussian_step(bits))` by the bits: -0.47 at 1 bit, -0.65 at 16.
+    """Derivative of `log(gaussian_step(bits))` by the bits: -0.47 at 1 bit, -0.65 at 16.
 
     >>> round(float(gaussian_log_step_slope(tf.constant(4.0))), 3)
     -0.568
@@ -102,8 +96,7 @@ def _table_index(bits):
 
 
 def encode(kernel, grid):
-    """
-    Codes of the levels nearest to the kernel's weights.
+    """Codes of the levels nearest to the kernel's weights.
 
     Args:
         kernel: Float tensor.
@@ -136,8 +129,7 @@ def _outside(kernel, grid):
 
 
 def fake_quantize(kernel, grid):
-    """
-    Rounds a kernel to its grid, with gradients straight through the rounding.
+    """Rounds a kernel to its grid, with gradients straight through the rounding.
 
     With `q = step * (code + offset)`, weights `w` inside the range give (as in LSQ,
     arXiv 1902.08153)
@@ -183,8 +175,7 @@ def fake_quantize(kernel, grid):
 
 
 def squared_error(kernel, grid):
-    """
-    Squared quantization error, summed over the kernel: `sum (q - w)**2`.
+    """Squared quantization error, summed over the kernel: `sum (q - w)**2`.
 
     Its derivatives are the true ones, since codes do not change under small changes: by the
     weights `2 * (w - q)`, which pulls them to their levels, and by the step
@@ -207,8 +198,7 @@ def squared_error(kernel, grid):
 
 
 def with_error_slope(error, bits, log_step_slope):
-    """
-    `error` with the derivative in `bits` that a squared error has while no weight is clipped.
+    """`error` with the derivative in `bits` that a squared error has while no weight is clipped.
 
     There it grows as the square of the step, so `d error / d bits = 2 * error * log_step_slope`:
     -1.39 times the error where one bit more halves the step. This is the linearization of the

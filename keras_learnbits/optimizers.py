@@ -8,8 +8,7 @@ from keras_learnbits.serialization import register
 
 @register
 class SignSGD(keras.optimizers.Optimizer):
-    """
-    Gradient descent by the sign: `w <- w - learning_rate * sign(m)`.
+    """Gradient descent by the sign: `w <- w - learning_rate * sign(m)`.
 
     With a `momentum` of 0, `m` is the gradient; else its running mean, `m <- momentum * m +
     (1 - momentum) * g`, whose sign a noisy gradient flips less often ("signum"). Gradients are
@@ -86,8 +85,7 @@ class SignSGD(keras.optimizers.Optimizer):
 
 @register
 class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
-    """
-    The user's optimizer for the weights, one of its own for the bits.
+    """The user's optimizer for the weights, one of its own for the bits.
 
     Seen from outside it is the user's: `learning_rate` and `iterations` are those of the
     weights, so that schedules, callbacks and TensorBoard mean what they meant. Weight decay,

@@ -7,8 +7,7 @@ TINY = 1e-30
 
 
 def mean_bits(bits, sizes):
-    """
-    Mean bits per weight, `sum N_l b_l / sum N_l`: the storage, whoever uses it.
+    """Mean bits per weight, `sum N_l b_l / sum N_l`: the storage, whoever uses it.
 
     `bit_reg` times this is what one mean bit may cost in loss, the same for every model.
 
@@ -28,8 +27,7 @@ def mean_bits(bits, sizes):
 
 
 def levels(bits, sizes):
-    """
-    The published price, `sum_l 2**b_l`, which charges a small layer as much as a big one.
+    """The published price, `sum_l 2**b_l`, which charges a small layer as much as a big one.
 
     Args:
         bits: Float32 tensor of shape `(layers,)`.
@@ -50,8 +48,7 @@ BIT_PENALTIES = {"bits": mean_bits, "levels": levels}
 
 
 def relative_error(squared_errors, energies, sizes):
-    """
-    Quantization error of a model: squared error over the kernel's energy, `||q - W||^2 / ||W||^2`.
+    """Quantization error of a model: squared error over energy, `||q - W||^2 / ||W||^2`.
 
     The mean over layers weighted by their numbers of weights, without a unit: 0 is exact, 1 is
     a kernel rounded away.
@@ -74,8 +71,7 @@ def relative_error(squared_errors, energies, sizes):
 
 
 def half_squared_error(squared_errors, energies, sizes):
-    """
-    The published quantization error, `sum_l 1/2 ||q - W||^2`.
+    """The published quantization error, `sum_l 1/2 ||q - W||^2`.
 
     Example:
     >>> half_squared_error(tf.constant([1.0, 3.0]), None, None).numpy().item()

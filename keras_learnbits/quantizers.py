@@ -1,5 +1,4 @@
-"""
-How a kernel becomes levels: `LearnedScaleQuantizer` (default) and `MinMaxQuantizer`.
+"""How a kernel becomes levels: `LearnedScaleQuantizer` (default) and `MinMaxQuantizer`.
 
 A quantizer says which grid a kernel is rounded to at a bit-width. Training (float levels with
 gradients) and export (integer codes) both read that one grid, so they cannot disagree.
@@ -15,15 +14,13 @@ from keras_learnbits.serialization import choose, register
 
 
 class Quantizer:
-    """
-    Base class: maps a kernel and a bit-width to a grid of `2**bits` levels.
+    """Base class: maps a kernel and a bit-width to a grid of `2**bits` levels.
 
     A subclass defines `grid` and `log_step_slope`, and `scale_shape` if it has trained scales.
     """
 
     def scale_shape(self, kernel_shape, output_axes):
-        """
-        Shape of the trained scales that broadcasts against the kernel; None without any.
+        """Shape of the trained scales that broadcasts against the kernel; None without any.
 
         Args:
             kernel_shape: Tuple of integers.
@@ -32,8 +29,7 @@ class Quantizer:
         return None
 
     def grid(self, kernel, bits, log_scale=None):
-        """
-        The grid for a kernel.
+        """The grid for a kernel.
 
         Args:
             kernel: Float32 tensor.
@@ -84,8 +80,7 @@ class Quantizer:
 
 @register
 class LearnedScaleQuantizer(Quantizer):
-    """
-    Symmetric mid-rise grid of `2**bits` levels with trained scales.
+    """Symmetric mid-rise grid of `2**bits` levels with trained scales.
 
     Levels are the half-integers times a step: at 2 bits `-1.5, -0.5, 0.5, 1.5`. The step is
     `gaussian_step(bits) * exp(log_scale)`, where `gaussian_step` is the best step for unit
@@ -113,8 +108,7 @@ class LearnedScaleQuantizer(Quantizer):
         return tuple(size if axis in kept else 1 for axis, size in enumerate(kernel_shape))
 
     def initial_log_scale(self, kernel, scale_shape):
-        """
-        Logarithm of the root mean square of the weights behind each scale.
+        """Logarithm of the root mean square of the weights behind each scale.
 
         A channel of zeros takes that of the whole kernel, a kernel of zeros `1 / sqrt(fan_in)`,
         so that it can be trained away from zero.
@@ -149,8 +143,7 @@ class LearnedScaleQuantizer(Quantizer):
 
 @register
 class MinMaxQuantizer(Quantizer):
-    """
-    The published method's affine grid on `[min W, max W]`, re-read from `W` at every use.
+    """The published method's affine grid on `[min W, max W]`, re-read from `W` at every use.
 
     The step is `(max W - min W) / (2**bits - 1)`, so that codes fit `bits` bits. The paper prints
     `/ 2**bits`, whose `2**bits + 1` levels do not.
@@ -181,8 +174,7 @@ QUANTIZERS = {"learned_scale": LearnedScaleQuantizer, "min_max": MinMaxQuantizer
 
 
 def get(quantizer):
-    """
-    Returns a quantizer from its name ("learned_scale", "min_max"), config or instance.
+    """Returns a quantizer from its name ("learned_scale", "min_max"), config or instance.
 
     Raises:
         ValueError: It is none of these.

@@ -9,8 +9,7 @@ FLOAT_BYTES = 4
 
 
 class BitRow(NamedTuple):
-    """
-    One quantized kernel.
+    """One quantized kernel.
 
     Attributes:
         layer: Name of the layer; `layer/kernel` where it has several.
@@ -37,8 +36,7 @@ class BitRow(NamedTuple):
 
 
 class BitTable:
-    """
-    Rows and totals of a model; prints as an aligned table.
+    """Rows and totals of a model; prints as an aligned table.
 
     Attributes:
         rows: List of `BitRow`.
@@ -129,8 +127,7 @@ class BitTable:
 
 
 def bit_table(model):
-    """
-    What the bits of a model have come to, layer by layer, and what it weighs.
+    """What the bits of a model have come to, layer by layer, and what it weighs.
 
     Args:
         model: A built Keras model with learned-bit layers.

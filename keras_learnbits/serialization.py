@@ -6,8 +6,7 @@ register = keras.saving.register_keras_serializable(package="keras_learnbits")
 
 
 def choose(name, choices, argument):
-    """
-    Looks up what a user named.
+    """Looks up what a user named.
 
     Args:
         name: The user's choice.

@@ -1,5 +1,4 @@
-"""
-What every learned-bit layer shares: quantized kernels, each with a bit-width of its own.
+"""What every learned-bit layer shares: quantized kernels, each with a bit-width of its own.
 
 A layer names its quantized kernels as class attributes and leaves everything else to Keras:
 
@@ -32,8 +31,7 @@ class ClipBits(keras.constraints.Constraint):
 
 
 class QuantizedKernel:
-    """
-    One float kernel with its bit-width, its scales and its quantizer.
+    """One float kernel with its bit-width, its scales and its quantizer.
 
     Attributes:
         layer: The layer it belongs to.
@@ -101,8 +99,7 @@ class QuantizedKernel:
 
 
 class QuantizedWeight:
-    """
-    Class attribute of a layer: reading it gives the quantized weight in the compute dtype.
+    """Class attribute of a layer: reading it gives the quantized weight in the compute dtype.
 
     Args:
         output_axes: Axes of the weight that number the layer's output channels, which may have
@@ -131,8 +128,7 @@ class QuantizedWeight:
 
 
 class LearnedBitMixin:
-    """
-    Gives a Keras layer quantized kernels with trainable bit-widths.
+    """Gives a Keras layer quantized kernels with trainable bit-widths.
 
     Put it before the Keras layer. In a `LearnedBitModel` the bits move; in any other Keras model
     the layer trains as a quantization-aware layer whose bits stay where they are, and the bits
@@ -271,8 +267,7 @@ class LearnedBitMixin:
 
 
 def quantized_kernels(model):
-    """
-    All quantized kernels of a model or layer, each once, in the order of the variables.
+    """All quantized kernels of a model or layer, each once, in the order of the variables.
 
     Args:
         model: A built Keras model or layer.

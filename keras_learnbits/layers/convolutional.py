@@ -1,5 +1,4 @@
-"""
-Learned-bit twins of Keras's convolutions.
+"""Learned-bit twins of Keras's convolutions.
 
 All take the arguments of the Keras layer of that name, and `bits`, `min_bits`, `max_bits` and
 `kernel_quantizer` (`LearnedBitMixin` describes them).
@@ -13,8 +12,7 @@ from keras_learnbits.serialization import register
 
 @register
 class LearnedBitConv1D(LearnedBitMixin, keras.layers.Conv1D):
-    """
-    `keras.layers.Conv1D` with a quantized kernel, a trainable bit-width, a scale a filter.
+    """`keras.layers.Conv1D` with a quantized kernel, a trainable bit-width, a scale a filter.
 
     >>> LearnedBitConv1D(4, 3)(keras.ops.ones((2, 8, 3))).shape
     TensorShape([2, 6, 4])
@@ -25,8 +23,7 @@ class LearnedBitConv1D(LearnedBitMixin, keras.layers.Conv1D):
 
 @register
 class LearnedBitConv2D(LearnedBitMixin, keras.layers.Conv2D):
-    """
-    `keras.layers.Conv2D` with a quantized kernel, a trainable bit-width, a scale a filter.
+    """`keras.layers.Conv2D` with a quantized kernel, a trainable bit-width, a scale a filter.
 
     >>> LearnedBitConv2D(4, 3)(keras.ops.ones((2, 8, 8, 3))).shape
     TensorShape([2, 6, 6, 4])
@@ -37,8 +34,7 @@ class LearnedBitConv2D(LearnedBitMixin, keras.layers.Conv2D):
 
 @register
 class LearnedBitConv3D(LearnedBitMixin, keras.layers.Conv3D):
-    """
-    `keras.layers.Conv3D` with a quantized kernel, a trainable bit-width, a scale a filter.
+    """`keras.layers.Conv3D` with a quantized kernel, a trainable bit-width, a scale a filter.
 
     >>> LearnedBitConv3D(4, 3)(keras.ops.ones((2, 8, 8, 8, 3))).shape
     TensorShape([2, 6, 6, 6, 4])
@@ -49,8 +45,7 @@ class LearnedBitConv3D(LearnedBitMixin, keras.layers.Conv3D):
 
 @register
 class LearnedBitConv1DTranspose(LearnedBitMixin, keras.layers.Conv1DTranspose):
-    """
-    `keras.layers.Conv1DTranspose` with a quantized kernel and a trainable bit-width.
+    """`keras.layers.Conv1DTranspose` with a quantized kernel and a trainable bit-width.
 
     >>> LearnedBitConv1DTranspose(4, 3)(keras.ops.ones((2, 8, 3))).shape
     TensorShape([2, 10, 4])
@@ -61,8 +56,7 @@ class LearnedBitConv1DTranspose(LearnedBitMixin, keras.layers.Conv1DTranspose):
 
 @register
 class LearnedBitConv2DTranspose(LearnedBitMixin, keras.layers.Conv2DTranspose):
-    """
-    `keras.layers.Conv2DTranspose` with a quantized kernel and a trainable bit-width.
+    """`keras.layers.Conv2DTranspose` with a quantized kernel and a trainable bit-width.
 
     >>> LearnedBitConv2DTranspose(4, 3)(keras.ops.ones((2, 8, 8, 3))).shape
     TensorShape([2, 10, 10, 4])
@@ -73,8 +67,7 @@ class LearnedBitConv2DTranspose(LearnedBitMixin, keras.layers.Conv2DTranspose):
 
 @register
 class LearnedBitConv3DTranspose(LearnedBitMixin, keras.layers.Conv3DTranspose):
-    """
-    `keras.layers.Conv3DTranspose` with a quantized kernel and a trainable bit-width.
+    """`keras.layers.Conv3DTranspose` with a quantized kernel and a trainable bit-width.
 
     >>> LearnedBitConv3DTranspose(4, 3)(keras.ops.ones((2, 4, 4, 4, 3))).shape
     TensorShape([2, 6, 6, 6, 4])
@@ -85,8 +78,7 @@ class LearnedBitConv3DTranspose(LearnedBitMixin, keras.layers.Conv3DTranspose):
 
 @register
 class LearnedBitDepthwiseConv1D(LearnedBitMixin, keras.layers.DepthwiseConv1D):
-    """
-    `keras.layers.DepthwiseConv1D` with a quantized kernel and a trainable bit-width.
+    """`keras.layers.DepthwiseConv1D` with a quantized kernel and a trainable bit-width.
 
     >>> LearnedBitDepthwiseConv1D(3)(keras.ops.ones((2, 8, 3))).shape
     TensorShape([2, 6, 3])
@@ -97,8 +89,7 @@ class LearnedBitDepthwiseConv1D(LearnedBitMixin, keras.layers.DepthwiseConv1D):
 
 @register
 class LearnedBitDepthwiseConv2D(LearnedBitMixin, keras.layers.DepthwiseConv2D):
-    """
-    `keras.layers.DepthwiseConv2D` with a quantized kernel and a trainable bit-width.
+    """`keras.layers.DepthwiseConv2D` with a quantized kernel and a trainable bit-width.
 
     >>> LearnedBitDepthwiseConv2D(3)(keras.ops.ones((2, 8, 8, 3))).shape
     TensorShape([2, 6, 6, 3])
@@ -109,8 +100,7 @@ class LearnedBitDepthwiseConv2D(LearnedBitMixin, keras.layers.DepthwiseConv2D):
 
 @register
 class LearnedBitSeparableConv1D(LearnedBitMixin, keras.layers.SeparableConv1D):
-    """
-    `keras.layers.SeparableConv1D` with two quantized kernels, each with its own bit-width.
+    """`keras.layers.SeparableConv1D` with two quantized kernels, each with its own bit-width.
 
     >>> LearnedBitSeparableConv1D(4, 3)(keras.ops.ones((2, 8, 3))).shape
     TensorShape([2, 6, 4])
@@ -122,8 +112,7 @@ class LearnedBitSeparableConv1D(LearnedBitMixin, keras.layers.SeparableConv1D):
 
 @register
 class LearnedBitSeparableConv2D(LearnedBitMixin, keras.layers.SeparableConv2D):
-    """
-    `keras.layers.SeparableConv2D` with two quantized kernels, each with its own bit-width.
+    """`keras.layers.SeparableConv2D` with two quantized kernels, each with its own bit-width.
 
     >>> layer = LearnedBitSeparableConv2D(4, 3, bits=3)
     >>> layer(keras.ops.ones((2, 8, 8, 3))).shape

@@ -8,8 +8,7 @@ from keras_learnbits.serialization import register
 
 @register
 class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
-    """
-    `keras.layers.Dense` with a quantized kernel and a trainable bit-width.
+    """`keras.layers.Dense` with a quantized kernel and a trainable bit-width.
 
     Takes the arguments of `keras.layers.Dense`, and `bits`, `min_bits`, `max_bits` and
     `kernel_quantizer` (`LearnedBitMixin` describes them). Scales are one a unit.
@@ -36,8 +35,7 @@ def _einsum_output_axes(layer):
 
 @register
 class LearnedBitEinsumDense(LearnedBitMixin, keras.layers.EinsumDense):
-    """
-    `keras.layers.EinsumDense` with a quantized kernel and a trainable bit-width.
+    """`keras.layers.EinsumDense` with a quantized kernel and a trainable bit-width.
 
     Takes the arguments of `keras.layers.EinsumDense`, and those of `LearnedBitMixin`. Scales are
     one for each index of the kernel's axes that appear in the output.
@@ -53,8 +51,7 @@ class LearnedBitEinsumDense(LearnedBitMixin, keras.layers.EinsumDense):
 
 @register
 class LearnedBitEmbedding(LearnedBitMixin, keras.layers.Embedding):
-    """
-    `keras.layers.Embedding` with quantized embeddings and a trainable bit-width.
+    """`keras.layers.Embedding` with quantized embeddings and a trainable bit-width.
 
     Takes the arguments of `keras.layers.Embedding`, and those of `LearnedBitMixin`. Scales are
     one an output dimension, shared by all rows.
