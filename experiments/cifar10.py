@@ -88,7 +88,7 @@ if __name__ == "__main__":
                 "bit_penalty": "levels",
                 "dtype_policy": "mixed_bfloat16",
             },
-            paper={"model": "lenet", "epochs": 100},
+            published={"model": "lenet", "epochs": 100},
             augment=augment,
             label_smoothing=0.1,
             weight_decay=0.05,

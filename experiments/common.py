@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
+from recipes import RECIPES, Published
 
 import keras_learnbits as klb
 
@@ -44,7 +45,7 @@ flags.DEFINE_float("bit_momentum", 0.99, "Momentum of the bits' sign.", lower_bo
 flags.DEFINE_enum(
     "bit_gradient",
     "straight_through",
-    ["straight_through", "paper"],
+    sorted(RECIPES),
     "What the sign is taken of. `paper` sets every flag not given to the published settings.",
 )
 flags.DEFINE_enum("bit_penalty", "bits", ["bits", "levels"], "What bits cost.")
@@ -80,7 +81,7 @@ class Problem:
             labels as NumPy arrays, for training and test.
         nets: Dictionary of name to `build(Conv2D, Dense)`, the default first.
         defaults: Values of the flags that the user leaves open.
-        paper: What the published settings are in this program.
+        published: Flags of the published method in this program.
         augment: Function of a batch of images and a seed to a batch of images, or None.
         label_smoothing: Of the training loss.
         weight_decay: Of AdamW.
@@ -89,25 +90,10 @@ class Problem:
     load: Callable
     nets: dict
     defaults: dict
-    paper: dict = dataclasses.field(default_factory=dict)
+    published: dict = dataclasses.field(default_factory=dict)
     augment: Callable | None = None
     label_smoothing: float = 0.0
     weight_decay: float = 0.0
-
-
-# The published settings. Left open in the paper and chosen here: bits start at 8, the sign is 0
-# where mu times the gradient is below PAPER_EPS.
-PAPER = {
-    "batch_size": 200,
-    "learning_rate": 1e-3,
-    "quantization_reg": 1e-3,
-    "bit_reg": 1e-6,
-    "bit_penalty": "levels",
-    "bit_learning_rate": 1.0,
-    "dtype_policy": "float32",
-}
-PAPER_HALVING_STEPS = 200
-PAPER_EPS = 5e-8
 
 
 def run(problem):
@@ -116,9 +102,10 @@ def run(problem):
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-        defaults = {"model": next(iter(problem.nets)), **problem.defaults}
-        if FLAGS.bit_gradient == "paper":
-            defaults |= PAPER | problem.paper
+        recipe = RECIPES[FLAGS.bit_gradient]()
+        defaults = {"model": next(iter(problem.nets)), **problem.defaults, **recipe.defaults}
+        if isinstance(recipe, Published):
+            defaults |= problem.published
         for name, value in defaults.items():
             if not FLAGS[name].present:
                 FLAGS[name].value = value
@@ -126,12 +113,12 @@ def run(problem):
             raise app.UsageError(
                 f"--model must be one of {', '.join(problem.nets)}. Received: {FLAGS.model}"
             )
-        _run(problem)
+        _run(problem, recipe)
 
     app.run(main)
 
 
-def _run(problem):
+def _run(problem, recipe):
     name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
     output_dir = FLAGS.output_dir or os.path.join("runs", f"{name}-{FLAGS.model}")
     os.makedirs(output_dir, exist_ok=True)
@@ -149,12 +136,12 @@ def _run(problem):
     float_accuracy = None
     if FLAGS.float or FLAGS.baseline:
         print(f"Float baseline: {FLAGS.epochs} epochs", flush=True)
-        model, history, seconds = _train(problem, train, test, output_dir, learned=False)
+        model, history, seconds = _train(problem, recipe, train, test, output_dir, learned=False)
         float_accuracy = history["val_accuracy"][-1]
     if not FLAGS.float:
         kind = f"{FLAGS.fixed_bits} bits, fixed" if FLAGS.fixed_bits else "Learned bits"
         print(f"{kind}: {FLAGS.epochs} epochs", flush=True)
-        model, history, seconds = _train(problem, train, test, output_dir, learned=True)
+        model, history, seconds = _train(problem, recipe, train, test, output_dir, learned=True)
 
     result = {
         "command": " ".join(["python", f"experiments/{name}.py", *sys.argv[1:]]),
@@ -223,7 +210,7 @@ class _Progress(keras.callbacks.ProgbarLogger):
         return {name: logs[name] for name in self.shown if name in logs}
 
 
-def _train(problem, train, test, output_dir, learned):
+def _train(problem, recipe, train, test, output_dir, learned):
     """Trains one net.
 
     Returns:
@@ -231,13 +218,12 @@ def _train(problem, train, test, output_dir, learned):
     """
     keras.utils.set_random_seed(FLAGS.seed)
     steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
-    model = _build(problem, learned)
-    smoothing = problem.label_smoothing
-    reduction = "sum" if FLAGS.bit_gradient == "paper" else "sum_over_batch_size"
+    model = _build(problem, recipe, learned)
     loss = keras.losses.CategoricalCrossentropy(
-        from_logits=True, label_smoothing=smoothing, reduction=reduction
+        from_logits=True, label_smoothing=problem.label_smoothing, reduction=recipe.loss_reduction
     )
-    settings = {"optimizer": _optimizer(problem, steps), "loss": loss, "metrics": ["accuracy"]}
+    optimizer = recipe.optimizer(FLAGS.learning_rate, problem.weight_decay, steps)
+    settings = {"optimizer": optimizer, "loss": loss, "metrics": ["accuracy"]}
     timer = _EpochSeconds()
     callbacks = [timer]
     logger = klb.BitLogger(update_freq=max(1, steps // 400))
@@ -246,16 +232,15 @@ def _train(problem, train, test, output_dir, learned):
             "bit_reg": FLAGS.bit_reg,
             "quantization_reg": FLAGS.quantization_reg,
             "bit_penalty": FLAGS.bit_penalty,
+            "quantization_error": recipe.quantization_error,
             "bit_gradient": FLAGS.bit_gradient,
-            "bit_optimizer": _bit_optimizer(steps),
+            "bit_optimizer": recipe.bit_optimizer(
+                FLAGS.bit_learning_rate, FLAGS.bit_momentum, FLAGS.learning_rate, steps
+            ),
         }
-        callbacks.append(logger)
-        if FLAGS.bit_gradient == "paper":
-            settings["quantization_error"] = "squared"
-        else:
-            callbacks.append(klb.FreezeBits(at=0.75))
         log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
-        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+        tensorboard = keras.callbacks.TensorBoard(log_dir, write_graph=False)
+        callbacks += [logger, *recipe.callbacks(), tensorboard]
     callbacks.append(_Progress())
     model.compile(**settings)
     history = model.fit(
@@ -270,43 +255,16 @@ def _train(problem, train, test, output_dir, learned):
     return model, history, timer.seconds[1:] or timer.seconds
 
 
-def _build(problem, learned):
+def _build(problem, recipe, learned):
     conv, dense, model_class = keras.layers.Conv2D, keras.layers.Dense, keras.Model
     if learned:
-        bits = {"bits": FLAGS.fixed_bits, "min_bits": FLAGS.fixed_bits} if FLAGS.fixed_bits else {}
+        arguments = {"kernel_quantizer": recipe.kernel_quantizer}
         if FLAGS.fixed_bits:
-            bits["max_bits"] = FLAGS.fixed_bits
-        if FLAGS.bit_gradient == "paper":
-            bits["kernel_quantizer"] = "min_max"
-        conv = functools.partial(klb.LearnedBitConv2D, **bits)
-        dense = functools.partial(klb.LearnedBitDense, **bits)
+            arguments |= dict.fromkeys(("bits", "min_bits", "max_bits"), FLAGS.fixed_bits)
+        conv = functools.partial(klb.LearnedBitConv2D, **arguments)
+        dense = functools.partial(klb.LearnedBitDense, **arguments)
         model_class = klb.LearnedBitModel
     return model_class(*problem.nets[FLAGS.model](conv, dense), name=FLAGS.model)
-
-
-def _optimizer(problem, steps):
-    schedules = keras.optimizers.schedules
-    if FLAGS.bit_gradient == "paper":
-        return keras.optimizers.SGD(
-            schedules.ExponentialDecay(
-                FLAGS.learning_rate, PAPER_HALVING_STEPS, 0.5, staircase=True
-            )
-        )
-    warmup = steps // 10
-    rate = schedules.CosineDecay(
-        0.0, steps - warmup, warmup_target=FLAGS.learning_rate, warmup_steps=warmup
-    )
-    return keras.optimizers.AdamW(rate, weight_decay=problem.weight_decay)
-
-
-def _bit_optimizer(steps):
-    if FLAGS.bit_gradient == "paper":  # sign(mu * gradient) is 0 where mu * |gradient| < eps
-        dead_zone = keras.optimizers.schedules.ExponentialDecay(
-            PAPER_EPS / FLAGS.learning_rate, PAPER_HALVING_STEPS, 2.0, staircase=True
-        )
-        return klb.SignSGD(FLAGS.bit_learning_rate, dead_zone=dead_zone)
-    step = FLAGS.bit_learning_rate or 7 / (0.5 * steps)
-    return klb.SignSGD(step, momentum=FLAGS.bit_momentum)
 
 
 def _dataset(images, labels, batch_size, augment=None, shuffle=False):

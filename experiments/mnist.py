@@ -60,6 +60,6 @@ if __name__ == "__main__":
                 "bit_reg": 0.03,
                 "dtype_policy": "mixed_bfloat16",
             },
-            paper={"model": "lenet32", "epochs": 30},
+            published={"model": "lenet32", "epochs": 30},
         )
     )

@@ -1,0 +1,80 @@
+"""How a net is trained: what works, and what was published."""
+
+import keras
+
+import keras_learnbits as klb
+
+schedules = keras.optimizers.schedules
+
+
+class Recipe:
+    """AdamW with a warm-up and a cosine; bits that move for three quarters of the training.
+
+    Attributes:
+        defaults: Values of flags that the user leaves open.
+        kernel_quantizer, quantization_error: As in the library.
+        loss_reduction: Of the cross-entropy over a batch.
+    """
+
+    defaults = {}
+    kernel_quantizer = "learned_scale"
+    quantization_error = "relative"
+    loss_reduction = "sum_over_batch_size"
+
+    def optimizer(self, learning_rate, weight_decay, steps):
+        warmup = steps // 10
+        rate = schedules.CosineDecay(
+            0.0, steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
+        )
+        return keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+
+    def bit_optimizer(self, step, momentum, learning_rate, steps):
+        """By default the bits could cross their whole range in half of the training."""
+        return klb.SignSGD(step or 7 / (0.5 * steps), momentum=momentum)
+
+    def callbacks(self):
+        return [klb.FreezeBits(at=0.75)]
+
+
+class Published(Recipe):
+    """Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
+
+    A rate `mu` of 1e-3 that is halved every 200 steps, for weights and bits; bits move by whole
+    integers, by the sign of `mu` times their gradient, which is 0 below `eps`.
+
+    The paper leaves open, and chosen here on held-out training examples: bits start at 8, their
+    upper bound; `eps` is 5e-8; the loss is summed over the batch (with the mean, updates are
+    smaller than half a step of the grid, and nothing is learned at all).
+    """
+
+    defaults = {
+        "batch_size": 200,
+        "learning_rate": 1e-3,
+        "quantization_reg": 1e-3,
+        "bit_reg": 1e-6,
+        "bit_penalty": "levels",
+        "bit_learning_rate": 1.0,
+        "dtype_policy": "float32",
+    }
+    kernel_quantizer = "min_max"
+    quantization_error = "squared"
+    loss_reduction = "sum"
+    halving_steps = 200
+    eps = 5e-8
+
+    def optimizer(self, learning_rate, weight_decay, steps):
+        return keras.optimizers.SGD(
+            schedules.ExponentialDecay(learning_rate, self.halving_steps, 0.5, staircase=True)
+        )
+
+    def bit_optimizer(self, step, momentum, learning_rate, steps):
+        dead_zone = schedules.ExponentialDecay(
+            self.eps / learning_rate, self.halving_steps, 2.0, staircase=True
+        )
+        return klb.SignSGD(step, dead_zone=dead_zone)
+
+    def callbacks(self):
+        return []
+
+
+RECIPES = {"straight_through": Recipe, "paper": Published}
