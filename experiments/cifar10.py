@@ -2,6 +2,9 @@
 
 TFDS_DATA_DIR=... python experiments/cifar10.py --bit_reg=1e-3
 
+The default price is the published one, `--bit_penalty=levels`: 1e-3 for each of a layer's 2**bits
+levels. With `--bit_penalty=bits` the price is one of mean bits, and 1e-3 buys about 5 of them.
+
 `--bit_gradient=paper` is the published method (arXiv 1708.04788) with its dense net.
 """
 

@@ -33,7 +33,7 @@ flags.DEFINE_string("model", None, "Which of the program's nets.")
 flags.DEFINE_integer("epochs", None, "Epochs of training.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Examples a step.", lower_bound=1)
 flags.DEFINE_float("learning_rate", None, "Peak rate of the weights' optimizer.", lower_bound=0)
-flags.DEFINE_float("bit_reg", None, "Price: what one mean bit may cost in loss.", lower_bound=0)
+flags.DEFINE_float("bit_reg", None, "Price of the bits, in loss.", lower_bound=0)
 flags.DEFINE_float("quantization_reg", 1e-3, "Weight of the quantization error.", lower_bound=0)
 flags.DEFINE_float(
     "bit_learning_rate",
@@ -48,7 +48,7 @@ flags.DEFINE_enum(
     sorted(RECIPES),
     "What the sign is taken of. `paper` sets every flag not given to the published settings.",
 )
-flags.DEFINE_enum("bit_penalty", "bits", ["bits", "levels"], "What bits cost.")
+flags.DEFINE_enum("bit_penalty", None, ["bits", "levels"], "What bits cost.")
 flags.DEFINE_integer(
     "fixed_bits", None, "Train with these bits, not learned ones.", lower_bound=1, upper_bound=16
 )
@@ -103,9 +103,11 @@ def run(problem):
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {argv[1:]}")
         recipe = RECIPES[FLAGS.bit_gradient]()
-        defaults = {"model": next(iter(problem.nets)), **problem.defaults, **recipe.defaults}
+        defaults = {"model": next(iter(problem.nets))}
         if isinstance(recipe, Published):
-            defaults |= problem.published
+            defaults |= problem.defaults | recipe.defaults | problem.published
+        else:
+            defaults |= recipe.defaults | problem.defaults
         for name, value in defaults.items():
             if not FLAGS[name].present:
                 FLAGS[name].value = value
@@ -156,7 +158,7 @@ def _run(problem, recipe):
         "model": FLAGS.model,
         "evaluated_on": "held-out training examples" if FLAGS.validation_examples else "test",
         "test_accuracy": history["val_accuracy"][-1],
-        "test_loss": history.get("val_task_loss", history["val_loss"])[-1],
+        "test_loss": history["val_cross_entropy"][-1],
         "float_test_accuracy": float_accuracy,
         "mean_bits": None,
         "bits": {},
@@ -198,7 +200,7 @@ class _EpochSeconds(keras.callbacks.Callback):
 class _Progress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar with what fits in a line; the rest is in the logs."""
 
-    shown = ("loss", "task_loss", "accuracy", "mean_bits", "val_task_loss", "val_accuracy")
+    shown = ("loss", "task_loss", "accuracy", "mean_bits", "val_cross_entropy", "val_accuracy")
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, self._only_shown(logs))
@@ -220,10 +222,19 @@ def _train(problem, recipe, train, test, output_dir, learned):
     steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
     model = _build(problem, recipe, learned)
     loss = keras.losses.CategoricalCrossentropy(
-        from_logits=True, label_smoothing=problem.label_smoothing, reduction=recipe.loss_reduction
+        from_logits=True,
+        label_smoothing=problem.label_smoothing if recipe.regularized else 0.0,
+        reduction=recipe.loss_reduction,
     )
-    optimizer = recipe.optimizer(FLAGS.learning_rate, problem.weight_decay, steps)
-    settings = {"optimizer": optimizer, "loss": loss, "metrics": ["accuracy"]}
+    settings = {
+        "optimizer": recipe.optimizer(FLAGS.learning_rate, problem.weight_decay, steps),
+        "loss": loss,
+        "metrics": [
+            "accuracy",
+            keras.metrics.CategoricalCrossentropy(name="cross_entropy", from_logits=True),
+        ],
+    }
+    augment = problem.augment if recipe.regularized else None
     timer = _EpochSeconds()
     callbacks = [timer]
     logger = klb.BitLogger(update_freq=max(1, steps // 400))
@@ -244,7 +255,7 @@ def _train(problem, recipe, train, test, output_dir, learned):
     callbacks.append(_Progress())
     model.compile(**settings)
     history = model.fit(
-        _dataset(*train, FLAGS.batch_size, problem.augment, shuffle=True),
+        _dataset(*train, FLAGS.batch_size, augment, shuffle=True),
         validation_data=_dataset(*test, 1000),
         epochs=FLAGS.epochs,
         callbacks=callbacks,

@@ -14,12 +14,14 @@ class Recipe:
         defaults: Values of flags that the user leaves open.
         kernel_quantizer, quantization_error: As in the library.
         loss_reduction: Of the cross-entropy over a batch.
+        regularized: Whether images are augmented and labels smoothed.
     """
 
-    defaults = {}
+    defaults = {"bit_penalty": "bits"}
     kernel_quantizer = "learned_scale"
     quantization_error = "relative"
     loss_reduction = "sum_over_batch_size"
+    regularized = True
 
     def optimizer(self, learning_rate, weight_decay, steps):
         warmup = steps // 10
@@ -30,7 +32,7 @@ class Recipe:
 
     def bit_optimizer(self, step, momentum, learning_rate, steps):
         """By default the bits could cross their whole range in half of the training."""
-        return klb.SignSGD(step or 7 / (0.5 * steps), momentum=momentum)
+        return klb.SignSGD(7 / (0.5 * steps) if step is None else step, momentum=momentum)
 
     def callbacks(self):
         return [klb.FreezeBits(at=0.75)]
@@ -59,6 +61,7 @@ class Published(Recipe):
     kernel_quantizer = "min_max"
     quantization_error = "squared"
     loss_reduction = "sum"
+    regularized = False
     halving_steps = 200
     eps = 5e-8
 

@@ -1,5 +1,6 @@
 """What the sign is taken of: estimators of the gradient of the loss by each bit-width."""
 
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -80,11 +81,11 @@ class Paper(BitGradient):
 
     @staticmethod
     def error_slope(kernel):
-        """The printed `dQ/dB` of one kernel, a float32 scalar."""
+        """`dQ/dB` of one kernel, a float32 scalar."""
         codes, grid = kernel.encode()
         codes = tf.cast(codes, tf.float32)
         residual = grid.step * (codes + grid.offset) - tf.cast(kernel.kernel.value, tf.float32)
-        return -tf.reduce_sum(residual * grid.step * codes)
+        return -math.log(2.0) * tf.reduce_sum(residual * grid.step * codes)
 
 
 BIT_GRADIENTS = {"straight_through": StraightThrough, "paper": Paper}

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.base import quantized_kernels, unique_names
 
 
 class BitLogger(keras.callbacks.Callback):
@@ -45,11 +45,18 @@ class BitLogger(keras.callbacks.Callback):
             )
         self.update_freq = update_freq
         self.names, self.steps, self.bits = [], [], []
-        self._step = 0
+        self._epoch_start = self._step = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch_start = self._step
 
     def on_train_batch_end(self, batch, logs=None):
-        self._step += 1
-        if self.update_freq != "epoch" and self._step % self.update_freq == 0:
+        # `batch` is the last of several under `steps_per_execution`.
+        before, self._step = self._step, self._epoch_start + batch + 1
+        if (
+            self.update_freq != "epoch"
+            and self._step // self.update_freq > before // self.update_freq
+        ):
             self._record(logs)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -58,14 +65,14 @@ class BitLogger(keras.callbacks.Callback):
             kernels = quantized_kernels(self.model)
             errors = tf.stack([kernel.squared_error() for kernel in kernels])
             energies = tf.stack([kernel.energy() for kernel in kernels])
-            relative = tf.math.divide_no_nan(errors, energies).numpy()
-            for kernel, error in zip(kernels, relative, strict=True):
-                logs[f"quantization_error/{kernel.name}"] = float(error)
+            relative = tf.math.divide_no_nan(errors, energies).numpy().tolist()
+            for name, error in zip(self.names, relative, strict=True):
+                logs[f"quantization_error/{name}"] = error
 
     def _record(self, logs):
         kernels = quantized_kernels(self.model)
         bits = tf.stack([kernel.bits.value for kernel in kernels]).numpy().tolist()
-        self.names = [kernel.name for kernel in kernels]
+        self.names = unique_names(kernels)
         if not self.steps or self.steps[-1] != self._step:
             self.steps.append(self._step)
             self.bits.append(bits)
@@ -75,6 +82,8 @@ class BitLogger(keras.callbacks.Callback):
 
 class FreezeBits(keras.callbacks.Callback):
     """Rounds the bits and stops them; training goes on with fixed integers.
+
+    Each `fit` begins with bits that move. Without this callback a model that was frozen stays so.
 
     Args:
         at: When: a fraction of the epochs (a float below 1), or the number of epochs that are
@@ -109,6 +118,7 @@ class FreezeBits(keras.callbacks.Callback):
                 "`FreezeBits` needs a LearnedBitModel or LearnedBitSequential; in other models "
                 f"bits do not move. Received: model={self.model}"
             )
+        self.model.unfreeze_bits()
 
     def on_epoch_begin(self, epoch, logs=None):
         start = self.at * self.params["epochs"] if isinstance(self.at, float) else self.at

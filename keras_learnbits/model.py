@@ -54,29 +54,34 @@ class LearnedBitTraining:
         bit_reg: Price of the bits, a scalar `keras.Variable` that callbacks may change.
         quantization_reg: Weight of the quantization error, likewise.
         bits_frozen: 1.0 while the bits stand still, else 0.0; a `keras.Variable`.
+
+    These three belong to the training: `compile` sets them anew, and they are saved with the
+    optimizer.
     """
 
-    def _add_bit_state(self):
-        """Creates the model's own variables and metrics, once the Keras class is initialized."""
-
-        def add_scalar(name):
-            variable = self.add_weight(
-                name=name,
-                shape=(),
-                initializer="zeros",
-                dtype="float32",
-                autocast=False,
-                trainable=False,
-            )
-            variable.serves_training_only = True
-            return variable
-
-        self.bit_reg = add_scalar("bit_reg")
-        self.quantization_reg = add_scalar("quantization_reg")
-        self.bits_frozen = add_scalar("bits_frozen")
+    def _add_bit_metrics(self):
+        """Creates the metrics, once the Keras class is initialized."""
         self.bit_metrics = BitMetrics(
             ["task_loss", "quantization_error", "bit_penalty", "mean_bits", "bit_reg"]
         )
+
+    def _bit_state(self):
+        """The `LearnedBitOptimizer`, which keeps the state of the bits' training."""
+        if not self.compiled:
+            raise AttributeError("You must compile the model before accessing its bits' training.")
+        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
+
+    @property
+    def bit_reg(self):
+        return self._bit_state().bit_reg
+
+    @property
+    def quantization_reg(self):
+        return self._bit_state().quantization_reg
+
+    @property
+    def bits_frozen(self):
+        return self._bit_state().bits_frozen
 
     def compile(
         self,
@@ -203,7 +208,11 @@ class LearnedBitTraining:
         self.bits_frozen.assign(0.0)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The task's loss plus the quantization error and the price of the bits."""
+        """The task's loss plus the quantization error and the price of the bits.
+
+        A subclass with a loss of its own adds it to `super().compute_loss(...)`, or leaves the
+        two terms out.
+        """
         task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         kernels = quantized_kernels(self)
         self._check_kernels(kernels)
@@ -229,11 +238,12 @@ class LearnedBitTraining:
             },
             sample_weight=_batch_size(x, y),
         )
-        return task_loss + (quantization_reg * error + bit_reg * penalty) / replicas
+        terms = (quantization_reg * error + bit_reg * penalty) / replicas
+        return task_loss + tf.cast(terms, task_loss.dtype)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if not self.built:  # the bits to watch must exist
+        if not all(layer.built for layer in (self, *self.layers)):  # bits to watch must exist
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
         moving = [kernel for kernel in quantized_kernels(self) if kernel.kernel.trainable]
         with tf.GradientTape() as tape:
@@ -259,7 +269,8 @@ class LearnedBitTraining:
     def _one_if_finite(self, loss):
         """The gradient of the loss by itself; stops training by name if the loss is no number.
 
-        Every gradient is computed from this one, so nothing is changed before the check.
+        Every gradient is computed from this one, so nothing is changed before the check. Under
+        `jit_compile=True` there is none, since XLA leaves checks out.
         """
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             return None  # it skips such steps itself
@@ -305,8 +316,6 @@ def _batch_size(x, y):
 def _with_bit_optimizer(optimizer, bit_optimizer):
     """Puts the bits' optimizer beside the user's, inside loss scaling if there is any."""
     optimizer = keras.optimizers.get(optimizer)
-    if optimizer is None:  # a model that is only evaluated
-        return None
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         config = optimizer.get_config()
         config["inner_optimizer"] = _with_bit_optimizer(optimizer.inner_optimizer, bit_optimizer)
@@ -344,7 +353,7 @@ class LearnedBitModel(LearnedBitTraining, keras.Model):
         if _is_functional(args, kwargs) and not isinstance(self, LearnedBitFunctional):
             _make_functional(type(self))
         super().__init__(*args, **kwargs)
-        self._add_bit_state()
+        self._add_bit_metrics()
 
 
 # Keras turns a class that is given inputs and outputs into a functional one for good, by changing
@@ -394,4 +403,4 @@ class LearnedBitSequential(LearnedBitTraining, keras.Sequential):
 
     def __init__(self, layers=None, trainable=True, name=None):
         super().__init__(layers, trainable=trainable, name=name)
-        self._add_bit_state()
+        self._add_bit_metrics()

@@ -92,35 +92,65 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
     clipping, averaging and accumulation stay with the weights. The scales follow a copy of the
     user's optimizer without weight decay, which would pull logarithms to 0, i.e. scales to 1.
 
-    Attributes:
-        weight_optimizer: The user's optimizer.
-        bit_optimizer: The bits' optimizer.
-
     Args:
         optimizer: The user's `keras.optimizers.Optimizer`.
         bit_optimizer: The bits', e.g. `SignSGD(0.01)`.
         name: Name of the optimizer.
 
+    Attributes:
+        weight_optimizer: The user's optimizer.
+        bit_optimizer: The bits' optimizer.
+        bit_reg, quantization_reg, bits_frozen: State of the training that a model shows under
+            the same names; kept here, since it is to be saved with the optimizer, like the
+            learning rate, and not with the weights.
+
     Raises:
-        ValueError: `optimizer` is itself a `MultiOptimizer`, which Keras cannot nest.
+        ValueError: `optimizer` is none, or itself a `MultiOptimizer`, which Keras cannot nest.
     """
 
     def __init__(self, optimizer, bit_optimizer, name="learned_bit_optimizer"):
-        if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        single = isinstance(optimizer, keras.optimizers.Optimizer)
+        if not single or isinstance(optimizer, keras.optimizers.MultiOptimizer):
             raise ValueError(
                 "The optimizer of a LearnedBitModel must be a single one, since Keras does not "
                 f"nest `MultiOptimizer`. Received: optimizer={optimizer}"
             )
-        scale_optimizer = _following(optimizer)
-
-        def choose(variable):
-            if quantized_kernel_of(variable) is None:
-                return optimizer
-            return bit_optimizer if _is_bits(variable) else scale_optimizer
-
-        super().__init__(choose, loss_scale_factor=optimizer.loss_scale_factor, name=name)
+        super().__init__(self._choose, loss_scale_factor=optimizer.loss_scale_factor, name=name)
         self.weight_optimizer = optimizer
+        self.scale_optimizer = _following(optimizer)
         self.bit_optimizer = bit_optimizer
+        self.bit_reg = self.add_variable((), name="bit_reg", dtype="float32")
+        self.quantization_reg = self.add_variable((), name="quantization_reg", dtype="float32")
+        self.bits_frozen = self.add_variable((), name="bits_frozen", dtype="float32")
+
+    def _choose(self, variable):
+        kernel = quantized_kernel_of(variable)
+        if kernel is None:
+            return self.weight_optimizer
+        return self.bit_optimizer if variable is kernel.bits else self.scale_optimizer
+
+    def _split(self, items, variables):
+        """Pairs each optimizer with its share of `items`; the weights' comes last.
+
+        The scales' optimizer reads the learning rate of the weights', which moves on with it.
+        """
+        optimizers = (self.scale_optimizer, self.bit_optimizer, self.weight_optimizer)
+        owners = [self._choose(variable) for variable in variables]
+        for optimizer in optimizers:
+            share = [item for item, owner in zip(items, owners, strict=True) if owner is optimizer]
+            if share:
+                yield optimizer, share
+
+    def apply(self, grads, trainable_variables):
+        if not self.built:
+            self.build(trainable_variables)
+        pairs = list(zip(grads, trainable_variables, strict=True))
+        for optimizer, share in self._split(pairs, trainable_variables):
+            optimizer.apply(*map(list, zip(*share, strict=True)))
+
+    def finalize_variable_values(self, var_list):
+        for optimizer, share in self._split(var_list, var_list):
+            optimizer.finalize_variable_values(share)
 
     @property
     def learning_rate(self):
@@ -152,10 +182,6 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         for key in ("optimizer", "bit_optimizer"):
             config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects)
         return cls(**config)
-
-
-def _is_bits(variable):
-    return variable is quantized_kernel_of(variable).bits
 
 
 def _following(optimizer):

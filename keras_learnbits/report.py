@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.base import quantized_kernels, unique_names
 
 FLOAT_BYTES = 4
 
@@ -12,7 +12,7 @@ class BitRow(NamedTuple):
     """One quantized kernel.
 
     Attributes:
-        layer: Name of the layer; `layer/kernel` where it has several.
+        layer: Name of the layer; its path where names repeat; `layer/kernel` where it has several.
         shape: Shape of the kernel.
         weights: Number of weights.
         bits: Integer bit-width in use.
@@ -151,14 +151,14 @@ def bit_table(model):
             f"Received: model={model.name!r}, built={model.built}"
         )
     rows = []
-    for kernel in kernels:
+    for kernel, name in zip(kernels, unique_names(kernels), strict=True):
         _, grid = kernel.encode()
         energy = float(kernel.energy())
         learned_scales = 0 if kernel.log_scale is None else math.prod(kernel.log_scale.shape)
         bits = int(kernel.integer_bits())
         rows.append(
             BitRow(
-                layer=kernel.name,
+                layer=name,
                 shape=tuple(kernel.kernel.shape),
                 weights=kernel.size,
                 bits=bits,
@@ -169,9 +169,5 @@ def bit_table(model):
             )
         )
     own = {id(v) for k in kernels for v in (k.kernel, k.bits, k.log_scale)}
-    floats = sum(
-        math.prod(variable.shape)
-        for variable in model.weights
-        if id(variable) not in own and not getattr(variable, "serves_training_only", False)
-    )
+    floats = sum(math.prod(v.shape) for v in model.weights if id(v) not in own)
     return BitTable(rows, floats)

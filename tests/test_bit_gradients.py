@@ -21,7 +21,7 @@ def test_the_papers_slope_is_the_printed_formula(paper_layer):
     w = kernel.kernel.numpy().astype("float64")
     step = (w.max() - w.min()) / 7
     codes = np.round((w - w.min()) / step)
-    expected = ((w.min() + step * codes - w) * -step * codes).sum()
+    expected = ((w.min() + step * codes - w) * -np.log(2) * step * codes).sum()
     np.testing.assert_allclose(Paper.error_slope(kernel), expected, rtol=1e-4)
 
 

@@ -76,6 +76,32 @@ def test_bits_of_layers_with_two_kernels_have_two_names(tmp_path):
     assert history["bits/sep/pointwise_kernel"] == [7.75]
 
 
+def test_layers_of_the_same_name_are_told_apart_by_their_paths(data):
+    class Block(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = klb.LearnedBitDense(6, name="dense")
+
+        def call(self, x):
+            return self.dense(x)
+
+    inputs = keras.Input((6,))
+    outputs = klb.LearnedBitDense(2, name="head")(Block(name="b")(Block(name="a")(inputs)))
+    model = compiled(klb.LearnedBitModel(inputs, outputs))
+    history = model.fit(*data, callbacks=[klb.BitLogger()], verbose=0).history
+    names = ["a/dense", "b/dense", "head"]
+    assert [key for key in history if key.startswith("bits/")] == [f"bits/{n}" for n in names]
+    assert [row.layer for row in klb.bit_table(model).rows] == names
+
+
+def test_steps_are_training_steps_under_steps_per_execution(make_model, data):
+    model = compiled(make_model(), steps_per_execution=4)
+    logger = klb.BitLogger(update_freq=4)
+    model.fit(*data, batch_size=8, epochs=2, callbacks=[logger], verbose=0)
+    assert logger.steps == [4, 8, 12, 16]
+    assert [bits[0] for bits in logger.bits] == [7.0, 6.0, 5.0, 4.0]
+
+
 @pytest.mark.parametrize("update_freq", [0, -1, "batch", 1.5])
 def test_an_unknown_update_freq_is_refused(update_freq):
     with pytest.raises(ValueError, match="`update_freq` must be 'epoch' or a positive number"):
@@ -90,6 +116,16 @@ def test_freeze_bits_stops_them_at_integers(at, make_model, data):
     bits = model.fit(*data, epochs=4, callbacks=callbacks, verbose=0).history["bits/head"]
     np.testing.assert_allclose(bits[:2], [7.4, 6.8], rtol=1e-5)
     assert bits[2:] == [7.0, 7.0]
+
+
+def test_each_fit_begins_with_bits_that_move(make_model, data):
+    model = compiled(make_model())
+    logger = klb.BitLogger()
+    for _ in range(2):  # 4 steps of 0.25 bits, then a frozen epoch
+        callbacks = [klb.FreezeBits(at=1), logger]
+        model.fit(*data, batch_size=16, epochs=2, callbacks=callbacks, verbose=0)
+        assert model.bits_are_frozen
+    assert [bits[1] for bits in logger.bits] == [7.0, 7.0, 6.0, 6.0]
 
 
 def test_a_model_saved_in_the_freeze_stays_frozen(make_model, data, tmp_path):

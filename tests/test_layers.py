@@ -305,10 +305,13 @@ def test_integer_kernels_are_refused():
         klb.LearnedBitDense(3, dtype="int32").build((None, 4))
 
 
-def test_keras_quantize_leaves_learned_bit_layers_alone(make_model):
-    model = make_model()
-    with pytest.raises(NotImplementedError):
-        model.get_layer("head").quantize("int8")
+def test_keras_quantize_leaves_learned_bit_layers_alone(data):
+    layers = [keras.Input((6,)), keras.layers.Dense(8), klb.LearnedBitDense(2)]
+    model = keras.Sequential(layers)
+    before = model.layers[1].quantized_kernels["kernel"].quantized()
+    model.quantize("int8")
+    assert model.layers[0].quantization_mode == "int8"
+    np.testing.assert_array_equal(model.layers[1].kernel, before)
 
 
 def test_an_unbuilt_layer_says_so():

@@ -141,12 +141,33 @@ def test_clipping_bounds_the_weights_step_and_not_that_of_the_bits(clipping, mak
         assert 0 < np.abs(kernel.kernel.numpy() - before[kernel.kernel.path]).max() <= 1.1e-6
 
 
-def test_averaging_of_weights_leaves_the_bits_alone(make_model, data):
-    model = make_model()
-    optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5)
-    model.compile(optimizer, "mse", bit_reg=1.0, bit_optimizer=SignSGD(0.25))
-    model.fit(*data, batch_size=16, epochs=1, verbose=0)
-    assert [float(k.bits) for k in quantized_kernels(model)] == [7.0, 7.0]
+def test_averaging_acts_on_weights_and_scales_and_leaves_the_bits_alone(make_model, data):
+    ends = []
+    for averaging in ({}, {"use_ema": True, "ema_momentum": 0.5}):
+        keras.utils.set_random_seed(1)
+        model = make_model()
+        optimizer = keras.optimizers.Adam(0.01, **averaging)
+        model.compile(optimizer, "mse", bit_reg=1.0, bit_optimizer=SignSGD(0.25))
+        model.fit(*data, batch_size=16, epochs=1, shuffle=False, verbose=0)
+        ends.append(quantized_kernels(model)[0])
+    plain, averaged = ends
+    assert float(plain.bits) == float(averaged.bits) == 7.0
+    for name in ("kernel", "log_scale"):
+        assert np.abs(getattr(plain, name) - getattr(averaged, name)).max() > 1e-4
+
+
+def test_scales_follow_a_schedule_in_step_with_the_weights(make_model, data):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.0, 0.1])
+    model = make_model(bits=2)
+    kernel = quantized_kernels(model)[0]
+    before = kernel.kernel.numpy(), kernel.log_scale.numpy()
+    model.compile(keras.optimizers.Adam(schedule), "mse")
+    model.fit(*data, batch_size=64, verbose=0)
+    np.testing.assert_array_equal(kernel.kernel, before[0])
+    np.testing.assert_array_equal(kernel.log_scale, before[1])
+    model.fit(*data, batch_size=64, verbose=0)
+    assert np.abs(kernel.kernel - before[0]).max() > 0
+    assert np.abs(kernel.log_scale - before[1]).max() > 0
 
 
 def test_gradient_accumulation_delays_the_weights_and_not_the_bits(make_model, data):

@@ -50,11 +50,11 @@ class QuantizedKernel:
         self.log_scale = log_scale
         self.quantizer = quantizer
 
-    @property
-    def name(self):
-        """The layer's name; where a layer has several kernels, `layer/kernel`."""
+    def name(self, of_layer=None):
+        """The layer's name, or `of_layer`; where a layer has several kernels, `layer/kernel`."""
+        of_layer = of_layer or self.layer.name
         several = len(self.layer.quantized_kernels) > 1
-        return f"{self.layer.name}/{self.weight_name}" if several else self.layer.name
+        return f"{of_layer}/{self.weight_name}" if several else of_layer
 
     @property
     def size(self):
@@ -277,6 +277,22 @@ def quantized_kernels(model):
     """
     owners = [quantized_kernel_of(variable) for variable in model.variables]
     return list({id(owner): owner for owner in owners if owner is not None}.values())
+
+
+def unique_names(kernels):
+    """Names for logs and tables: the layers' own, and their paths where names repeat.
+
+    Args:
+        kernels: List of `QuantizedKernel`.
+
+    Returns:
+        List of as many different strings.
+    """
+    names = [kernel.name() for kernel in kernels]
+    if len(set(names)) < len(names):
+        names = [kernel.name(of_layer=kernel.layer.path) for kernel in kernels]
+    repeated = {name for name in names if names.count(name) > 1}
+    return [f"{name}_{index}" if name in repeated else name for index, name in enumerate(names)]
 
 
 def quantized_kernel_of(variable):
