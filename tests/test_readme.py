@@ -1,13 +1,17 @@
+import json
 import pathlib
 import re
 import sys
 
 import keras
 import numpy as np
+import pytest
 
 import keras_learnbits as klb
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "experiments" / "results"
 
 
 def test_the_example_runs_as_written_and_bits_fall(tmp_path, monkeypatch, capsys):
@@ -30,4 +34,17 @@ def test_the_example_runs_as_written_and_bits_fall(tmp_path, monkeypatch, capsys
 
 def test_the_pictures_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (pathlib.Path(__file__).parent.parent / path).exists(), path
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_figure_of_the_results_table_is_that_of_its_file(path):
+    result = json.loads(path.read_text())
+    (row,) = [line for line in README.splitlines() if f"(experiments/results/{path.name})" in line]
+    assert f"`{result['command']}`" in row
+    assert f"{result['test_accuracy']:.2%}" in row
+    if result["mean_bits"] is not None:
+        assert f"| {result['mean_bits']:.2f} |" in row
+        assert f"{result['packed_bytes']:,}" in row
+    if result["float_test_accuracy"] is not None:
+        assert f"{result['float_test_accuracy']:.2%}" in row
