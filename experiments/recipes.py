@@ -45,7 +45,7 @@ class Published(Recipe):
     integers, by the sign of `mu` times their gradient, which is 0 below `eps`.
 
     The paper leaves open, and chosen here on held-out training examples: bits start at 8, their
-    upper bound; `eps` is 5e-8; the loss is summed over the batch (with the mean, updates are
+    upper bound; `eps` is 7e-8; the loss is summed over the batch (with the mean, updates are
     smaller than half a step of the grid, and nothing is learned at all).
     """
 
@@ -63,7 +63,7 @@ class Published(Recipe):
     loss_reduction = "sum"
     regularized = False
     halving_steps = 200
-    eps = 5e-8
+    eps = 7e-8
 
     def optimizer(self, learning_rate, weight_decay, steps):
         return keras.optimizers.SGD(
