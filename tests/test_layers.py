@@ -305,6 +305,7 @@ def test_integer_kernels_are_refused():
         klb.LearnedBitDense(3, dtype="int32").build((None, 4))
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`:UserWarning")
 def test_keras_quantize_leaves_learned_bit_layers_alone(data):
     layers = [keras.Input((6,)), keras.layers.Dense(8), klb.LearnedBitDense(2)]
     model = keras.Sequential(layers)
