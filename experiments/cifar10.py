@@ -2,9 +2,6 @@
 
 TFDS_DATA_DIR=... python experiments/cifar10.py --bit_reg=1e-3
 
-The default price is the published one, `--bit_penalty=levels`: 1e-3 for each of a layer's 2**bits
-levels. With `--bit_penalty=bits` the price is one of mean bits, and 1e-3 buys about 5 of them.
-
 `--bit_gradient=paper` is the published method (arXiv 1708.04788) with its dense net.
 """
 
@@ -88,7 +85,6 @@ if __name__ == "__main__":
                 "batch_size": 256,
                 "learning_rate": 5e-3,
                 "bit_reg": 1e-3,
-                "bit_penalty": "levels",
                 "dtype_policy": "mixed_bfloat16",
             },
             published={"model": "lenet", "epochs": 100},

@@ -38,13 +38,14 @@ flags.DEFINE_float("quantization_reg", 1e-3, "Weight of the quantization error."
 flags.DEFINE_float(
     "bit_learning_rate",
     None,
-    "Step of the bits. Default: the whole range within half of the training.",
+    "Step of the bits. Default: wide enough for the whole range within a part of the training.",
     lower_bound=0,
 )
-flags.DEFINE_float("bit_momentum", 0.99, "Momentum of the bits' sign.", lower_bound=0)
+flags.DEFINE_float("bit_momentum", None, "Momentum of the bits' sign.", lower_bound=0)
+flags.DEFINE_float("target_bits", None, "Mean bits to end at; steers --bit_reg.", lower_bound=1)
 flags.DEFINE_enum(
     "bit_gradient",
-    "straight_through",
+    "measured",
     sorted(RECIPES),
     "What the sign is taken of. `paper` sets every flag not given to the published settings.",
 )
@@ -54,6 +55,10 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_bool("float", False, "Train the float baseline only.")
 flags.DEFINE_bool("baseline", True, "Train the float baseline first, to print it beside.")
+flags.DEFINE_string(
+    "init_from", None, "Begin at the weights of this float `.keras` file; it is the baseline, too."
+)
+flags.DEFINE_bool("distill", False, "Learn from the labels and from the net of --init_from.")
 flags.DEFINE_string("dtype_policy", None, "Keras dtype policy, e.g. `mixed_bfloat16`.")
 flags.DEFINE_integer("seed", 0, "Seed of weights, shuffling and augmentation.")
 flags.DEFINE_integer("train_examples", None, "Train on the first so many examples only.")
@@ -115,6 +120,8 @@ def run(problem):
             raise app.UsageError(
                 f"--model must be one of {', '.join(problem.nets)}. Received: {FLAGS.model}"
             )
+        if FLAGS.distill and not FLAGS.init_from:
+            raise app.UsageError("--distill needs the float net of --init_from.")
         _run(problem, recipe)
 
     app.run(main)
@@ -135,15 +142,20 @@ def _run(problem, recipe):
     train = tuple(array[: FLAGS.train_examples] for array in train)
     keras.config.set_dtype_policy(FLAGS.dtype_policy or "float32")
 
-    float_accuracy = None
-    if FLAGS.float or FLAGS.baseline:
+    float_model, float_accuracy = None, None
+    if FLAGS.init_from:
+        float_model = keras.models.load_model(FLAGS.init_from)
+        float_accuracy = _accuracy(float_model, test)
+    elif FLAGS.float or FLAGS.baseline:
         print(f"Float baseline: {FLAGS.epochs} epochs", flush=True)
         model, history, seconds = _train(problem, recipe, train, test, output_dir, learned=False)
         float_accuracy = history["val_accuracy"][-1]
     if not FLAGS.float:
         kind = f"{FLAGS.fixed_bits} bits, fixed" if FLAGS.fixed_bits else "Learned bits"
         print(f"{kind}: {FLAGS.epochs} epochs", flush=True)
-        model, history, seconds = _train(problem, recipe, train, test, output_dir, learned=True)
+        model, history, seconds = _train(
+            problem, recipe, train, test, output_dir, learned=True, float_model=float_model
+        )
 
     result = {
         "command": " ".join(["python", f"experiments/{name}.py", *sys.argv[1:]]),
@@ -212,15 +224,19 @@ class _Progress(keras.callbacks.ProgbarLogger):
         return {name: logs[name] for name in self.shown if name in logs}
 
 
-def _train(problem, recipe, train, test, output_dir, learned):
-    """Trains one net.
+def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
+    """Trains one net, from the weights of `float_model` if there is one.
 
     Returns:
         The model, the history of `fit` as a dictionary, the seconds of each epoch.
     """
     keras.utils.set_random_seed(FLAGS.seed)
     steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
-    model = _build(problem, recipe, learned)
+    model = fitted = _build(problem, recipe, learned)
+    if float_model is not None:
+        klb.warm_start(model, float_model)
+    if FLAGS.distill and learned:
+        fitted = klb.LearnedBitDistiller(float_model, model, _logits_distillation(temperature=2.0))
     loss = keras.losses.CategoricalCrossentropy(
         from_logits=True,
         label_smoothing=problem.label_smoothing if recipe.regularized else 0.0,
@@ -251,10 +267,12 @@ def _train(problem, recipe, train, test, output_dir, learned):
         }
         log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
         tensorboard = keras.callbacks.TensorBoard(log_dir, write_graph=False)
+        if FLAGS.target_bits:
+            callbacks.append(klb.BitBudget(target_bits=FLAGS.target_bits))
         callbacks += [logger, *recipe.callbacks(), tensorboard]
     callbacks.append(_Progress())
-    model.compile(**settings)
-    history = model.fit(
+    fitted.compile(**settings)
+    history = fitted.fit(
         _dataset(*train, FLAGS.batch_size, augment, shuffle=True),
         validation_data=_dataset(*test, 1000),
         epochs=FLAGS.epochs,
@@ -264,6 +282,16 @@ def _train(problem, recipe, train, test, output_dir, learned):
     if learned:
         _plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model)
     return model, history, timer.seconds[1:] or timer.seconds
+
+
+def _logits_distillation(temperature):
+    # Given by name, this loss is taken of the logits themselves (Keras 3.15.1).
+    return keras.distillation.LogitsDistillation(temperature, loss=keras.losses.KLDivergence())
+
+
+def _accuracy(model, test):
+    """Accuracy of a trained net."""
+    return model.evaluate(_dataset(*test, 1000), return_dict=True, verbose=0)["accuracy"]
 
 
 def _build(problem, recipe, learned):

@@ -31,11 +31,20 @@ class Recipe:
         return keras.optimizers.AdamW(rate, weight_decay=weight_decay)
 
     def bit_optimizer(self, step, momentum, learning_rate, steps):
-        """By default the bits could cross their whole range in half of the training."""
-        return klb.SignSGD(7 / (0.5 * steps) if step is None else step, momentum=momentum)
+        """By default the bits could cross their whole range in 0.3 of the training."""
+        return klb.SignSGD(7 / (0.3 * steps) if step is None else step, momentum=momentum or 0.0)
 
     def callbacks(self):
         return [klb.FreezeBits(at=0.75)]
+
+
+class StraightThrough(Recipe):
+    """Batch derivatives are mostly noise: the sign is that of a mean over some hundred steps."""
+
+    def bit_optimizer(self, step, momentum, learning_rate, steps):
+        """By default the bits could cross their whole range in half of the training."""
+        step = 7 / (0.5 * steps) if step is None else step
+        return klb.SignSGD(step, momentum=0.99 if momentum is None else momentum)
 
 
 class Published(Recipe):
@@ -80,4 +89,9 @@ class Published(Recipe):
         return []
 
 
-RECIPES = {"straight_through": Recipe, "paper": Published}
+RECIPES = {
+    "measured": Recipe,
+    "difference": Recipe,
+    "straight_through": StraightThrough,
+    "paper": Published,
+}

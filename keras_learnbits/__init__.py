@@ -1,6 +1,8 @@
 """Keras models that learn how many bits each layer's weights need."""
 
+from keras_learnbits.budget import BitBudget
 from keras_learnbits.callbacks import BitLogger, FreezeBits
+from keras_learnbits.distillation import LearnedBitDistiller
 from keras_learnbits.layers.convolutional import (
     LearnedBitConv1D,
     LearnedBitConv1DTranspose,
@@ -22,10 +24,12 @@ from keras_learnbits.model import LearnedBitModel, LearnedBitSequential
 from keras_learnbits.optimizers import SignSGD
 from keras_learnbits.quantizers import LearnedScaleQuantizer, MinMaxQuantizer
 from keras_learnbits.report import bit_table
+from keras_learnbits.warm_start import warm_start
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BitBudget",
     "BitLogger",
     "FreezeBits",
     "LearnedBitConv1D",
@@ -37,6 +41,7 @@ __all__ = [
     "LearnedBitDense",
     "LearnedBitDepthwiseConv1D",
     "LearnedBitDepthwiseConv2D",
+    "LearnedBitDistiller",
     "LearnedBitEinsumDense",
     "LearnedBitEmbedding",
     "LearnedBitModel",
@@ -47,4 +52,5 @@ __all__ = [
     "MinMaxQuantizer",
     "SignSGD",
     "bit_table",
+    "warm_start",
 ]

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_learnbits.batch_norm import estimate_batch_norm
 from keras_learnbits.layers.base import quantized_kernels, unique_names
 
 
@@ -81,13 +82,22 @@ class BitLogger(keras.callbacks.Callback):
 
 
 class FreezeBits(keras.callbacks.Callback):
-    """Rounds the bits and stops them; training goes on with fixed integers.
+    """Makes the bits integers and stops them; training goes on with these.
 
-    Each `fit` begins with bits that move. Without this callback a model that was frozen stays so.
+    The integers are those that a `BitBudget` allocates. Without one, each layer takes the one
+    below or the one above its latent bits, whichever has less predicted loss plus price; if the
+    model's `bit_gradient` does not predict losses, the nearer one. Each `fit` begins with bits
+    that move. Without this callback a model that was frozen stays so.
 
     Args:
         at: When: a fraction of the epochs (a float below 1), or the number of epochs that are
             to pass before it (an integer).
+        quantization_reg: Weight of the quantization error in the last epoch, to which it ramps
+            up from the freeze on: it calms weights that oscillate between two levels
+            (arXiv 2203.11086). None leaves it as it is.
+        batch_norm_data: Dataset of batches of inputs, or `(inputs, ...)`, from which the moving
+            statistics of batch normalization are estimated anew when training is over, just
+            before the last validation. None leaves them as they are.
 
     Raises:
         ValueError: `at` is negative, or a float of 1 or more.
@@ -103,7 +113,7 @@ class FreezeBits(keras.callbacks.Callback):
     True
     """
 
-    def __init__(self, at=0.75):
+    def __init__(self, at=0.75, quantization_reg=None, batch_norm_data=None):
         super().__init__()
         if at < 0 or (isinstance(at, float) and at >= 1):
             raise ValueError(
@@ -111,6 +121,8 @@ class FreezeBits(keras.callbacks.Callback):
                 f"epochs. Received: at={at}"
             )
         self.at = at
+        self.quantization_reg = quantization_reg
+        self.batch_norm_data = batch_norm_data
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "freeze_bits"):
@@ -119,8 +131,35 @@ class FreezeBits(keras.callbacks.Callback):
                 f"bits do not move. Received: model={self.model}"
             )
         self.model.unfreeze_bits()
+        self._first_quantization_reg = float(self.model.quantization_reg)
+        self._statistics_are_due = self.batch_norm_data is not None
 
     def on_epoch_begin(self, epoch, logs=None):
-        start = self.at * self.params["epochs"] if isinstance(self.at, float) else self.at
+        epochs = self.params["epochs"]
+        start = self.at * epochs if isinstance(self.at, float) else self.at
         if epoch >= start and not self.model.bits_are_frozen:
-            self.model.freeze_bits()
+            self.model.freeze_bits(self._integers())
+        if epoch >= start and self.quantization_reg is not None:
+            first, last = self._first_quantization_reg, self.quantization_reg
+            share = min(1.0, (epoch + 1 - start) / max(1.0, epochs - start))
+            self.model.quantization_reg.assign(first + share * (last - first))
+        self._is_last = epoch == epochs - 1
+
+    def on_test_begin(self, logs=None):
+        if self._is_last:
+            self._estimate_statistics()
+
+    def on_train_end(self, logs=None):
+        self._estimate_statistics()
+
+    def _estimate_statistics(self):
+        if self._statistics_are_due:
+            estimate_batch_norm(self.model, self.batch_norm_data)
+        self._statistics_are_due = False
+
+    def _integers(self):
+        """The widths to freeze at; None for the nearest."""
+        budget = getattr(self.model, "bit_budget", None)
+        if budget is not None:
+            return budget.allocate()
+        return self.model.cheapest_integers()

@@ -1,44 +1,17 @@
 """`LearnedBitModel`: a Keras model whose training step learns the bits, too."""
 
 import inspect
+import math
 
 import keras
 import tensorflow as tf
 
-from keras_learnbits import bit_gradients, penalties
+from keras_learnbits import bit_gradients
 from keras_learnbits.layers.base import quantized_kernels
-from keras_learnbits.optimizers import LearnedBitOptimizer, SignSGD
-from keras_learnbits.serialization import choose, register
-
-
-@register
-class BitMetrics(keras.metrics.Metric):
-    """Means over examples of the parts of the loss: one entry in the logs for each.
-
-    Args:
-        names: Names of the entries.
-        name: Name of the metric.
-    """
-
-    def __init__(self, names, name="bit_metrics", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.names = tuple(names)
-        self.total = self.add_variable((len(self.names),), "zeros", name="total")
-        self.count = self.add_variable((), "zeros", name="count")
-
-    def update_state(self, values, sample_weight=1.0):
-        """Adds values, a dictionary of name to scalar, for `sample_weight` examples."""
-        values = keras.ops.stack([keras.ops.cast(values[name], "float32") for name in self.names])
-        sample_weight = keras.ops.cast(sample_weight, "float32")
-        self.total.assign_add(values * sample_weight)
-        self.count.assign_add(sample_weight)
-
-    def result(self):
-        means = self.total / keras.ops.maximum(self.count, 1.0)
-        return {name: means[index] for index, name in enumerate(self.names)}
-
-    def get_config(self):
-        return {"names": self.names, "name": self.name}
+from keras_learnbits.metrics import BitMetrics
+from keras_learnbits.objective import BitObjective
+from keras_learnbits.optimizers import with_bits
+from keras_learnbits.serialization import register
 
 
 class LearnedBitTraining:
@@ -95,7 +68,7 @@ class LearnedBitTraining:
         quantization_reg=1e-3,
         bit_penalty="bits",
         quantization_error="relative",
-        bit_gradient="straight_through",
+        bit_gradient="measured",
         bit_optimizer=None,
         **kwargs,
     ):
@@ -111,7 +84,9 @@ class LearnedBitTraining:
                 `sum 2**b`.
             quantization_error: `"relative"`, `||q - W||^2 / ||W||^2` averaged over the weights,
                 or `"squared"`, the published `sum 1/2 ||q - W||^2`.
-            bit_gradient: What the sign is taken of: `"straight_through"` or `"paper"`.
+            bit_gradient: What the sign is taken of: `"measured"`, `"difference"`,
+                `"straight_through"` or `"paper"`, or an instance of
+                `keras_learnbits.bit_gradients.BitGradient`.
             bit_optimizer: `keras.optimizers.Optimizer` for the bits; `SignSGD(0.01)` by default,
                 which moves each bit-width by 0.01 bits a step. Where its gradient is 0, as it is
                 while bits are frozen, it must not move them.
@@ -123,15 +98,12 @@ class LearnedBitTraining:
         for name, value in (("bit_reg", bit_reg), ("quantization_reg", quantization_reg)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number >= 0. Received: {name}={value}")
-        self._bit_penalty = choose(bit_penalty, penalties.BIT_PENALTIES, "bit_penalty")
-        self._quantization_error = choose(
-            quantization_error, penalties.QUANTIZATION_ERRORS, "quantization_error"
-        )
-        self._bit_gradient = choose(bit_gradient, bit_gradients.BIT_GRADIENTS, "bit_gradient")()
+        self.bit_objective = BitObjective(bit_penalty, quantization_error)
+        bit_gradient = bit_gradients.get(bit_gradient)
         if self.built and self.layers:
             self._check_kernels(quantized_kernels(self))
         super().compile(
-            optimizer=_with_bit_optimizer(optimizer, bit_optimizer),
+            optimizer=with_bits(optimizer, bit_optimizer, bit_gradient),
             loss=loss,
             loss_weights=loss_weights,
             metrics=metrics,
@@ -145,7 +117,7 @@ class LearnedBitTraining:
             "quantization_reg": quantization_reg,
             "bit_penalty": bit_penalty,
             "quantization_error": quantization_error,
-            "bit_gradient": bit_gradient,
+            "bit_gradient": keras.saving.serialize_keras_object(bit_gradient),
         }
 
     def get_compile_config(self):
@@ -197,15 +169,60 @@ class LearnedBitTraining:
         """Whether the bits stand still."""
         return bool(keras.ops.convert_to_numpy(self.bits_frozen.value))
 
-    def freeze_bits(self):
-        """Rounds every bit-width to the integer in use and lets it stand still from now on."""
-        for kernel in quantized_kernels(self):
-            kernel.bits.assign(kernel.integer_bits())
+    def freeze_bits(self, bits=None):
+        """Sets every bit-width to an integer and lets it stand still from now on.
+
+        Args:
+            bits: An integer for each quantized kernel; by default the one in use.
+        """
+        kernels = quantized_kernels(self)
+        bits = [kernel.integer_bits() for kernel in kernels] if bits is None else bits
+        for kernel, width in zip(kernels, bits, strict=True):
+            kernel.bits.assign(width)
         self.bits_frozen.assign(1.0)
+
+    def predicted_losses(self):
+        """What each layer's bit-width is predicted to do to the loss, others as they are.
+
+        Returns:
+            The trained `QuantizedKernel`s, and a NumPy array of shape `(layers, 16)`: the loss at
+            1, 2, ... bits relative to the present one, price left out; `inf` beyond a layer's
+            bounds.
+
+        Raises:
+            ValueError: The estimator does not predict losses of whole bits.
+        """
+        estimator = self._bit_state().bit_gradient
+        if not hasattr(estimator, "loss_table"):
+            raise ValueError(
+                "The loss at other bit-widths is predicted with bit_gradient='measured' or "
+                f"'difference'. Received: bit_gradient={type(estimator).__name__}"
+            )
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return estimator.kernels, estimator.loss_table()
 
     def unfreeze_bits(self):
         """Lets the bit-widths move again."""
         self.bits_frozen.assign(0.0)
+
+    def cheapest_integers(self):
+        """The integer next to each latent bit-width that has less predicted loss plus price.
+
+        Returns:
+            A list of integers, one for each quantized kernel; the nearest ones if the estimator
+            does not predict losses.
+        """
+        kernels = quantized_kernels(self)
+        integers = {id(kernel): int(kernel.integer_bits()) for kernel in kernels}
+        if hasattr(self._bit_state().bit_gradient, "loss_table"):
+            moving, losses = self.predicted_losses()
+            penalties = self.bit_objective.penalty_table(kernels).numpy()
+            for kernel, row in zip(moving, losses, strict=True):
+                totals = row + float(self.bit_reg) * penalties[kernels.index(kernel)]
+                beside = {math.floor(float(kernel.bits)), math.ceil(float(kernel.bits))}
+                integers[id(kernel)] = min(beside, key=lambda b: (totals[b - 1], b))
+        return list(integers.values())
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The task's loss plus the quantization error and the price of the bits.
@@ -216,24 +233,18 @@ class LearnedBitTraining:
         task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         kernels = quantized_kernels(self)
         self._check_kernels(kernels)
-        sizes = [kernel.size for kernel in kernels]
-        bits = tf.stack([kernel.bits.value for kernel in kernels])
-        error = self._quantization_error(
-            tf.stack([kernel.squared_error() for kernel in kernels]),
-            tf.stack([kernel.energy() for kernel in kernels]),
-            sizes,
-        )
-        penalty = self._bit_penalty(bits, sizes)
+        error = self.bit_objective.quantization_error(kernels)
+        penalty = self.bit_objective.penalty(kernels)
         bit_reg = tf.convert_to_tensor(self.bit_reg.value)
         quantization_reg = tf.convert_to_tensor(self.quantization_reg.value)
         # Keras has divided the task's loss by the number of replicas; metrics want the whole.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        replicas = _replicas()
         self.bit_metrics.update_state(
             {
                 "task_loss": task_loss * replicas,
                 "quantization_error": error,
                 "bit_penalty": penalty,
-                "mean_bits": penalties.mean_bits(bits, sizes),
+                "mean_bits": self.bit_objective.mean_bits(kernels),
                 "bit_reg": bit_reg,
             },
             sample_weight=_batch_size(x, y),
@@ -246,25 +257,32 @@ class LearnedBitTraining:
         if not all(layer.built for layer in (self, *self.layers)):  # bits to watch must exist
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
         moving = [kernel for kernel in quantized_kernels(self) if kernel.kernel.trainable]
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        bit_gradient = self._bit_state().bit_gradient
         with tf.GradientTape() as tape:
             tape.watch([kernel.bits.value for kernel in moving])
-            y_pred = self(x, **self._training_argument())
+            y_pred = self(x, **self._training_argument(True))
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
-        gradients = tape.gradient(scaled_loss, variables, self._one_if_finite(loss))
-        gradients = self._estimate_bit_gradients(list(gradients), variables, moving)
-        self._bit_gradient.before_update(moving)
+        gradients = list(tape.gradient(scaled_loss, variables, self._one_if_finite(loss)))
+        index = {id(variable): i for i, variable in enumerate(variables)}
+        if moving:
+            step = self._bit_step((x, y, sample_weight), moving, gradients, index)
+            moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
+            for kernel, gradient in zip(moving, tf.unstack(bit_gradient(step)), strict=True):
+                gradients[index[id(kernel.bits)]] = moves * gradient
+        bit_gradient.before_update(moving)
         self.optimizer.apply(gradients, variables)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(loss * replicas, sample_weight=_batch_size(x, y))
+                metric.update_state(loss * _replicas(), sample_weight=_batch_size(x, y))
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
-    def _training_argument(self):
+    def _training_argument(self, training):
         takes = inspect.signature(self.call).parameters
-        return {"training": True} if "training" in takes else {}
+        return {"training": training} if "training" in takes else {}
 
     def _one_if_finite(self, loss):
         """The gradient of the loss by itself; stops training by name if the loss is no number.
@@ -281,50 +299,73 @@ class LearnedBitTraining:
         checked = tf.debugging.check_numerics(loss, message)
         return tf.cast(tf.math.is_finite(checked), loss.dtype)
 
-    def _estimate_bit_gradients(self, gradients, variables, kernels):
-        """Puts the estimator's gradients in the place of the straight-through ones."""
-        index = {id(variable): i for i, variable in enumerate(variables)}
-        step = bit_gradients.BitStep(
-            kernels=kernels,
-            kernel_gradients=[gradients[index[id(kernel.kernel)]] for kernel in kernels],
-            bit_gradients=[gradients[index[id(kernel.bits)]] for kernel in kernels],
-            price_gradients=self._price_gradients(kernels),
-            quantization_reg=tf.convert_to_tensor(self.quantization_reg.value),
-            loss_scale=self.optimizer.scale_loss(1.0),
-        )
-        moves = 1.0 - self.bits_frozen.value
-        for kernel, gradient in zip(kernels, self._bit_gradient(step), strict=True):
-            gradients[index[id(kernel.bits)]] = self.optimizer.scale_loss(moves * gradient)
-        return gradients
+    def _bit_step(self, data, moving, gradients, index):
+        """What an estimator of bit gradients may look at.
 
-    def _price_gradients(self, moving):
-        """This replica's share of the derivative of `bit_reg * bit_penalty` by each bit-width."""
+        Args:
+            data: Tuple `(x, y, sample_weight)` of this step.
+            moving: The `QuantizedKernel`s whose bits are trained.
+            gradients: Of the scaled loss by the trainable variables.
+            index: Dictionary of a variable's `id` to its place in `gradients`.
+
+        Returns:
+            `BitStep`.
+        """
         kernels = quantized_kernels(self)
-        bits = tf.stack([kernel.bits.value for kernel in kernels])
-        with tf.GradientTape() as tape:
-            tape.watch(bits)
-            penalty = self._bit_penalty(bits, [kernel.size for kernel in kernels])
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        slopes = self.bit_reg.value * tape.gradient(penalty, bits) / replicas
-        return [slopes[kernels.index(kernel)] for kernel in moving]
+        places = [kernels.index(kernel) for kernel in moving]
+        price = self.bit_reg.value
+        return bit_gradients.BitStep(
+            kernels=moving,
+            kernel_gradients=[gradients[index[id(kernel.kernel)]] for kernel in moving],
+            bit_gradients=[gradients[index[id(kernel.bits)]] for kernel in moving],
+            loss_unit=tf.cast(self.optimizer.scale_loss(1.0), tf.float32) / _replicas(),
+            price_gradients=price
+            * tf.gather(self.bit_objective.penalty_gradients(kernels), places),
+            price_changes=price * tf.gather(self.bit_objective.penalty_changes(kernels), places),
+            quantization_reg=tf.convert_to_tensor(self.quantization_reg.value),
+            loss_changes=lambda shifts: self._loss_changes(data, moving, shifts),
+            batch_size=_batch_size(*data[:2]),
+            bits_move=tf.equal(self.bits_frozen.value, 0.0),
+        )
+
+    def _loss_changes(self, data, moving, shifts):
+        """Changes of the loss on a batch, price left out, with other bit-widths within bounds.
+
+        Args:
+            data: Tuple `(x, y, sample_weight)`.
+            moving: The `QuantizedKernel`s that are shifted.
+            shifts: Integers to add to their bit-widths, shape `(cases, layers)`.
+
+        Returns:
+            Float32 tensor of shape `(cases,)`.
+        """
+        x, y, sample_weight = data
+        bits = tf.stack([kernel.integer_bits() for kernel in moving])
+        low = [float(kernel.layer.min_bits) for kernel in moving]
+        high = [float(kernel.layer.max_bits) for kernel in moving]
+
+        def loss_at(shift):
+            widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
+            # What the pass would change, such as metrics, stays in the scope.
+            with keras.StatelessScope(
+                state_mapping=[(k.bits, width) for k, width in zip(moving, widths, strict=True)]
+            ):
+                y_pred = self(x, **self._training_argument(False))
+                loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+                price = self.bit_reg.value * self.bit_objective.penalty(quantized_kernels(self))
+            return tf.cast(loss * _replicas(), tf.float32) - price
+
+        cases = tf.concat([tf.zeros_like(shifts[:1]), shifts], axis=0)
+        losses = tf.map_fn(loss_at, cases, parallel_iterations=1)
+        return losses[1:] - losses[0]
+
+
+def _replicas():
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _batch_size(x, y):
     return tf.shape(next(t for t in tf.nest.flatten((x, y)) if t is not None))[0]
-
-
-def _with_bit_optimizer(optimizer, bit_optimizer):
-    """Puts the bits' optimizer beside the user's, inside loss scaling if there is any."""
-    optimizer = keras.optimizers.get(optimizer)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        config = optimizer.get_config()
-        config["inner_optimizer"] = _with_bit_optimizer(optimizer.inner_optimizer, bit_optimizer)
-        return keras.optimizers.LossScaleOptimizer(**config)
-    if isinstance(optimizer, LearnedBitOptimizer):  # of a model compiled before
-        optimizer, learned_by = optimizer.weight_optimizer, optimizer.bit_optimizer
-        bit_optimizer = bit_optimizer or learned_by
-    bit_optimizer = SignSGD() if bit_optimizer is None else keras.optimizers.get(bit_optimizer)
-    return LearnedBitOptimizer(optimizer, bit_optimizer)
 
 
 @register

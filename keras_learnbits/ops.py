@@ -15,6 +15,8 @@ import tensorflow as tf
 
 MIN_BITS = 1
 MAX_BITS = 16
+# A kernel of zeros has no energy to divide by, and no error either.
+TINY = 1e-30
 
 # Step of the symmetric mid-rise grid of 2**bits levels with the least squared error on unit
 # Gaussian weights, for 1, 2, ..., 16 bits (found by minimizing the error in closed form).

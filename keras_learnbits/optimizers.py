@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_learnbits import bit_gradients
 from keras_learnbits.layers.base import quantized_kernel_of
 from keras_learnbits.serialization import register
 
@@ -95,6 +96,8 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
     Args:
         optimizer: The user's `keras.optimizers.Optimizer`.
         bit_optimizer: The bits', e.g. `SignSGD(0.01)`.
+        bit_gradient: What the bits' optimizer takes the sign of: name, config or
+            `keras_learnbits.bit_gradients.BitGradient`, whose state is kept here.
         name: Name of the optimizer.
 
     Attributes:
@@ -108,7 +111,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         ValueError: `optimizer` is none, or itself a `MultiOptimizer`, which Keras cannot nest.
     """
 
-    def __init__(self, optimizer, bit_optimizer, name="learned_bit_optimizer"):
+    def __init__(self, optimizer, bit_optimizer, bit_gradient, name="learned_bit_optimizer"):
         single = isinstance(optimizer, keras.optimizers.Optimizer)
         if not single or isinstance(optimizer, keras.optimizers.MultiOptimizer):
             raise ValueError(
@@ -119,9 +122,19 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         self.weight_optimizer = optimizer
         self.scale_optimizer = _following(optimizer)
         self.bit_optimizer = bit_optimizer
+        self.bit_gradient = bit_gradients.get(bit_gradient)
         self.bit_reg = self.add_variable((), name="bit_reg", dtype="float32")
         self.quantization_reg = self.add_variable((), name="quantization_reg", dtype="float32")
         self.bits_frozen = self.add_variable((), name="bits_frozen", dtype="float32")
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        owners = [quantized_kernel_of(variable) for variable in variables]
+        pairs = zip(owners, variables, strict=True)
+        kernels = [owner for owner, variable in pairs if owner and variable is owner.bits]
+        self.bit_gradient.build(kernels, self.add_variable)
 
     def _choose(self, variable):
         kernel = quantized_kernel_of(variable)
@@ -173,13 +186,14 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         return {
             "optimizer": keras.saving.serialize_keras_object(self.weight_optimizer),
             "bit_optimizer": keras.saving.serialize_keras_object(self.bit_optimizer),
+            "bit_gradient": keras.saving.serialize_keras_object(self.bit_gradient),
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for key in ("optimizer", "bit_optimizer"):
+        for key in ("optimizer", "bit_optimizer", "bit_gradient"):
             config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects)
         return cls(**config)
 
@@ -192,3 +206,29 @@ def _following(optimizer):
     if config.get("weight_decay") is not None:
         config["weight_decay"] = 0.0
     return type(optimizer).from_config(config)
+
+
+def with_bits(optimizer, bit_optimizer, bit_gradient):
+    """Puts the bits' optimizer beside a user's, inside loss scaling if there is any.
+
+    Args:
+        optimizer: Whatever `keras.Model.compile` takes as optimizer, also that of a model that
+            was compiled before.
+        bit_optimizer: Likewise for the bits; None for the one of before, or `SignSGD()`.
+        bit_gradient: As for `LearnedBitOptimizer`.
+
+    Returns:
+        `LearnedBitOptimizer`, or a `keras.optimizers.LossScaleOptimizer` with one inside.
+    """
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        config = optimizer.get_config()
+        config["inner_optimizer"] = with_bits(
+            optimizer.inner_optimizer, bit_optimizer, bit_gradient
+        )
+        return keras.optimizers.LossScaleOptimizer(**config)
+    if isinstance(optimizer, LearnedBitOptimizer):
+        optimizer, learned_by = optimizer.weight_optimizer, optimizer.bit_optimizer
+        bit_optimizer = bit_optimizer or learned_by
+    bit_optimizer = SignSGD() if bit_optimizer is None else keras.optimizers.get(bit_optimizer)
+    return LearnedBitOptimizer(optimizer, bit_optimizer, bit_gradient)

@@ -2,8 +2,7 @@
 
 import tensorflow as tf
 
-# A kernel of zeros has no energy to divide by, and no error either.
-TINY = 1e-30
+from keras_learnbits import ops
 
 
 def mean_bits(bits, sizes):
@@ -12,36 +11,36 @@ def mean_bits(bits, sizes):
     `bit_reg` times this is what one mean bit may cost in loss, the same for every model.
 
     Args:
-        bits: Float32 tensor of shape `(layers,)`.
+        bits: Float32 tensor of shape `(..., layers)`.
         sizes: Number of weights of each layer.
 
     Returns:
-        Float32 scalar in bits.
+        Float32 tensor of shape `(...)`, in bits.
 
     Example:
     >>> mean_bits(tf.constant([2.0, 4.0]), [300, 100]).numpy().item()
     2.5
     """
     shares = tf.constant([size / sum(sizes) for size in sizes], tf.float32)
-    return tf.reduce_sum(shares * bits)
+    return tf.reduce_sum(shares * bits, axis=-1)
 
 
 def levels(bits, sizes):
     """The published price, `sum_l 2**b_l`, which charges a small layer as much as a big one.
 
     Args:
-        bits: Float32 tensor of shape `(layers,)`.
+        bits: Float32 tensor of shape `(..., layers)`.
         sizes: Not used.
 
     Returns:
-        Float32 scalar.
+        Float32 tensor of shape `(...)`.
 
     Example:
     >>> levels(tf.constant([1.0, 3.0]), [300, 100]).numpy().item()
     10.0
     """
     del sizes
-    return tf.reduce_sum(2.0**bits)
+    return tf.reduce_sum(2.0**bits, axis=-1)
 
 
 BIT_PENALTIES = {"bits": mean_bits, "levels": levels}
@@ -66,7 +65,7 @@ def relative_error(squared_errors, energies, sizes):
     0.1875
     """
     shares = tf.constant([size / sum(sizes) for size in sizes], tf.float32)
-    energies = tf.maximum(tf.stop_gradient(energies), TINY)
+    energies = tf.maximum(tf.stop_gradient(energies), ops.TINY)
     return tf.reduce_sum(shares * squared_errors / energies)
 
 

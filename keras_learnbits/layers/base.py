@@ -71,6 +71,11 @@ class QuantizedKernel:
         """The kernel at its bit-width, a float32 tensor of the kernel's shape."""
         return self.quantizer.quantize(*self._float32())
 
+    def quantized_at(self, bits):
+        """The kernel at another bit-width, a float32 tensor of the kernel's shape."""
+        kernel, _, log_scale = self._float32()
+        return self.quantizer.quantize(kernel, bits, log_scale)
+
     def encode(self):
         """Integer codes (int32, the kernel's shape) and the `Grid` that decodes them."""
         return self.quantizer.encode(*self._float32())
@@ -78,6 +83,11 @@ class QuantizedKernel:
     def squared_error(self):
         """`||q - W||^2`, a float32 scalar."""
         return self.quantizer.squared_error(*self._float32())
+
+    def squared_error_at(self, bits):
+        """`||q - W||^2` at another bit-width, a float32 scalar."""
+        kernel, _, log_scale = self._float32()
+        return self.quantizer.squared_error(kernel, bits, log_scale)
 
     def energy(self):
         """`||W||^2`, a float32 scalar."""

@@ -1,0 +1,265 @@
+"""`BitBudget`: a target for the size or the accuracy in place of a price."""
+
+import keras
+import numpy as np
+
+from keras_learnbits import allocation, ops
+from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.report import bit_table
+
+# A model this close below its target is left alone.
+SLACK = 0.97
+
+
+class BitBudget(keras.callbacks.Callback):
+    """Steers the price of the bits so that a target is met, and meets it in the end.
+
+    While bits move, the target comes down gradually from the model's size at the start, and
+    `bit_reg` is set to the price at which the predicted losses ask for just that size: it is
+    solved for each time, so nothing winds up. When `FreezeBits` freezes the bits, or else at the
+    end of training, integers are allocated exactly: the least predicted loss within the target,
+    never above it, and so full that no layer has room for one more bit.
+
+    Give one target.
+
+    Args:
+        target_bits: Mean bits per weight, over all quantized kernels.
+        target_bytes: Packed bytes of the whole model, as `bit_table` counts them: codes, scales,
+            and float32 parameters.
+        target_compression: Float32 bytes over packed bytes.
+        max_accuracy_drop: How much lower than `float_accuracy` the accuracy on
+            `validation_data` may be when the bits freeze, e.g. 0.005. The size then is as small
+            as that allows.
+        float_accuracy: The metric of the float model on `validation_data`.
+        validation_data: Tuple or dataset that `Model.evaluate` takes. Not the test set: these
+            data decide.
+        metric: Name of the metric, higher is better.
+        by: Fraction of the epochs at which the target has come down, 0 <= by < 1. Before
+            `FreezeBits(at=...)`, so that bits and weights have time to settle.
+        update_freq: Batches from one solution of the price to the next.
+
+    Raises:
+        ValueError: Not exactly one target is given; it is no positive number; it is smaller than
+            the model at its lowest bit-widths (on `fit`; the smallest feasible size is named);
+            `max_accuracy_drop` comes without `float_accuracy` or `validation_data`; or the
+            model's `bit_gradient` does not predict losses.
+
+    Example:
+    >>> model = keras_learnbits.LearnedBitSequential(
+    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4),
+    ...      keras_learnbits.LearnedBitDense(2)])
+    >>> model.compile("adam", "mse", bit_optimizer=keras_learnbits.SignSGD(0.1))
+    >>> callbacks = [BitBudget(target_bits=3.2), keras_learnbits.FreezeBits(at=0.75)]
+    >>> history = model.fit(np.ones((320, 8)), np.ones((320, 2)), epochs=8, verbose=0,
+    ...                     callbacks=callbacks)
+    >>> keras_learnbits.bit_table(model).mean_bits
+    3.2
+    """
+
+    def __init__(
+        self,
+        target_bits=None,
+        *,
+        target_bytes=None,
+        target_compression=None,
+        max_accuracy_drop=None,
+        float_accuracy=None,
+        validation_data=None,
+        metric="accuracy",
+        by=0.5,
+        update_freq=50,
+    ):
+        super().__init__()
+        targets = {
+            "target_bits": target_bits,
+            "target_bytes": target_bytes,
+            "target_compression": target_compression,
+            "max_accuracy_drop": max_accuracy_drop,
+        }
+        given = {name: value for name, value in targets.items() if value is not None}
+        if len(given) != 1 or not all(0 < value < np.inf for value in given.values()):
+            raise ValueError(
+                f"`BitBudget` needs exactly one of {', '.join(targets)}, a positive number. "
+                f"Received: {given}"
+            )
+        if max_accuracy_drop is not None and (float_accuracy is None or validation_data is None):
+            raise ValueError(
+                "`max_accuracy_drop` needs `float_accuracy` and `validation_data`, which must not "
+                f"be the test set. Received: float_accuracy={float_accuracy}, "
+                f"validation_data={validation_data}"
+            )
+        if not 0 <= by < 1:
+            raise ValueError(f"`by` must be a fraction, 0 <= by < 1. Received: by={by}")
+        if max_accuracy_drop is None:
+            self.target = _Size(*next(iter(given.items())), by)
+        else:
+            self.target = _Accuracy(float_accuracy - max_accuracy_drop, validation_data, metric)
+        self.update_freq = update_freq
+
+    def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "freeze_bits"):
+            raise TypeError(
+                "`BitBudget` needs a LearnedBitModel or LearnedBitSequential; in other models "
+                f"bits do not move. Received: model={self.model}"
+            )
+        self.target.begin(self.model)
+        self._epoch = self._batches = 0
+        self.model.bit_budget = self
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        if not self.model.bits_are_frozen:
+            self.target.begin_epoch(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        before, self._batches = self._batches, self._batches + 1
+        if before % self.update_freq == 0 and not self.model.bits_are_frozen:
+            steps = self.params.get("steps") or np.inf
+            progress = (self._epoch + (batch + 1) / steps) / self.params["epochs"]
+            self.target.steer(self.model, progress)
+
+    def on_train_end(self, logs=None):
+        if not self.model.bits_are_frozen:
+            self.model.freeze_bits(self.allocate())
+        self.model.bit_budget = None
+
+    def allocate(self):
+        """The integer widths to freeze at, one for each quantized kernel of the model."""
+        kernels, _ = self.model.predicted_losses()
+        choices = self.target.allocate(self.model)
+        widths = {id(kernel): choice + 1 for kernel, choice in zip(kernels, choices, strict=True)}
+        return [
+            widths.get(id(kernel), int(kernel.integer_bits()))
+            for kernel in quantized_kernels(self.model)
+        ]
+
+
+def _descent(model):
+    """Allocations of least predicted loss by price: kernels, prices, choices."""
+    kernels, losses = model.predicted_losses()
+    everything = quantized_kernels(model)
+    penalties = model.bit_objective.penalty_table(everything).numpy()
+    penalties = penalties[[everything.index(kernel) for kernel in kernels]]
+    return kernels, *allocation.descent(losses, penalties.astype(np.float64))
+
+
+def _price_at(prices, step):
+    """A price between those at which an allocation becomes the best and ceases to be."""
+    return float(prices[step : step + 2].mean())
+
+
+class _Size:
+    """A target in mean bits, bytes or compression."""
+
+    def __init__(self, kind, value, by):
+        self.kind = kind
+        self.value = value
+        self.by = by
+
+    def begin(self, model):
+        kernels, losses = model.predicted_losses()
+        sizes, rest = self._sizes(model, kernels)
+        smallest = allocation.smallest_size(losses, sizes) + rest
+        if smallest > self._limit(model):
+            name = self.kind.removeprefix("target_")
+            raise ValueError(
+                f"`{self.kind}` must be within what the lowest bit-widths reach: "
+                f"{self._as_target(model, smallest)} {name}. Received: {self.kind}={self.value}"
+            )
+        self.start = self._present(kernels, sizes) + rest
+
+    def begin_epoch(self, model):
+        pass
+
+    def steer(self, model, progress):
+        kernels, prices, choices = _descent(model)
+        sizes, rest = self._sizes(model, kernels)
+        left = max(0.0, 1.0 - progress / self.by) if self.by else 0.0
+        limit = self._limit(model)
+        scheduled = limit + left * max(self.start - limit, 0)
+        present = self._present(kernels, sizes) + rest
+        if not left and SLACK * limit <= present <= limit:
+            return
+        totals = sizes[np.arange(len(sizes)), choices].sum(axis=1) + rest
+        within = np.flatnonzero(totals <= scheduled)
+        model.bit_reg.assign(_price_at(prices, within[0] if len(within) else -1))
+
+    def allocate(self, model):
+        kernels, losses = model.predicted_losses()
+        sizes, rest = self._sizes(model, kernels)
+        return allocation.allocate(losses, sizes, self._limit(model) - rest)
+
+    def _sizes(self, model, kernels):
+        """Size of each trained kernel at 1, 2, ... bits, and of all the rest."""
+        widths = np.arange(ops.MIN_BITS, ops.MAX_BITS + 1)
+        sizes = np.array([kernel.size for kernel in kernels])[:, None] * widths
+        everything = sum(k.size * int(k.integer_bits()) for k in quantized_kernels(model))
+        if self.kind != "target_bits":
+            sizes, everything = -(-sizes // 8), bit_table(model).packed_bytes
+        return sizes, everything - self._present(kernels, sizes)
+
+    def _present(self, kernels, sizes):
+        return sum(
+            int(row[int(kernel.integer_bits()) - 1])
+            for kernel, row in zip(kernels, sizes, strict=True)
+        )
+
+    def _limit(self, model):
+        if self.kind == "target_bytes":
+            return int(self.value)
+        if self.kind == "target_compression":
+            return int(bit_table(model).float_bytes / self.value)
+        weights = sum(kernel.size for kernel in quantized_kernels(model))
+        return int(np.floor(self.value * weights + 1e-9))
+
+    def _as_target(self, model, size):
+        if self.kind == "target_bytes":
+            return size
+        if self.kind == "target_compression":
+            return round(bit_table(model).float_bytes / size, 4)
+        return round(size / sum(kernel.size for kernel in quantized_kernels(model)), 4)
+
+
+class _Accuracy:
+    """A target for a metric on validation data."""
+
+    def __init__(self, least, data, metric):
+        self.least = least
+        self.data = data
+        self.metric = metric
+
+    def begin(self, model):
+        model.predicted_losses()
+
+    def begin_epoch(self, model):
+        prices, _, step = self._smallest_within(model)
+        model.bit_reg.assign(_price_at(prices, step))
+
+    def steer(self, model, progress):
+        pass
+
+    def allocate(self, model):
+        _, choices, step = self._smallest_within(model)
+        return choices[step]
+
+    def _smallest_within(self, model):
+        """Bisects the allocations, by descending size, for the last that is accurate enough."""
+        kernels, prices, choices = _descent(model)
+        latent = [float(kernel.bits) for kernel in kernels]
+        enough, too_few = 0, len(choices)
+        while too_few - enough > 1:
+            step = (enough + too_few) // 2
+            for kernel, choice in zip(kernels, choices[step], strict=True):
+                kernel.bits.assign(float(choice + 1))
+            if self._evaluate(model) >= self.least:
+                enough = step
+            else:
+                too_few = step
+        for kernel, bits in zip(kernels, latent, strict=True):
+            kernel.bits.assign(bits)
+        model.reset_metrics()
+        return prices, choices, enough
+
+    def _evaluate(self, model):
+        x, y = self.data if isinstance(self.data, tuple) else (self.data, None)
+        return model.evaluate(x, y, verbose=0, return_dict=True)[self.metric]

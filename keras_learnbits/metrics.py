@@ -1,0 +1,35 @@
+"""`BitMetrics`: the parts of the loss in the logs."""
+
+import keras
+
+from keras_learnbits.serialization import register
+
+
+@register
+class BitMetrics(keras.metrics.Metric):
+    """Means over examples of the parts of the loss: one entry in the logs for each.
+
+    Args:
+        names: Names of the entries.
+        name: Name of the metric.
+    """
+
+    def __init__(self, names, name="bit_metrics", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.names = tuple(names)
+        self.total = self.add_variable((len(self.names),), "zeros", name="total")
+        self.count = self.add_variable((), "zeros", name="count")
+
+    def update_state(self, values, sample_weight=1.0):
+        """Adds values, a dictionary of name to scalar, for `sample_weight` examples."""
+        values = keras.ops.stack([keras.ops.cast(values[name], "float32") for name in self.names])
+        sample_weight = keras.ops.cast(sample_weight, "float32")
+        self.total.assign_add(values * sample_weight)
+        self.count.assign_add(sample_weight)
+
+    def result(self):
+        means = self.total / keras.ops.maximum(self.count, 1.0)
+        return {name: means[index] for index, name in enumerate(self.names)}
+
+    def get_config(self):
+        return {"names": self.names, "name": self.name}

@@ -1,0 +1,71 @@
+"""`BitObjective`: the two terms that are added to the task's loss, for a model's kernels."""
+
+import tensorflow as tf
+
+from keras_learnbits import ops, penalties
+from keras_learnbits.serialization import choose
+
+
+class BitObjective:
+    """What bits cost and what rounding costs, without their weights in the loss.
+
+    Args:
+        bit_penalty: `"bits"` or `"levels"`.
+        quantization_error: `"relative"` or `"squared"`.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+
+    def __init__(self, bit_penalty, quantization_error):
+        self._penalty = choose(bit_penalty, penalties.BIT_PENALTIES, "bit_penalty")
+        self._error = choose(
+            quantization_error, penalties.QUANTIZATION_ERRORS, "quantization_error"
+        )
+
+    def penalty(self, kernels):
+        """Penalty at the latent bit-widths, a float32 scalar."""
+        return self._penalty(_bits(kernels), _sizes(kernels))
+
+    def mean_bits(self, kernels):
+        """Mean latent bits per weight, a float32 scalar."""
+        return penalties.mean_bits(_bits(kernels), _sizes(kernels))
+
+    def quantization_error(self, kernels):
+        """Quantization error of all kernels, a float32 scalar."""
+        errors = tf.stack([kernel.squared_error() for kernel in kernels])
+        energies = tf.stack([kernel.energy() for kernel in kernels])
+        return self._error(errors, energies, _sizes(kernels))
+
+    def penalty_gradients(self, kernels):
+        """Derivatives of the penalty by the latent bit-widths, shape `(layers,)`."""
+        bits = _bits(kernels)
+        with tf.GradientTape() as tape:
+            tape.watch(bits)
+            penalty = self._penalty(bits, _sizes(kernels))
+        return tape.gradient(penalty, bits)
+
+    def penalty_table(self, kernels):
+        """Penalty of each layer at 1, 2, ... bits, relative to its present width.
+
+        Returns:
+            Float32 tensor of shape `(layers, 16)`.
+        """
+        bits, sizes = tf.stack([kernel.integer_bits() for kernel in kernels]), _sizes(kernels)
+        widths = tf.range(ops.MIN_BITS, ops.MAX_BITS + 1, dtype=tf.float32)
+        one_changed = bits + tf.eye(len(kernels))[:, None] * (widths - bits[:, None])[:, :, None]
+        return self._penalty(one_changed, sizes) - self._penalty(bits, sizes)
+
+    def penalty_changes(self, kernels):
+        """Changes of the penalty with one bit fewer and with one more, shape `(layers, 2)`."""
+        bits, sizes = tf.stack([kernel.integer_bits() for kernel in kernels]), _sizes(kernels)
+        shifts = tf.stack([-tf.eye(len(kernels)), tf.eye(len(kernels))], axis=1)
+        return self._penalty(bits + shifts, sizes) - self._penalty(bits, sizes)
+
+
+def _bits(kernels):
+    return tf.stack([kernel.bits.value for kernel in kernels])
+
+
+def _sizes(kernels):
+    return [kernel.size for kernel in kernels]

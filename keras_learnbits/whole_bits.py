@@ -1,0 +1,267 @@
+"""Estimators that compare whole bits: `Difference`, `Measured`."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits import ops
+from keras_learnbits.derivatives import BitGradient
+from keras_learnbits.serialization import register
+
+# Looks at a layer after which what was seen counts 1/e.
+MEMORY = 5
+# Loss per weight and squared step that more bits gain in any case, so that budgets are used up.
+TRACE = 1e-12
+
+
+class WholeBit(BitGradient):
+    """Base class of the estimators that compare with a whole bit fewer and a whole bit more.
+
+    Every `interval` steps they look at some layers: at the change of the loss with one bit fewer
+    and with one more, and at the change of the squared quantization error, which is exact. Means
+    over the latest looks give a layer's *sensitivity* in each direction, loss per squared error,
+
+        s = mean(change of loss) / mean(change of error)
+
+    and with it the predicted change at the present widths, `s` times the present change of the
+    error. Each layer moves where that plus the change of the price is negative,
+
+        fewer bits   if  cost = loss(B - 1) - loss(B)  <  price(B) - price(B - 1)
+        more bits    if  worth = loss(B) - loss(B + 1)  >  price(B + 1) - price(B)
+
+    where the gain is greater if in both, and else its gradient is 0: the bits stay. At fixed
+    weights and sensitivities this ends where no single bit's change improves the sum.
+
+    Args:
+        interval: Training steps from one look to the next, an integer >= 1.
+
+    Raises:
+        ValueError: `interval` is below 1.
+    """
+
+    def __init__(self, interval=10):
+        if interval < 1:
+            raise ValueError(
+                f"`interval` must be a number of steps >= 1. Received: interval={interval}"
+            )
+        self.interval = interval
+
+    def build(self, kernels, add_variable):
+        shape = (len(kernels), 2)
+        self.kernels = kernels
+
+        # Replicas see other examples: what is assigned is averaged over them.
+        def add(name, shape):
+            return add_variable(shape, dtype="float32", aggregation="mean", name=name)
+
+        self.steps = add("bit_steps", ())
+        self.loss_changes = add("loss_changes", shape)
+        self.error_changes = add("error_changes", shape)
+        self.gradients = add("bit_gradients", shape[:1])
+
+    def __call__(self, step):
+        due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
+        changes, seen, errors = tf.cond(
+            due, lambda: self._look(step), lambda: self._no_look(len(step.kernels))
+        )
+        # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
+        self._remember(changes, seen, errors)
+        gradients = whole_bit_gradients(
+            self._predicted(errors), step.price_changes, *_room(step.kernels)
+        )
+        # Where nothing was seen yet, nothing is known: the bits stay.
+        gradients = tf.where(self._seen(), gradients, 0.0)
+        self.gradients.assign(tf.where(due, gradients, self.gradients))
+        self.steps.assign_add(tf.cast(step.bits_move, tf.float32))
+        return tf.convert_to_tensor(self.gradients.value)
+
+    def _look(self, step):
+        errors = error_changes(step.kernels)
+        changes, seen = self.look(step, errors)
+        usable = tf.logical_and(seen, tf.math.is_finite(changes))
+        return tf.where(usable, changes, 0.0), usable, errors
+
+    def _no_look(self, layers):
+        return tf.zeros((layers, 2)), tf.zeros((layers, 2), tf.bool), tf.zeros((layers, 2))
+
+    def look(self, step, errors):
+        """Changes of the loss with one bit fewer and one more, and which of them were seen.
+
+        Args:
+            step: `BitStep`.
+            errors: Changes of the squared errors, shape `(layers, 2)`.
+
+        Returns:
+            Float32 and boolean tensor of shape `(layers, 2)`.
+        """
+        raise NotImplementedError
+
+    def predict(self, step):
+        return self.look(step, error_changes(step.kernels))[0]
+
+    def _remember(self, changes, seen, errors):
+        kept = math.exp(-1 / MEMORY)
+        for mean, new in ((self.loss_changes, changes), (self.error_changes, errors)):
+            old = tf.convert_to_tensor(mean.value)
+            mean.assign(tf.where(seen, kept * old + (1 - kept) * new, old))
+
+    def _seen(self):
+        """Which layers were looked at, shape `(layers,)`."""
+        return tf.reduce_any(tf.not_equal(self.error_changes.value, 0.0), axis=1)
+
+    def _predicted(self, errors):
+        return sensitivities(self.loss_changes.value, self.error_changes.value) * errors
+
+    def loss_table(self):
+        """Predicted loss of each layer at each bit-width, others as they are.
+
+        Returns:
+            NumPy array of shape `(layers, 16)`: the loss at 1, 2, ... bits, relative to that at
+            the present width; `inf` beyond a layer's bounds. More bits never cost more: where
+            the prediction is flat, they gain a trace of relative error.
+        """
+        sensitivity = sensitivities(self.loss_changes.value, self.error_changes.value).numpy()
+        seen = self._seen().numpy()
+        per_weight = np.array([float(k.energy()) / k.size for k in self.kernels])
+        # Layers that were not looked at yet: as sensitive to relative error as the others.
+        typical = np.mean((sensitivity.mean(axis=1) * per_weight)[seen]) if seen.any() else 1.0
+        sensitivity[~seen] = (typical / np.maximum(per_weight[~seen], ops.TINY))[:, None]
+        return np.stack(list(map(_loss_row, self.kernels, sensitivity)))
+
+    def get_config(self):
+        return {"interval": self.interval}
+
+
+@register
+class Difference(WholeBit):
+    """Predicts the change of the loss from gradients: no derivative by bits, no further pass.
+
+    With `q` the kernel at its bit-width, `q'` at another, `g` the gradient by the kernel, and
+    `E` the squared error,
+
+        loss(q') - loss(q) = g (q' - q) + 1/2 F (E(q') - E(q)),    F = batch_size * mean(g**2)
+
+    where `F`, one number a layer, is the empirical Fisher information.
+    """
+
+    def look(self, step, errors):
+        rows = []
+        for kernel, gradient, error in zip(
+            step.kernels, step.kernel_gradients, tf.unstack(errors), strict=True
+        ):
+            gradient = tf.cast(gradient, tf.float32) / step.loss_unit
+            fisher = tf.cast(step.batch_size, tf.float32) * tf.reduce_mean(tf.square(gradient))
+            quantized = kernel.quantized()
+            first_order = [
+                tf.reduce_sum(gradient * (kernel.quantized_at(shifted) - quantized))
+                for shifted in _neighbours(kernel)
+            ]
+            rows.append(tf.stack(first_order) + 0.5 * fisher * error)
+        return tf.stack(rows), tf.not_equal(errors, 0.0)
+
+
+@register
+class Measured(WholeBit):
+    """Measures the change of the loss: one layer at a look, on the batch at hand.
+
+    A look costs three forward passes, in inference mode: at the present widths, at one bit fewer
+    and at one more. Layers take turns.
+    """
+
+    def look(self, step, errors):
+        layers = len(step.kernels)
+        turn = tf.cast(self.steps.value // self.interval, tf.int32) % layers
+        at_turn = tf.one_hot(turn, layers)
+        cases = tf.stack([-at_turn, at_turn])
+        room = tf.stack(_room(step.kernels), axis=1)
+        changes = at_turn[:, None] * step.loss_changes(cases)
+        return changes, tf.logical_and(at_turn[:, None] > 0, room)
+
+    def predict(self, step):
+        identity = tf.eye(len(step.kernels))
+        return tf.stack([step.loss_changes(-identity), step.loss_changes(identity)], axis=1)
+
+
+def _neighbours(kernel):
+    """The bit-widths one below and one above, within what grids allow."""
+    bits = kernel.integer_bits()
+    return tf.maximum(bits - 1, ops.MIN_BITS), tf.minimum(bits + 1, ops.MAX_BITS)
+
+
+def _loss_row(kernel, sensitivity):
+    """One row of `loss_table`, from a layer's sensitivities to fewer and to more bits."""
+    low, high, bits = kernel.layer.min_bits, kernel.layer.max_bits, int(kernel.integer_bits())
+    widths = np.arange(low, high + 1)
+    errors = np.array([float(kernel.squared_error_at(tf.constant(b, tf.float32))) for b in widths])
+    fewer, more = sensitivity
+    losses = np.where(widths < bits, fewer, more) * (errors - errors[bits - low])
+    trace = TRACE * kernel.size * np.take(ops.GAUSSIAN_STEPS, widths - 1) ** 2
+    row = np.full(ops.MAX_BITS, np.inf)
+    row[low - 1 : high] = np.minimum.accumulate(losses) + trace
+    return row
+
+
+def error_changes(kernels):
+    """Changes of `||q - W||^2` with one bit fewer and with one more, shape `(layers, 2)`."""
+    rows = []
+    for kernel in kernels:
+        error = kernel.squared_error_at(kernel.integer_bits())
+        rows.append([kernel.squared_error_at(b) - error for b in _neighbours(kernel)])
+    return tf.stop_gradient(tf.convert_to_tensor(rows))
+
+
+def _room(kernels):
+    """Whether each layer may take a bit fewer, and a bit more: two tensors `(layers,)`."""
+    bits = tf.stack([kernel.integer_bits() for kernel in kernels])
+    low = tf.constant([float(kernel.layer.min_bits) for kernel in kernels])
+    high = tf.constant([float(kernel.layer.max_bits) for kernel in kernels])
+    return bits > low, bits < high
+
+
+def sensitivities(loss_changes, error_changes):
+    """Loss per squared error in each direction, shape `(layers, 2)`.
+
+    Never negative, and never more for a bit more than for one fewer: where noise says so, both
+    take the mean. What no look has seen yet is 0 for the one and the other's for the other.
+
+    Example:
+    >>> sensitivities(tf.constant([[4.0, -3.0], [4.0, -0.5]]), tf.constant([[2.0, -1.0]] * 2))
+    <tf.Tensor: shape=(2, 2), dtype=float32, numpy=
+    array([[2.3333333, 2.3333333],
+           [2.       , 0.5      ]], dtype=float32)>
+    """
+    loss_changes, error_changes = map(tf.convert_to_tensor, (loss_changes, error_changes))
+    each = tf.math.divide_no_nan(loss_changes, error_changes)
+    pooled = tf.math.divide_no_nan(
+        tf.reduce_sum(tf.abs(error_changes) * each, axis=1),
+        tf.reduce_sum(tf.abs(error_changes), axis=1),
+    )
+    in_order = each[:, 1] <= each[:, 0]
+    one_only = tf.reduce_any(tf.equal(error_changes, 0.0), axis=1)
+    pool = tf.logical_or(tf.logical_not(in_order), one_only)
+    return tf.maximum(tf.where(pool[:, None], pooled[:, None], each), 0.0)
+
+
+def whole_bit_gradients(loss_changes, price_changes, may_fall, may_rise):
+    """1 where one bit fewer lowers loss plus price, -1 where one more does, else 0.
+
+    Args:
+        loss_changes: With one bit fewer and one more, shape `(layers, 2)`.
+        price_changes: Likewise.
+        may_fall: Where one bit fewer is allowed, shape `(layers,)`.
+        may_rise: Where one bit more is.
+
+    Returns:
+        Float32 tensor of shape `(layers,)`.
+
+    Example:
+    >>> changes = tf.constant([[0.3, -0.1], [0.1, -0.05], [0.9, -0.3]])
+    >>> prices = tf.constant([[-0.2, 0.2]] * 3)
+    >>> whole_bit_gradients(changes, prices, [True] * 3, [True] * 3).numpy().tolist()
+    [0.0, 1.0, -1.0]
+    """
+    total = loss_changes + price_changes
+    allowed = tf.stack([may_fall, may_rise], axis=1)
+    gain = tf.where(allowed, tf.maximum(-total, 0.0), 0.0)
+    return tf.sign(gain[:, 0] - gain[:, 1])
