@@ -75,21 +75,21 @@ def mlp(Conv2D, Dense):
     return inputs, Dense(10, dtype="float32", name="dense3")(x)
 
 
+PROBLEM = common.Problem(
+    load=load,
+    nets={"cnn": cnn, "lenet": lenet, "mlp": mlp},
+    defaults={
+        "epochs": 16,
+        "batch_size": 256,
+        "learning_rate": 5e-3,
+        "bit_reg": 1e-3,
+        "dtype_policy": "mixed_bfloat16",
+    },
+    published={"model": "lenet", "epochs": 100},
+    augment=augment,
+    label_smoothing=0.1,
+    weight_decay=0.05,
+)
+
 if __name__ == "__main__":
-    common.run(
-        common.Problem(
-            load=load,
-            nets={"cnn": cnn, "lenet": lenet, "mlp": mlp},
-            defaults={
-                "epochs": 16,
-                "batch_size": 256,
-                "learning_rate": 5e-3,
-                "bit_reg": 1e-3,
-                "dtype_policy": "mixed_bfloat16",
-            },
-            published={"model": "lenet", "epochs": 100},
-            augment=augment,
-            label_smoothing=0.1,
-            weight_decay=0.05,
-        )
-    )
+    common.run(PROBLEM)

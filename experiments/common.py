@@ -174,6 +174,7 @@ def _run(problem, recipe):
         "float_test_accuracy": float_accuracy,
         "mean_bits": None,
         "bits": {},
+        "direction_changes": history.get("direction_changes"),
         "packed_bytes": None,
         "float_bytes": 4 * model.count_params(),
         "seconds_per_epoch": round(statistics.median(seconds), 2),
@@ -253,7 +254,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     augment = problem.augment if recipe.regularized else None
     timer = _EpochSeconds()
     callbacks = [timer]
-    logger = klb.BitLogger(update_freq=max(1, steps // 400))
+    logger = klb.BitLogger(update_freq=max(1, steps // 2000))
     if learned:
         settings |= {
             "bit_reg": FLAGS.bit_reg,
@@ -281,6 +282,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     ).history
     if learned:
         _plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model)
+        history["direction_changes"] = _direction_changes(logger, recipe.freeze_at * steps)
     return model, history, timer.seconds[1:] or timer.seconds
 
 
@@ -324,6 +326,17 @@ def _dataset(images, labels, batch_size, augment=None, shuffle=False):
     seeds = tf.data.Dataset.random(FLAGS.seed, rerandomize_each_iteration=True).batch(2)
     batches = tf.data.Dataset.zip(indices.batch(batch_size), seeds)
     return batches.map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _direction_changes(logger, freeze_step):
+    """How often each layer's bits turned in the last quarter of the training before the freeze."""
+    steps = np.array(logger.steps)
+    bits = np.array(logger.bits)[(steps > 0.75 * freeze_step) & (steps <= freeze_step)]
+    turns = {}
+    for name, moves in zip(logger.names, np.diff(bits, axis=0).T, strict=True):
+        signs = np.sign(moves[moves != 0])
+        turns[name] = int(np.sum(signs[1:] != signs[:-1]))
+    return turns
 
 
 def _plot_bits(logger, path, title):

@@ -40,11 +40,11 @@ def logistic(Conv2D, Dense):
     return inputs, Dense(10, name="dense")(keras.layers.Flatten()(inputs))
 
 
+PROBLEM = common.Problem(
+    load=load,
+    nets={"cnn": cnn, "logistic": logistic},
+    defaults={"epochs": 40, "batch_size": 32, "learning_rate": 2e-3, "bit_reg": 0.03},
+)
+
 if __name__ == "__main__":
-    common.run(
-        common.Problem(
-            load=load,
-            nets={"cnn": cnn, "logistic": logistic},
-            defaults={"epochs": 40, "batch_size": 32, "learning_rate": 2e-3, "bit_reg": 0.03},
-        )
-    )
+    common.run(PROBLEM)

@@ -48,18 +48,18 @@ def logistic(Conv2D, Dense):
     return inputs, Dense(10, dtype="float32", name="dense")(keras.layers.Flatten()(inputs))
 
 
+PROBLEM = common.Problem(
+    load=load,
+    nets={"lenet": lenet, "lenet32": lenet32, "logistic": logistic},
+    defaults={
+        "epochs": 12,
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "bit_reg": 0.03,
+        "dtype_policy": "mixed_bfloat16",
+    },
+    published={"model": "lenet32", "epochs": 30},
+)
+
 if __name__ == "__main__":
-    common.run(
-        common.Problem(
-            load=load,
-            nets={"lenet": lenet, "lenet32": lenet32, "logistic": logistic},
-            defaults={
-                "epochs": 12,
-                "batch_size": 128,
-                "learning_rate": 1e-3,
-                "bit_reg": 0.03,
-                "dtype_policy": "mixed_bfloat16",
-            },
-            published={"model": "lenet32", "epochs": 30},
-        )
-    )
+    common.run(PROBLEM)

@@ -15,6 +15,7 @@ class Recipe:
         kernel_quantizer, quantization_error: As in the library.
         loss_reduction: Of the cross-entropy over a batch.
         regularized: Whether images are augmented and labels smoothed.
+        freeze_at: Fraction of the epochs after which bits are frozen; 1.0 for never.
     """
 
     defaults = {"bit_penalty": "bits"}
@@ -22,6 +23,7 @@ class Recipe:
     quantization_error = "relative"
     loss_reduction = "sum_over_batch_size"
     regularized = True
+    freeze_at = 0.75
 
     def optimizer(self, learning_rate, weight_decay, steps):
         warmup = steps // 10
@@ -35,7 +37,7 @@ class Recipe:
         return klb.SignSGD(7 / (0.3 * steps) if step is None else step, momentum=momentum or 0.0)
 
     def callbacks(self):
-        return [klb.FreezeBits(at=0.75)]
+        return [klb.FreezeBits(at=self.freeze_at)]
 
 
 class StraightThrough(Recipe):
@@ -71,6 +73,7 @@ class Published(Recipe):
     quantization_error = "squared"
     loss_reduction = "sum"
     regularized = False
+    freeze_at = 1.0
     halving_steps = 200
     eps = 7e-8
 

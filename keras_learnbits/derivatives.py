@@ -41,6 +41,26 @@ class BitStep(NamedTuple):
     batch_size: tf.Tensor
     bits_move: tf.Tensor
 
+    def of_layers(self, places):
+        """The same step for some of the layers.
+
+        Args:
+            places: Their places among `kernels`, a list of integers.
+        """
+
+        def pick(items):
+            return [items[place] for place in places]
+
+        among_all = tf.one_hot(places, len(self.kernels))
+        return self._replace(
+            kernels=pick(self.kernels),
+            kernel_gradients=pick(self.kernel_gradients),
+            bit_gradients=pick(self.bit_gradients),
+            price_gradients=tf.gather(self.price_gradients, places),
+            price_changes=tf.gather(self.price_changes, places),
+            loss_changes=lambda shifts: self.loss_changes(tf.matmul(shifts, among_all)),
+        )
+
 
 class BitGradient:
     """Base class of the estimators: a function from a `BitStep` to one gradient a kernel.

@@ -139,10 +139,15 @@ class LearnedBitTraining:
     # The layers list their bits as non-trainable, so that other models leave them alone; here
     # they are trained.
 
-    def _moving_bits(self):
+    @property
+    def trained_kernels(self):
+        """The `QuantizedKernel`s whose bits are trained: those of trainable layers."""
         if not self.trainable:
             return []
-        return [kernel.bits for kernel in quantized_kernels(self) if kernel.kernel.trainable]
+        return [kernel for kernel in quantized_kernels(self) if kernel.kernel.trainable]
+
+    def _moving_bits(self):
+        return [kernel.bits for kernel in self.trained_kernels]
 
     def _without_moving_bits(self, variables):
         moving = {id(bits) for bits in self._moving_bits()}
@@ -256,29 +261,50 @@ class LearnedBitTraining:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not all(layer.built for layer in (self, *self.layers)):  # bits to watch must exist
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
-        moving = [kernel for kernel in quantized_kernels(self) if kernel.kernel.trainable]
+        moving = self.trained_kernels
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         bit_gradient = self._bit_state().bit_gradient
-        with tf.GradientTape() as tape:
-            tape.watch([kernel.bits.value for kernel in moving])
-            y_pred = self(x, **self._training_argument(True))
-            loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
-            scaled_loss = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        gradients = list(tape.gradient(scaled_loss, variables, self._one_if_finite(loss)))
-        index = {id(variable): i for i, variable in enumerate(variables)}
+        loss, y_pred, gradients, index = self._differentiate((x, y, sample_weight), moving)
         if moving:
             step = self._bit_step((x, y, sample_weight), moving, gradients, index)
             moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
             for kernel, gradient in zip(moving, tf.unstack(bit_gradient(step)), strict=True):
                 gradients[index[id(kernel.bits)]] = moves * gradient
         bit_gradient.before_update(moving)
-        self.optimizer.apply(gradients, variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(loss * _replicas(), sample_weight=_batch_size(x, y))
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def _differentiate(self, data, moving):
+        """Loss, predictions, the scaled loss's gradients, and each variable's place in them."""
+        x, y, sample_weight = data
+        with tf.GradientTape() as tape:
+            tape.watch([kernel.bits.value for kernel in moving])
+            y_pred = self(x, **self._training_argument(True))
+            loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled_loss, variables, self._one_if_finite(loss))
+        return loss, y_pred, list(gradients), {id(v): i for i, v in enumerate(variables)}
+
+    def bit_step(self, data):
+        """What a training step on a batch would show the estimators of bit gradients.
+
+        Nothing changes: neither weights, nor metrics, nor statistics.
+
+        Args:
+            data: Tuple `(x, y, sample_weight)`.
+
+        Returns:
+            `keras_learnbits.bit_gradients.BitStep`.
+        """
+        moving = self.trained_kernels
+        with keras.StatelessScope():
+            _, _, gradients, index = self._differentiate(data, moving)
+        return self._bit_step(data, moving, gradients, index)
 
     def _training_argument(self, training):
         takes = inspect.signature(self.call).parameters
@@ -323,23 +349,26 @@ class LearnedBitTraining:
             * tf.gather(self.bit_objective.penalty_gradients(kernels), places),
             price_changes=price * tf.gather(self.bit_objective.penalty_changes(kernels), places),
             quantization_reg=tf.convert_to_tensor(self.quantization_reg.value),
-            loss_changes=lambda shifts: self._loss_changes(data, moving, shifts),
+            loss_changes=lambda shifts: self.loss_changes(data, shifts),
             batch_size=_batch_size(*data[:2]),
             bits_move=tf.equal(self.bits_frozen.value, 0.0),
         )
 
-    def _loss_changes(self, data, moving, shifts):
-        """Changes of the loss on a batch, price left out, with other bit-widths within bounds.
+    def loss_changes(self, data, shifts):
+        """Changes of the loss on a batch with other bit-widths, measured in inference mode.
+
+        Nothing changes: neither weights, nor metrics, nor statistics.
 
         Args:
             data: Tuple `(x, y, sample_weight)`.
-            moving: The `QuantizedKernel`s that are shifted.
-            shifts: Integers to add to their bit-widths, shape `(cases, layers)`.
+            shifts: Integers to add to the widths of `trained_kernels`, which stay within their
+                bounds; shape `(cases, layers)`.
 
         Returns:
-            Float32 tensor of shape `(cases,)`.
+            Float32 tensor of shape `(cases,)`: changes of the loss, price left out.
         """
         x, y, sample_weight = data
+        moving = self.trained_kernels
         bits = tf.stack([kernel.integer_bits() for kernel in moving])
         low = [float(kernel.layer.min_bits) for kernel in moving]
         high = [float(kernel.layer.max_bits) for kernel in moving]

@@ -1,11 +1,39 @@
 """`bit_table`: what a model has learned, and how many bytes it comes to."""
 
+import itertools
 import math
 from typing import NamedTuple
 
 from keras_learnbits.layers.base import quantized_kernels, unique_names
 
 FLOAT_BYTES = 4
+
+
+def aligned_table(blocks, left):
+    """Text in columns, with a rule below each block of rows.
+
+    Args:
+        blocks: Lists of rows, which are sequences of as many strings.
+        left: Number of columns that are flush left; the others are flush right.
+
+    Example:
+    >>> print(aligned_table([[("layer", "bits")], [("dense", "2")]], left=1))
+    layer  bits
+    -----------
+    dense     2
+    -----------
+    """
+    widths = [max(map(len, column)) for column in zip(*itertools.chain(*blocks), strict=True)]
+
+    def aligned(row):
+        cells = [
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join(line for block in blocks for line in [*map(aligned, block), rule])
 
 
 class BitRow(NamedTuple):
@@ -98,24 +126,9 @@ class BitTable:
         )
         floats = FLOAT_BYTES * self.float_parameters
         others = ("float32", "", f"{self.float_parameters:,}", "32", "", f"{floats:,}", "0")
-        lines = [head, *body, total, others]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-
-        def aligned(line):
-            left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-            right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-            return "  ".join(left + right).rstrip()
-
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         return "\n".join(
             [
-                aligned(head),
-                rule,
-                *map(aligned, body),
-                rule,
-                aligned(total),
-                aligned(others),
-                rule,
+                aligned_table([[head], body, [total, others]], left=2),
                 f"{self.packed_bytes:,} bytes packed, {self.float_bytes:,} in float32: "
                 f"{self.compression:.1f} times smaller, "
                 f"{8 * self.packed_bytes / (self.weights + self.float_parameters):.2f} bits a "

@@ -68,7 +68,7 @@ class WholeBit(BitGradient):
         # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
         self._remember(changes, seen, errors)
         gradients = whole_bit_gradients(
-            self._predicted(errors), step.price_changes, *_room(step.kernels)
+            self._predicted(errors), step.price_changes, *room(step.kernels)
         )
         # Where nothing was seen yet, nothing is known: the bits stay.
         gradients = tf.where(self._seen(), gradients, 0.0)
@@ -174,9 +174,9 @@ class Measured(WholeBit):
         turn = tf.cast(self.steps.value // self.interval, tf.int32) % layers
         at_turn = tf.one_hot(turn, layers)
         cases = tf.stack([-at_turn, at_turn])
-        room = tf.stack(_room(step.kernels), axis=1)
+        allowed = tf.stack(room(step.kernels), axis=1)
         changes = at_turn[:, None] * step.loss_changes(cases)
-        return changes, tf.logical_and(at_turn[:, None] > 0, room)
+        return changes, tf.logical_and(at_turn[:, None] > 0, allowed)
 
     def predict(self, step):
         identity = tf.eye(len(step.kernels))
@@ -211,7 +211,7 @@ def error_changes(kernels):
     return tf.stop_gradient(tf.convert_to_tensor(rows))
 
 
-def _room(kernels):
+def room(kernels):
     """Whether each layer may take a bit fewer, and a bit more: two tensors `(layers,)`."""
     bits = tf.stack([kernel.integer_bits() for kernel in kernels])
     low = tf.constant([float(kernel.layer.min_bits) for kernel in kernels])

@@ -1,0 +1,177 @@
+"""`probe_bits`: what one bit more or fewer really does to the loss."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits import bit_gradients
+from keras_learnbits.layers.base import unique_names
+from keras_learnbits.report import aligned_table
+from keras_learnbits.whole_bits import room, whole_bit_gradients
+
+MOVES = {-1: "fewer", 0: "stay", 1: "more"}
+
+
+class BitChange(NamedTuple):
+    """One layer with one bit fewer or one more, all else fixed.
+
+    Attributes:
+        layer: Name of the layer.
+        bits: Its integer bit-width.
+        step: -1 for one bit fewer, 1 for one more.
+        measured: Change of the mean loss, price left out.
+        standard_error: Of `measured`, from the paired differences batch by batch.
+        price: Change of `bit_reg * bit_penalty`.
+        predicted: Dictionary of estimator to the change of the loss that it predicts.
+    """
+
+    layer: str
+    bits: int
+    step: int
+    measured: float
+    standard_error: float
+    price: float
+    predicted: dict
+
+
+class BitProbe:
+    """What `probe_bits` found; prints as an aligned table.
+
+    Attributes:
+        changes: List of `BitChange`, two a layer where its bounds allow both.
+        moves: Dictionary of layer to a dictionary of estimator to the move of its bits, -1, 0 or
+            1, that it takes; under `"loss"` the move that lowers the measured loss plus price.
+    """
+
+    def __init__(self, changes, moves):
+        self.changes = changes
+        self.moves = moves
+
+    def __str__(self):
+        estimators = list(bit_gradients.BIT_GRADIENTS)
+        head = ("layer", "bits", "loss", "+-", "price", *estimators)
+        changes = [
+            (
+                change.layer,
+                f"{change.bits} -> {change.bits + change.step}",
+                f"{change.measured:+.1e}",
+                f"{change.standard_error:.0e}",
+                f"{change.price:+.1e}",
+                *(f"{change.predicted[name]:+.1e}" for name in estimators),
+            )
+            for change in self.changes
+        ]
+        moves = [
+            (layer, "move", MOVES[taken["loss"]], "", "", *(MOVES[taken[n]] for n in estimators))
+            for layer, taken in self.moves.items()
+        ]
+        return aligned_table([[head], changes, moves], left=2)
+
+    __repr__ = __str__
+
+
+def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=None):
+    """Measures the loss with one bit fewer and one more, layer by layer, all else fixed.
+
+    Beside it stands what each estimator of bit gradients predicts, and the move it takes at the
+    present price. The model is run in inference mode, and is not changed.
+
+    Args:
+        model: A compiled `LearnedBitModel` or `LearnedBitSequential`.
+        x: Inputs, or a dataset of batches `(x, y)` or `(x, y, sample_weight)`.
+        y: Targets; None for a dataset.
+        estimate_on: What the estimators see: a tuple `(x, y)` or a dataset. By default the same
+            data, on which `measured` cannot be wrong: give some batches of training data.
+        batch_size: Examples a batch, for arrays.
+        layers: Names of the layers to probe, as in `bit_table`; all by default.
+
+    Returns:
+        `BitProbe`: print it, or read `.changes` and `.moves`.
+
+    Raises:
+        ValueError: A name in `layers` is unknown.
+
+    Example:
+    >>> model = keras_learnbits.LearnedBitSequential(
+    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4, bits=3, name="dense")])
+    >>> model.compile("adam", "mse")
+    >>> probe = probe_bits(model, np.ones((64, 8)), np.ones((64, 4)))
+    >>> [(change.layer, change.bits, change.step) for change in probe.changes]
+    [('dense', 3, -1), ('dense', 3, 1)]
+    """
+    kernels = model.trained_kernels
+    names = unique_names(kernels)
+    unknown = set(layers or ()) - set(names)
+    if unknown:
+        raise ValueError(f"`layers` must be among {names}. Received: {sorted(unknown)}")
+    places = [i for i, name in enumerate(names) if layers is None or name in layers]
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    data = _batches(x, y, batch_size)
+    seen = data if estimate_on is None else _batches(*_pair(estimate_on), batch_size)
+    estimators = {name: cls() for name, cls in bit_gradients.BIT_GRADIENTS.items()}
+
+    @tf.function(reduce_retracing=True)
+    def measure(batch):
+        shifts = tf.one_hot(places, len(kernels))
+        both = model.loss_changes(batch, tf.concat([-shifts, shifts], axis=0))
+        return tf.transpose(tf.reshape(both, (2, len(places))))
+
+    @tf.function(reduce_retracing=True)
+    def predict(batch):
+        step = model.bit_step(batch).of_layers(places)
+        predictions = {name: estimator.predict(step) for name, estimator in estimators.items()}
+        return predictions, step.price_changes
+
+    measured, standard_errors = _mean([measure(batch).numpy() for batch in data])
+    found = [predict(batch) for batch in seen]
+    predicted = {
+        name: np.mean([predictions[name].numpy() for predictions, _ in found], axis=0)
+        for name in estimators
+    }
+    prices = found[0][1].numpy()
+    probed = [kernels[place] for place in places]
+    allowed = [each.numpy() for each in room(probed)]
+    taken = {
+        name: -whole_bit_gradients(table, prices, *allowed).numpy().astype(int)
+        for name, table in {"loss": measured, **predicted}.items()
+    }
+    changes = [
+        BitChange(
+            layer=names[place],
+            bits=int(kernel.integer_bits()),
+            step=step,
+            measured=float(measured[row, side]),
+            standard_error=float(standard_errors[row, side]),
+            price=float(prices[row, side]),
+            predicted={name: float(table[row, side]) for name, table in predicted.items()},
+        )
+        for row, (place, kernel) in enumerate(zip(places, probed, strict=True))
+        for side, step in enumerate((-1, 1))
+        if allowed[side][row]
+    ]
+    moves = {
+        names[place]: {name: int(each[row]) for name, each in taken.items()}
+        for row, place in enumerate(places)
+    }
+    return BitProbe(changes, moves)
+
+
+def _pair(data):
+    return data if isinstance(data, tuple) else (data, None)
+
+
+def _batches(x, y, batch_size):
+    """A list of batches `(x, y, sample_weight)`."""
+    if not isinstance(x, tf.data.Dataset):
+        x = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+    return [keras.utils.unpack_x_y_sample_weight(batch) for batch in x]
+
+
+def _mean(batches):
+    """Mean over batches of equal size, and its standard error."""
+    count = len(batches)
+    spread = np.std(batches, axis=0, ddof=1) if count > 1 else np.full_like(batches[0], np.inf)
+    return np.mean(batches, axis=0), spread / np.sqrt(count)
