@@ -274,8 +274,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     callbacks.append(_Progress())
     fitted.compile(**settings)
     history = fitted.fit(
-        _dataset(*train, FLAGS.batch_size, augment, shuffle=True),
-        validation_data=_dataset(*test, 1000),
+        dataset(*train, FLAGS.batch_size, augment, shuffle=True),
+        validation_data=dataset(*test, 1000),
         epochs=FLAGS.epochs,
         callbacks=callbacks,
         verbose=1 if sys.stdout.isatty() else 2,
@@ -288,12 +288,13 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
 
 def _logits_distillation(temperature):
     # Given by name, this loss is taken of the logits themselves (Keras 3.15.1).
-    return keras.distillation.LogitsDistillation(temperature, loss=keras.losses.KLDivergence())
+    divergence = keras.losses.KLDivergence(reduction=None)
+    return keras.distillation.LogitsDistillation(temperature, loss=divergence)
 
 
 def _accuracy(model, test):
     """Accuracy of a trained net."""
-    return model.evaluate(_dataset(*test, 1000), return_dict=True, verbose=0)["accuracy"]
+    return model.evaluate(dataset(*test, 1000), return_dict=True, verbose=0)["accuracy"]
 
 
 def _build(problem, recipe, learned):
@@ -308,7 +309,7 @@ def _build(problem, recipe, learned):
     return model_class(*problem.nets[FLAGS.model](conv, dense), name=FLAGS.model)
 
 
-def _dataset(images, labels, batch_size, augment=None, shuffle=False):
+def dataset(images, labels, batch_size, augment=None, shuffle=False):
     """Batches of float images and one-hot labels, read from memory."""
     scale = 1 / 255 if images.dtype == np.uint8 else 1.0
     # As tensors they are captured; as arrays they would be copied for every batch.

@@ -2,6 +2,7 @@
 
 from keras_learnbits.budget import BitBudget
 from keras_learnbits.callbacks import BitLogger, FreezeBits
+from keras_learnbits.collapse_guard import CollapseGuard
 from keras_learnbits.distillation import LearnedBitDistiller
 from keras_learnbits.layers.convolutional import (
     LearnedBitConv1D,
@@ -22,6 +23,7 @@ from keras_learnbits.layers.core import (
 )
 from keras_learnbits.model import LearnedBitModel, LearnedBitSequential
 from keras_learnbits.optimizers import SignSGD
+from keras_learnbits.probe import probe_bits
 from keras_learnbits.quantizers import LearnedScaleQuantizer, MinMaxQuantizer
 from keras_learnbits.report import bit_table
 from keras_learnbits.warm_start import warm_start
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BitBudget",
     "BitLogger",
+    "CollapseGuard",
     "FreezeBits",
     "LearnedBitConv1D",
     "LearnedBitConv1DTranspose",
@@ -52,5 +55,6 @@ __all__ = [
     "MinMaxQuantizer",
     "SignSGD",
     "bit_table",
+    "probe_bits",
     "warm_start",
 ]

@@ -245,7 +245,7 @@ class _Accuracy:
     def _smallest_within(self, model):
         """Bisects the allocations, by descending size, for the last that is accurate enough."""
         kernels, prices, choices = _descent(model)
-        latent = [float(kernel.bits) for kernel in kernels]
+        latent = [float(kernel.latent_bits()) for kernel in kernels]
         enough, too_few = 0, len(choices)
         while too_few - enough > 1:
             step = (enough + too_few) // 2

@@ -131,7 +131,9 @@ class FreezeBits(keras.callbacks.Callback):
                 f"bits do not move. Received: model={self.model}"
             )
         self.model.unfreeze_bits()
-        self._first_quantization_reg = float(self.model.quantization_reg)
+        self._first_quantization_reg = float(
+            tf.convert_to_tensor(self.model.quantization_reg.value)
+        )
         self._statistics_are_due = self.batch_norm_data is not None
 
     def on_epoch_begin(self, epoch, logs=None):

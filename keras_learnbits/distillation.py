@@ -23,6 +23,11 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
     times the distillation loss. After training, `student` is the model to keep: save that one. As
     Keras's, a distiller does not use sample weights, and is saved without its compile settings.
 
+    Two things to know about Keras's (3.15): `LogitsDistillation` needs its divergence as an object,
+    `loss=keras.losses.KLDivergence(reduction=None)`; given by name, it is taken of the logits. And
+    losses given as objects, here and in `compile`, should have `reduction=None`: the distiller
+    takes the mean, which other reductions divide by the number of replicas once more.
+
     Args:
         *args, **kwargs: Those of `keras.distillation.Distiller`: `teacher`, `student`,
             `distillation_losses`, `student_loss_weight`, ...
@@ -31,8 +36,9 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
     >>> inputs = keras.Input((8,))
     >>> teacher = keras.Model(inputs, keras.layers.Dense(2)(inputs))
     >>> student = keras.Model(inputs, keras_learnbits.LearnedBitDense(2)(inputs))
+    >>> divergence = keras.losses.KLDivergence(reduction=None)
     >>> distiller = LearnedBitDistiller(
-    ...     teacher, student, keras.distillation.LogitsDistillation(temperature=2.0))
+    ...     teacher, student, keras.distillation.LogitsDistillation(2.0, loss=divergence))
     >>> distiller.compile("adam", "mse", bit_reg=1.0)
     >>> history = distiller.fit(np.ones((320, 8)), np.ones((320, 2)), verbose=0)
     >>> round(float(student.layers[-1].bits), 2)  # ten steps of 0.01 bits

@@ -205,7 +205,9 @@ class LearnedBitTraining:
             )
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        return estimator.kernels, estimator.loss_table()
+        trained = {id(kernel) for kernel in self.trained_kernels}
+        places = [i for i, kernel in enumerate(estimator.kernels) if id(kernel) in trained]
+        return [estimator.kernels[place] for place in places], estimator.loss_table()[places]
 
     def unfreeze_bits(self):
         """Lets the bit-widths move again."""
@@ -223,9 +225,11 @@ class LearnedBitTraining:
         if hasattr(self._bit_state().bit_gradient, "loss_table"):
             moving, losses = self.predicted_losses()
             penalties = self.bit_objective.penalty_table(kernels).numpy()
+            price = float(tf.convert_to_tensor(self.bit_reg.value))
             for kernel, row in zip(moving, losses, strict=True):
-                totals = row + float(self.bit_reg) * penalties[kernels.index(kernel)]
-                beside = {math.floor(float(kernel.bits)), math.ceil(float(kernel.bits))}
+                totals = row + price * penalties[kernels.index(kernel)]
+                latent = float(kernel.latent_bits())
+                beside = {math.floor(latent), math.ceil(latent)}
                 integers[id(kernel)] = min(beside, key=lambda b: (totals[b - 1], b))
         return list(integers.values())
 
@@ -302,9 +306,16 @@ class LearnedBitTraining:
             `keras_learnbits.bit_gradients.BitStep`.
         """
         moving = self.trained_kernels
-        with keras.StatelessScope():
+        with self._changing_nothing():
             _, _, gradients, index = self._differentiate(data, moving)
         return self._bit_step(data, moving, gradients, index)
+
+    def _changing_nothing(self, state=()):
+        """A scope that keeps what a pass would change, with some variables at other values."""
+        # Keras reads regularized weights from the scope.
+        regularized = [v for v in super().trainable_variables if v.regularizer is not None]
+        state = [(v, v.value) for v in regularized] + list(state)
+        return keras.StatelessScope(state_mapping=state, collect_losses=True)
 
     def _training_argument(self, training):
         takes = inspect.signature(self.call).parameters
@@ -375,10 +386,7 @@ class LearnedBitTraining:
 
         def loss_at(shift):
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
-            # What the pass would change, such as metrics, stays in the scope.
-            with keras.StatelessScope(
-                state_mapping=[(k.bits, width) for k, width in zip(moving, widths, strict=True)]
-            ):
+            with self._changing_nothing([(k.bits, w) for k, w in zip(moving, widths, strict=True)]):
                 y_pred = self(x, **self._training_argument(False))
                 loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
                 price = self.bit_reg.value * self.bit_objective.penalty(quantized_kernels(self))

@@ -101,62 +101,84 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
     >>> [(change.layer, change.bits, change.step) for change in probe.changes]
     [('dense', 3, -1), ('dense', 3, 1)]
     """
-    kernels = model.trained_kernels
-    names = unique_names(kernels)
-    unknown = set(layers or ()) - set(names)
-    if unknown:
-        raise ValueError(f"`layers` must be among {names}. Received: {sorted(unknown)}")
-    places = [i for i, name in enumerate(names) if layers is None or name in layers]
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    data = _batches(x, y, batch_size)
-    seen = data if estimate_on is None else _batches(*_pair(estimate_on), batch_size)
-    estimators = {name: cls() for name, cls in bit_gradients.BIT_GRADIENTS.items()}
+    return BitProber(model, layers, batch_size)(x, y, estimate_on=estimate_on)
 
-    @tf.function(reduce_retracing=True)
-    def measure(batch):
-        shifts = tf.one_hot(places, len(kernels))
-        both = model.loss_changes(batch, tf.concat([-shifts, shifts], axis=0))
-        return tf.transpose(tf.reshape(both, (2, len(places))))
 
-    @tf.function(reduce_retracing=True)
-    def predict(batch):
-        step = model.bit_step(batch).of_layers(places)
-        predictions = {name: estimator.predict(step) for name, estimator in estimators.items()}
-        return predictions, step.price_changes
+class BitProber:
+    """`probe_bits` for repeated use: what it has compiled serves the next call, too.
 
-    measured, standard_errors = _mean([measure(batch).numpy() for batch in data])
-    found = [predict(batch) for batch in seen]
-    predicted = {
-        name: np.mean([predictions[name].numpy() for predictions, _ in found], axis=0)
-        for name in estimators
-    }
-    prices = found[0][1].numpy()
-    probed = [kernels[place] for place in places]
-    allowed = [each.numpy() for each in room(probed)]
-    taken = {
-        name: -whole_bit_gradients(table, prices, *allowed).numpy().astype(int)
-        for name, table in {"loss": measured, **predicted}.items()
-    }
-    changes = [
-        BitChange(
-            layer=names[place],
-            bits=int(kernel.integer_bits()),
-            step=step,
-            measured=float(measured[row, side]),
-            standard_error=float(standard_errors[row, side]),
-            price=float(prices[row, side]),
-            predicted={name: float(table[row, side]) for name, table in predicted.items()},
-        )
-        for row, (place, kernel) in enumerate(zip(places, probed, strict=True))
-        for side, step in enumerate((-1, 1))
-        if allowed[side][row]
-    ]
-    moves = {
-        names[place]: {name: int(each[row]) for name, each in taken.items()}
-        for row, place in enumerate(places)
-    }
-    return BitProbe(changes, moves)
+    Args:
+        model, layers, batch_size: As for `probe_bits`.
+
+    Example:
+    >>> model = keras_learnbits.LearnedBitSequential(
+    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4, bits=3, name="dense")])
+    >>> model.compile("adam", "mse")
+    >>> prober = BitProber(model)
+    >>> prober(np.ones((64, 8)), np.ones((64, 4))).changes[0].bits
+    3
+    """
+
+    def __init__(self, model, layers=None, batch_size=256):
+        kernels = model.trained_kernels
+        names = unique_names(kernels)
+        unknown = set(layers or ()) - set(names)
+        if unknown:
+            raise ValueError(f"`layers` must be among {names}. Received: {sorted(unknown)}")
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        places = [i for i, name in enumerate(names) if layers is None or name in layers]
+        self.names = [names[place] for place in places]
+        self.kernels = [kernels[place] for place in places]
+        self.batch_size = batch_size
+        estimators = {name: cls() for name, cls in bit_gradients.BIT_GRADIENTS.items()}
+
+        @tf.function(reduce_retracing=True)
+        def measure(batch):
+            shifts = tf.one_hot(places, len(kernels))
+            both = model.loss_changes(batch, tf.concat([-shifts, shifts], axis=0))
+            return tf.transpose(tf.reshape(both, (2, len(places))))
+
+        @tf.function(reduce_retracing=True)
+        def predict(batch):
+            step = model.bit_step(batch).of_layers(places)
+            predictions = {name: estimator.predict(step) for name, estimator in estimators.items()}
+            return predictions, step.price_changes
+
+        self._measure, self._predict = measure, predict
+
+    def __call__(self, x, y=None, *, estimate_on=None):
+        """What `probe_bits` returns, for the model as it is."""
+        data = _batches(x, y, self.batch_size)
+        seen = data if estimate_on is None else _batches(*_pair(estimate_on), self.batch_size)
+        losses, errors = _mean([self._measure(batch).numpy() for batch in data])
+        found = [self._predict(batch) for batch in seen]
+        prices = found[0][1].numpy()
+        predicted = {
+            name: np.mean([predictions[name].numpy() for predictions, _ in found], axis=0)
+            for name in found[0][0]
+        }
+        allowed = [each.numpy() for each in room(self.kernels)]
+        changes = [
+            BitChange(
+                layer=name,
+                bits=int(kernel.integer_bits()),
+                step=step,
+                measured=float(losses[row, side]),
+                standard_error=float(errors[row, side]),
+                price=float(prices[row, side]),
+                predicted={key: float(table[row, side]) for key, table in predicted.items()},
+            )
+            for row, (name, kernel) in enumerate(zip(self.names, self.kernels, strict=True))
+            for side, step in enumerate((-1, 1))
+            if allowed[side][row]
+        ]
+        moves = {name: {} for name in self.names}
+        for key, table in {"loss": losses, **predicted}.items():
+            gradients = whole_bit_gradients(table, prices, *allowed).numpy()
+            for name, gradient in zip(self.names, gradients, strict=True):
+                moves[name][key] = -int(gradient)
+        return BitProbe(changes, moves)
 
 
 def _pair(data):

@@ -61,20 +61,32 @@ class WholeBit(BitGradient):
         self.gradients = add("bit_gradients", shape[:1])
 
     def __call__(self, step):
+        # Of the layers there were at the start, some may have been frozen since.
+        places = [self.kernels.index(kernel) for kernel in step.kernels]
         due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
         changes, seen, errors = tf.cond(
-            due, lambda: self._look(step), lambda: self._no_look(len(step.kernels))
+            due, lambda: self._look(step), lambda: self._no_look(len(places))
         )
         # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
-        self._remember(changes, seen, errors)
-        gradients = whole_bit_gradients(
-            self._predicted(errors), step.price_changes, *room(step.kernels)
-        )
+        kept = math.exp(-1 / MEMORY)
+        means = []
+        for variable, new in ((self.loss_changes, changes), (self.error_changes, errors)):
+            old = tf.gather(variable.value, places)
+            self._put(variable, places, tf.where(seen, kept * old + (1 - kept) * new, old))
+            means.append(tf.gather(variable.value, places))
+        predicted = sensitivities(*means) * errors
+        gradients = whole_bit_gradients(predicted, step.price_changes, *room(step.kernels))
         # Where nothing was seen yet, nothing is known: the bits stay.
-        gradients = tf.where(self._seen(), gradients, 0.0)
-        self.gradients.assign(tf.where(due, gradients, self.gradients))
+        gradients = tf.where(was_seen(means[1]), gradients, 0.0)
+        before = tf.gather(self.gradients.value, places)
+        self._put(self.gradients, places, tf.where(due, gradients, before))
         self.steps.assign_add(tf.cast(step.bits_move, tf.float32))
-        return tf.convert_to_tensor(self.gradients.value)
+        return tf.gather(self.gradients.value, places)
+
+    def _put(self, variable, places, rows):
+        """Assigns some rows of a variable."""
+        at = tf.constant(places)[:, None]
+        variable.assign(tf.tensor_scatter_nd_update(variable.value, at, rows))
 
     def _look(self, step):
         errors = error_changes(step.kernels)
@@ -100,19 +112,6 @@ class WholeBit(BitGradient):
     def predict(self, step):
         return self.look(step, error_changes(step.kernels))[0]
 
-    def _remember(self, changes, seen, errors):
-        kept = math.exp(-1 / MEMORY)
-        for mean, new in ((self.loss_changes, changes), (self.error_changes, errors)):
-            old = tf.convert_to_tensor(mean.value)
-            mean.assign(tf.where(seen, kept * old + (1 - kept) * new, old))
-
-    def _seen(self):
-        """Which layers were looked at, shape `(layers,)`."""
-        return tf.reduce_any(tf.not_equal(self.error_changes.value, 0.0), axis=1)
-
-    def _predicted(self, errors):
-        return sensitivities(self.loss_changes.value, self.error_changes.value) * errors
-
     def loss_table(self):
         """Predicted loss of each layer at each bit-width, others as they are.
 
@@ -122,7 +121,7 @@ class WholeBit(BitGradient):
             the prediction is flat, they gain a trace of relative error.
         """
         sensitivity = sensitivities(self.loss_changes.value, self.error_changes.value).numpy()
-        seen = self._seen().numpy()
+        seen = was_seen(self.error_changes.value).numpy()
         per_weight = np.array([float(k.energy()) / k.size for k in self.kernels])
         # Layers that were not looked at yet: as sensitive to relative error as the others.
         typical = np.mean((sensitivity.mean(axis=1) * per_weight)[seen]) if seen.any() else 1.0
@@ -209,6 +208,11 @@ def error_changes(kernels):
         error = kernel.squared_error_at(kernel.integer_bits())
         rows.append([kernel.squared_error_at(b) - error for b in _neighbours(kernel)])
     return tf.stop_gradient(tf.convert_to_tensor(rows))
+
+
+def was_seen(error_changes):
+    """Which layers were looked at: those with a mean of error changes, shape `(layers,)`."""
+    return tf.reduce_any(tf.not_equal(error_changes, 0.0), axis=1)
 
 
 def room(kernels):

@@ -33,6 +33,7 @@ def test_the_papers_slope_is_zero_for_weights_on_their_grid(paper_layer):
 
 def step_of_bits(model, data, **settings):
     """The change of each layer's bits in one training step, in steps of the bits' optimizer."""
+    settings = {"bit_gradient": "straight_through", **settings}
     model.compile(keras.optimizers.SGD(0.0), "mse", bit_optimizer=klb.SignSGD(0.25), **settings)
     before = [float(k.bits) for k in quantized_kernels(model)]
     model.fit(*data, batch_size=64, verbose=0)

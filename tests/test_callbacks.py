@@ -11,7 +11,13 @@ from keras_learnbits.layers.base import quantized_kernels
 
 
 def compiled(model, optimizer="adam", **settings):
-    model.compile(optimizer, "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25), **settings)
+    settings = {
+        "bit_reg": 1.0,
+        "bit_gradient": "straight_through",  # which moves every layer at once
+        "bit_optimizer": klb.SignSGD(0.25),
+        **settings,
+    }
+    model.compile(optimizer, "mse", **settings)
     return model
 
 
@@ -110,8 +116,7 @@ def test_an_unknown_update_freq_is_refused(update_freq):
 
 @pytest.mark.parametrize("at", [0.5, 2])
 def test_freeze_bits_stops_them_at_integers(at, make_model, data):
-    model = compiled(make_model())
-    model.compile("adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.3))
+    model = compiled(make_model(), bit_optimizer=klb.SignSGD(0.3))
     callbacks = [klb.FreezeBits(at=at), klb.BitLogger()]
     bits = model.fit(*data, epochs=4, callbacks=callbacks, verbose=0).history["bits/head"]
     np.testing.assert_allclose(bits[:2], [7.4, 6.8], rtol=1e-5)
@@ -230,3 +235,50 @@ def test_backup_and_restore_brings_back_bits_and_price(make_model, data, tmp_pat
     resumed = fit(compiled(make_model()), keras.callbacks.BackupAndRestore(tmp_path))
     for before, after in zip(uninterrupted, resumed, strict=True):
         np.testing.assert_allclose(before, after, rtol=1e-6)
+
+
+def test_at_the_freeze_each_layer_takes_the_cheaper_integer_beside_its_latent_bits(
+    make_model, data
+):
+    for price, rounded in ((0.0, 5), (1e6, 4)):
+        model = make_model(bits=4)
+        model.compile("sgd", "mse", bit_reg=price, bit_optimizer=klb.SignSGD(0.0))
+        model.fit(*data, batch_size=8, epochs=3, verbose=0)
+        kernel = quantized_kernels(model)[0]
+        kernel.bits.assign(4.1 if rounded == 5 else 4.9)
+        model.fit(*data, batch_size=64, callbacks=[klb.FreezeBits(at=0)], verbose=0)
+        assert float(kernel.bits) == rounded
+
+
+def test_the_weight_of_the_error_ramps_up_from_the_freeze_on(make_model, data):
+    model = make_model()
+    model.compile("sgd", "mse", quantization_reg=1.0)
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(float(model.quantization_reg))
+    )
+    freeze = klb.FreezeBits(at=0.5, quantization_reg=9.0)
+    model.fit(*data, epochs=8, callbacks=[freeze, watch], verbose=0)
+    np.testing.assert_allclose(seen, [1, 1, 1, 1, 3, 5, 7, 9])
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_batch_norm_is_estimated_before_the_last_validation(validate, data):
+    x, y = data
+    inputs = keras.Input((6,))
+    normalized = keras.layers.BatchNormalization(momentum=0.999)(inputs)
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2)(normalized))
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    batches = [x[:32], x[32:]]
+    history = model.fit(
+        *data, epochs=2, callbacks=[klb.FreezeBits(batch_norm_data=batches)], verbose=0,
+        validation_data=data if validate else None,
+    ).history  # fmt: skip
+    means = np.mean([b.mean(axis=0) for b in batches], axis=0)
+    np.testing.assert_allclose(model.layers[1].moving_mean, means, rtol=1e-3, atol=1e-5)
+    if validate:
+        np.testing.assert_allclose(
+            history["val_loss"][-1],
+            model.evaluate(x, y, verbose=0, return_dict=True)["loss"],
+            rtol=1e-4,
+        )

@@ -54,7 +54,13 @@ def bits_of(model):
 @every_kind
 def test_every_kind_of_model_learns_weights_and_bits(make, data):
     model = make()
-    model.compile(keras.optimizers.Adam(0.02), "mse", bit_reg=0.1, bit_optimizer=klb.SignSGD(0.125))
+    model.compile(
+        keras.optimizers.Adam(0.02),
+        "mse",
+        bit_reg=0.1,
+        bit_optimizer=klb.SignSGD(0.125),
+        bit_gradient="straight_through",
+    )
     history = model.fit(*data, epochs=20, batch_size=64, verbose=0).history
     assert history["task_loss"][-1] < history["task_loss"][0] / 2
     assert all(bits < 8 for bits in bits_of(model))
@@ -83,17 +89,36 @@ def test_a_subclassed_model_may_be_trained_with_dropout(data):
 
 def test_bits_move_by_exactly_the_step(make_model, data):
     model = make_model()
-    model.compile("sgd", "mse", bit_reg=100.0, bit_optimizer=klb.SignSGD(0.25))
+    model.compile(
+        "sgd",
+        "mse",
+        bit_reg=100.0,
+        bit_optimizer=klb.SignSGD(0.25),
+        bit_gradient="straight_through",
+    )
     model.fit(*data, batch_size=16, epochs=1, verbose=0)
     assert bits_of(model) == [7.0, 7.0]
 
 
 def test_bits_never_leave_their_bounds(make_model, data):
     model = make_model(bits=3, min_bits=2, max_bits=4)
-    model.compile("sgd", "mse", bit_reg=100.0, bit_optimizer=klb.SignSGD(0.75))
+    model.compile(
+        "sgd",
+        "mse",
+        bit_reg=100.0,
+        bit_optimizer=klb.SignSGD(0.75),
+        bit_gradient="straight_through",
+    )
     model.fit(*data, batch_size=4, verbose=0)
     assert bits_of(model) == [2.0, 1.0]
-    model.compile("sgd", "mse", bit_reg=0.0, quantization_reg=1e6, bit_optimizer=klb.SignSGD(0.75))
+    model.compile(
+        "sgd",
+        "mse",
+        bit_reg=0.0,
+        quantization_reg=1e6,
+        bit_optimizer=klb.SignSGD(0.75),
+        bit_gradient="straight_through",
+    )
     model.fit(*data, batch_size=4, verbose=0)
     assert bits_of(model) == [4.0, 8.0]
 
@@ -217,7 +242,9 @@ def test_compiling_anew_sets_price_and_freeze_anew(make_model, data):
     model = make_model()
     model.compile("adam", "mse", bit_reg=5.0)
     model.freeze_bits()
-    model.compile("adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25))
+    model.compile(
+        "adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25), bit_gradient="straight_through"
+    )
     model.fit(*data, batch_size=64, verbose=0)
     assert bits_of(model) == [7.75, 7.75]
     assert float(model.bit_reg) == 1.0
@@ -232,11 +259,15 @@ def test_before_compile_there_is_no_price(make_model):
 def test_trainable_may_be_toggled_without_compiling(run_eagerly, make_model, data):
     model = make_model()
     model.get_layer("hidden").trainable = False
-    model.compile("adam", "mse", bit_reg=1.0, run_eagerly=run_eagerly)
+    model.compile(
+        "adam", "mse", bit_reg=1.0, run_eagerly=run_eagerly, bit_gradient="straight_through"
+    )
     model.fit(*data, verbose=0)
     assert bits_of(model)[0] == 8.0
     model = make_model()
-    model.compile("adam", "mse", bit_reg=1.0, run_eagerly=run_eagerly)
+    model.compile(
+        "adam", "mse", bit_reg=1.0, run_eagerly=run_eagerly, bit_gradient="straight_through"
+    )
     model.fit(*data, batch_size=64, verbose=0)
     model.get_layer("hidden").trainable = False
     model.fit(*data, batch_size=64, verbose=0)
@@ -251,7 +282,9 @@ def test_a_model_with_a_build_of_its_own_learns_bits(data):
             self.built = True
 
     model = Lazy()
-    model.compile("adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25))
+    model.compile(
+        "adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25), bit_gradient="straight_through"
+    )
     model.fit(*data, batch_size=64, verbose=0)
     assert bits_of(model) == [7.75, 7.75]
 
@@ -262,7 +295,13 @@ def test_other_float_types_learn(floatx, make_model, data):
     keras.config.set_dtype_policy(floatx)
     try:
         model = make_model()
-        model.compile("adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25))
+        model.compile(
+            "adam",
+            "mse",
+            bit_reg=1.0,
+            bit_optimizer=klb.SignSGD(0.25),
+            bit_gradient="straight_through",
+        )
         model.fit(*data, batch_size=64, verbose=0)
         assert bits_of(model) == [7.75, 7.75]
     finally:
@@ -271,7 +310,9 @@ def test_other_float_types_learn(floatx, make_model, data):
 
 def test_freezing_rounds_the_bits_and_weights_go_on(make_model, data):
     model = make_model()
-    model.compile("adam", "mse", bit_reg=10.0, bit_optimizer=klb.SignSGD(0.3))
+    model.compile(
+        "adam", "mse", bit_reg=10.0, bit_optimizer=klb.SignSGD(0.3), bit_gradient="straight_through"
+    )
     model.fit(*data, batch_size=16, verbose=0)
     assert bits_of(model) == pytest.approx([6.8, 6.8])
     model.freeze_bits()
@@ -308,7 +349,13 @@ def test_the_same_seed_gives_the_same_bits(make_model, data):
     for _ in range(2):
         keras.utils.set_random_seed(3)
         model = make_model()
-        model.compile("adam", "mse", bit_reg=0.05, bit_optimizer=klb.SignSGD(0.07))
+        model.compile(
+            "adam",
+            "mse",
+            bit_reg=0.05,
+            bit_optimizer=klb.SignSGD(0.07),
+            bit_gradient="straight_through",
+        )
         model.fit(*data, batch_size=8, epochs=5, verbose=0)
         ends.append(bits_of(model))
     assert ends[0] == ends[1]
@@ -318,7 +365,13 @@ def test_the_same_seed_gives_the_same_bits(make_model, data):
 def test_mixed_precision_learns(policy, make_model, data):
     keras.config.set_dtype_policy(policy)
     model = make_model()
-    model.compile(keras.optimizers.Adam(0.02), "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.125))
+    model.compile(
+        keras.optimizers.Adam(0.02),
+        "mse",
+        bit_reg=1.0,
+        bit_optimizer=klb.SignSGD(0.125),
+        bit_gradient="straight_through",
+    )
     history = model.fit(*data, epochs=20, batch_size=64, verbose=0).history
     assert history["task_loss"][-1] < history["task_loss"][0] / 2
     assert bits_of(model) == [8 - 20 * 0.125] * 2
@@ -329,7 +382,7 @@ def test_a_step_that_overflows_in_mixed_float16_moves_no_bit(make_model, data):
     keras.config.set_dtype_policy("mixed_float16")
     model = make_model()
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(), initial_scale=2.0**60)
-    model.compile(optimizer, "mse", bit_reg=1.0)
+    model.compile(optimizer, "mse", bit_reg=1.0, bit_gradient="straight_through")
     model.fit(*data, batch_size=64, verbose=0)
     assert bits_of(model) == [8.0, 8.0]
     assert float(model.optimizer.dynamic_scale) == 2.0**59
@@ -355,7 +408,10 @@ def test_two_replicas_learn_the_bits_that_one_learns(strategy, make_model, data)
     def train():
         model = make_model(bits=3)
         logger = klb.BitLogger(update_freq=1)
-        model.compile("adam", "mse", bit_reg=2e-2, bit_optimizer=klb.SignSGD(0.0625))
+        model.compile(
+            "adam", "mse", bit_reg=2e-2, bit_optimizer=klb.SignSGD(0.0625),
+            bit_gradient="straight_through",
+        )  # fmt: skip
         logs = model.fit(
             *data, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[logger]
         ).history
@@ -428,7 +484,7 @@ def test_sample_weights_weigh_the_task_only(make_model, data):
 def test_recompiling_with_the_models_own_optimizer_keeps_both_optimizers(make_model, data):
     model = make_model()
     model.compile(keras.optimizers.Adam(0.03), "mse", bit_optimizer=klb.SignSGD(0.125))
-    model.compile(model.optimizer, "mse", bit_reg=1.0)
+    model.compile(model.optimizer, "mse", bit_reg=1.0, bit_gradient="straight_through")
     model.fit(*data, batch_size=64, verbose=0)
     assert bits_of(model) == [7.875, 7.875]
     assert float(model.optimizer.learning_rate) == np.float32(0.03)

@@ -73,7 +73,12 @@ def test_sign_sgd_survives_its_config(dead_zone):
 
 def test_the_optimizer_of_a_model_speaks_of_the_weights(make_model, data):
     model = make_model()
-    model.compile(keras.optimizers.Adam(0.01), "mse", bit_optimizer=SignSGD(0.05))
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        "mse",
+        bit_optimizer=SignSGD(0.05),
+        bit_gradient="straight_through",
+    )
     model.fit(*data, epochs=2, batch_size=16, verbose=0)
     assert float(model.optimizer.learning_rate) == np.float32(0.01)
     assert int(model.optimizer.iterations) == 8
@@ -131,7 +136,7 @@ def test_clipping_bounds_the_weights_step_and_not_that_of_the_bits(clipping, mak
     before = {v.path: v.numpy() for v in model.trainable_variables}
     model.compile(
         keras.optimizers.SGD(1.0, **{clipping: 1e-6}), "mse", bit_reg=1.0,
-        bit_optimizer=SignSGD(0.25),
+        bit_optimizer=SignSGD(0.25), bit_gradient="straight_through",
     )  # fmt: skip
     model.fit(*data, batch_size=64, verbose=0)
     for kernel in quantized_kernels(model):
@@ -145,7 +150,13 @@ def test_averaging_acts_on_weights_and_scales_and_leaves_the_bits_alone(make_mod
         keras.utils.set_random_seed(1)
         model = make_model()
         optimizer = keras.optimizers.Adam(0.01, **averaging)
-        model.compile(optimizer, "mse", bit_reg=1.0, bit_optimizer=SignSGD(0.25))
+        model.compile(
+            optimizer,
+            "mse",
+            bit_reg=1.0,
+            bit_optimizer=SignSGD(0.25),
+            bit_gradient="straight_through",
+        )
         model.fit(*data, batch_size=16, epochs=1, shuffle=False, verbose=0)
         ends.append(quantized_kernels(model)[0])
     plain, averaged = ends
@@ -172,7 +183,9 @@ def test_gradient_accumulation_delays_the_weights_and_not_the_bits(make_model, d
     model = make_model()
     before = [k.kernel.numpy() for k in quantized_kernels(model)]
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
-    model.compile(optimizer, "mse", bit_reg=1.0, bit_optimizer=SignSGD(0.25))
+    model.compile(
+        optimizer, "mse", bit_reg=1.0, bit_optimizer=SignSGD(0.25), bit_gradient="straight_through"
+    )
     x, y = data
     model.fit(x[:48], y[:48], batch_size=16, verbose=0)
     for old, kernel in zip(before, quantized_kernels(model), strict=True):

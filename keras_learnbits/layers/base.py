@@ -93,9 +93,13 @@ class QuantizedKernel:
         """`||W||^2`, a float32 scalar."""
         return tf.reduce_sum(tf.square(self._float32()[0]))
 
+    def latent_bits(self):
+        """The real bit-width that is trained, a float32 scalar tensor."""
+        return tf.convert_to_tensor(self.bits.value)
+
     def integer_bits(self):
         """The bit-width in use, a float32 scalar tensor."""
-        return ops.integer_bits(tf.convert_to_tensor(self.bits.value))
+        return ops.integer_bits(self.latent_bits())
 
     def fit_scale(self):
         """Sets the scales to what they would start at for the present weights."""

@@ -1,0 +1,197 @@
+"""Do the estimators of bit gradients foretell what a bit more or fewer does to the loss?
+
+TFDS_DATA_DIR=... python experiments/agreement.py --problem=mnist
+TFDS_DATA_DIR=... python experiments/agreement.py --problem=cifar10
+
+Trains a net with learned bits, stops at several moments, and sets each layer in turn to 1, ..., 6
+bits, all else as it is. There the loss on held-out training examples is measured with one bit
+fewer and with one more; the estimators predict the same changes from some training batches. Writes
+every change, and how well they agree, to `agreement.json`, and a picture.
+
+`agreement of signs`: share of the changes above their standard error for which predicted and
+measured change of the loss, each plus the price, have the same sign. `rank correlation`:
+Spearman's, of predicted with measured changes of the loss. `slope`: of measured against predicted,
+least squares through the origin.
+"""
+
+import json
+import os
+import sys
+
+import cifar10
+import common
+import keras
+import mnist
+import numpy as np
+from absl import app, flags
+from matplotlib import pyplot as plt
+from recipes import Recipe
+from scipy import stats
+
+import keras_learnbits as klb
+from keras_learnbits.probe import BitProber
+from keras_learnbits.report import aligned_table
+
+PROBLEMS = {"mnist": mnist.PROBLEM, "cifar10": cifar10.PROBLEM}
+WIDTHS = range(1, 7)
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum("problem", "mnist", sorted(PROBLEMS), "Which net and data.")
+flags.DEFINE_list("moments", ["1", "3", "6"], "Epochs after which to stop and measure.")
+flags.DEFINE_list(
+    "prices", ["0.003", "0.01", "0.03", "0.1", "0.3"], "Prices of a mean bit, for the signs."
+)
+flags.DEFINE_integer("estimate_batches", 10, "Training batches that the estimators see.")
+
+
+def main(argv):
+    del argv
+    problem = PROBLEMS[FLAGS.problem]
+    settings = Recipe.defaults | problem.defaults
+    train, _ = problem.load(FLAGS.data_dir)
+    held_out = FLAGS.validation_examples or 5000
+    x, y = train[0][:-held_out], train[1][:-held_out]
+    measured_on = common.dataset(train[0][-held_out:], train[1][-held_out:], 250)
+
+    keras.utils.set_random_seed(FLAGS.seed)
+    keras.config.set_dtype_policy(settings["dtype_policy"])
+    moments = [int(moment) for moment in FLAGS.moments]
+    batch_size = settings["batch_size"]
+    steps = max(moments) * -(-len(x) // batch_size)
+    model = klb.LearnedBitModel(
+        *next(iter(problem.nets.values()))(klb.LearnedBitConv2D, klb.LearnedBitDense)
+    )
+    recipe = Recipe()
+    model.compile(
+        recipe.optimizer(settings["learning_rate"], problem.weight_decay, steps),
+        keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=problem.label_smoothing
+        ),
+        metrics=["accuracy"],
+        bit_reg=FLAGS.bit_reg or 0.03,
+        bit_optimizer=recipe.bit_optimizer(None, None, None, steps),
+    )
+    batches = common.dataset(x, y, batch_size, problem.augment, shuffle=True)
+    probers = [BitProber(model, [row.layer]) for row in klb.bit_table(model).rows]
+    changes, epoch = [], 0
+    for moment in moments:
+        model.fit(batches, epochs=moment, initial_epoch=epoch, verbose=2)
+        epoch = moment
+        for prober in probers:
+            changes += _changes_at(moment, model, prober, measured_on, batches)
+        print(f"Epoch {moment}: {len(changes)} changes so far", flush=True)
+    _write(changes)
+
+
+def _changes_at(moment, model, prober, measured_on, batches):
+    """The changes of one layer at each of the widths, as dictionaries."""
+    (kernel,) = prober.kernels
+    present, found = float(kernel.bits), []
+    for width in WIDTHS:
+        kernel.bits.assign(width)
+        probe = prober(measured_on, estimate_on=batches.take(FLAGS.estimate_batches))
+        for change in probe.changes:
+            size = change.price / float(model.bit_reg)
+            found.append({"epoch": moment, **change._asdict(), "size": size})
+    kernel.bits.assign(present)
+    return found
+
+
+def _summary(changes):
+    """How well each estimator agrees with the measurement."""
+    prices = [float(price) for price in FLAGS.prices]
+    measured, error, size = (
+        np.array([change[key] for change in changes])
+        for key in ("measured", "standard_error", "size")
+    )
+    clear = np.abs(measured) > error
+    rows = {}
+    for name in changes[0]["predicted"]:
+        predicted = np.array([change["predicted"][name] for change in changes])
+        signs = [
+            np.mean(
+                np.sign(predicted + price * size)[clear] == np.sign(measured + price * size)[clear]
+            )
+            for price in prices
+        ]
+        rows[name] = {
+            "rank_correlation": float(stats.spearmanr(predicted[clear], measured[clear])[0]),
+            "slope": float(predicted[clear] @ measured[clear] / np.sum(predicted[clear] ** 2)),
+            "agreement_of_signs": dict(zip(FLAGS.prices, map(float, signs), strict=True)),
+        }
+    return {"changes": len(changes), "above_standard_error": int(clear.sum()), "estimators": rows}
+
+
+def _table(summary):
+    head = ("estimator", "rank correlation", "slope", *(f"signs at {p}" for p in FLAGS.prices))
+    rows = [
+        (
+            name,
+            f"{row['rank_correlation']:.2f}",
+            f"{row['slope']:.2g}",
+            *(f"{share:.0%}" for share in row["agreement_of_signs"].values()),
+        )
+        for name, row in summary["estimators"].items()
+    ]
+    return aligned_table([[head], rows], left=1)
+
+
+def _write(changes):
+    name = f"agreement-{FLAGS.problem}"
+    output_dir = FLAGS.output_dir or os.path.join("runs", name)
+    os.makedirs(output_dir, exist_ok=True)
+    summary = _summary(changes)
+    by_epoch = {
+        epoch: _summary([change for change in changes if change["epoch"] == epoch])
+        for epoch in sorted({change["epoch"] for change in changes})
+    }
+    result = {
+        "command": " ".join(["python", "experiments/agreement.py", *sys.argv[1:]]),
+        **summary,
+        "by_epoch": by_epoch,
+        "each": changes,
+    }
+    with open(os.path.join(output_dir, "agreement.json"), "w") as file:
+        json.dump(result, file, indent=1)
+    _plot(changes, summary, os.path.join(output_dir, "agreement.png"))
+    print(f"{summary['above_standard_error']} of {summary['changes']} changes above their error")
+    print(_table(summary))
+    print(f"Files: {output_dir}")
+
+
+def _plot(changes, summary, path):
+    """Predicted against measured changes, a panel an estimator."""
+    measured = np.array([change["measured"] for change in changes])
+    clear = np.abs(measured) > [change["standard_error"] for change in changes]
+    widths = np.array([change["bits"] for change in changes])
+    estimators = summary["estimators"]
+    figure, axes = plt.subplots(
+        1, len(estimators), figsize=(3.4 * len(estimators), 3.8), sharey=True, layout="constrained"
+    )
+    threshold = 1e-3
+    for panel, (name, row) in zip(axes, estimators.items(), strict=True):
+        predicted = np.array([change["predicted"][name] for change in changes])
+        dots = panel.scatter(
+            predicted[clear], measured[clear], c=widths[clear], s=12, cmap="viridis_r"
+        )
+        panel.set_xscale("symlog", linthresh=threshold)
+        panel.set_yscale("symlog", linthresh=threshold)
+        for line in (panel.axhline, panel.axvline):
+            line(0, color="gray", linewidth=0.6)
+        limit = 2 * max(np.abs(measured[clear]).max(), np.abs(predicted[clear]).max())
+        panel.plot([-limit, limit], [-limit, limit], color="gray", linewidth=0.6)
+        panel.set_xticks([-1, -1e-2, 0, 1e-2, 1])
+        panel.set_yticks([-1, -1e-1, -1e-2, -1e-3, 0, 1e-3, 1e-2, 1e-1, 1])
+        panel.set(
+            title=f"{name}\nrank correlation {row['rank_correlation']:.2f}",
+            xlabel="predicted change of loss [nats]",
+        )
+    axes[0].set_ylabel("measured change of loss [nats]")
+    figure.colorbar(dots, ax=axes, label="bit-width [bits]")
+    figure.suptitle(f"{FLAGS.problem}: one bit fewer or more, held-out examples")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,166 @@
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import keras_learnbits as klb
+
+
+@pytest.fixture
+def deep_model(data):
+    """A function that makes a compiled model of four layers, and the data it learns."""
+
+    def make(**settings):
+        inputs = x = keras.Input((6,))
+        for name, units in (("a", 12), ("b", 20), ("c", 10)):
+            x = klb.LearnedBitDense(units, activation="relu", name=name)(x)
+        model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, name="d")(x))
+        settings = {"bit_optimizer": klb.SignSGD(0.1), **settings}
+        model.compile("adam", "mse", metrics=["mae"], **settings)
+        return model
+
+    return make
+
+
+def fit(model, data, *callbacks, epochs=8):
+    return model.fit(*data, batch_size=8, epochs=epochs, callbacks=list(callbacks), verbose=0)
+
+
+@pytest.mark.parametrize("target", [1.3, 2.0, 3.1, 5.0])
+def test_mean_bits_end_within_one_step_of_the_target_and_never_above(target, deep_model, data):
+    model = deep_model()
+    history = fit(model, data, klb.BitBudget(target_bits=target), klb.FreezeBits(at=0.75)).history
+    table = klb.bit_table(model)
+    room = min(row.weights for row in table.rows if row.bits < 8) / table.weights
+    assert target - room < table.mean_bits <= target
+    assert history["mean_bits"][-1] == pytest.approx(table.mean_bits)
+
+
+def test_five_byte_budgets_are_kept_and_used(deep_model, data):
+    model = deep_model()
+    fit(model, data, epochs=2)
+    budget = klb.BitBudget(target_bytes=10_000)
+    budget.set_model(model)
+    low, high = (
+        klb.bit_table(model).packed_bytes
+        + sum(
+            math.ceil(row.weights * bits / 8) - row.code_bytes for row in klb.bit_table(model).rows
+        )
+        for bits in (1, 8)
+    )
+    for target in np.linspace(low, high, 5).astype(int):
+        budget = klb.BitBudget(target_bytes=int(target))
+        budget.set_model(model)
+        model.freeze_bits(budget.allocate())
+        assert 0.97 * target <= klb.bit_table(model).packed_bytes <= target
+    with pytest.raises(ValueError, match=f"lowest bit-widths reach: {low} bytes"):
+        fit(model, data, klb.BitBudget(target_bytes=int(low) - 1), epochs=1)
+
+
+def test_an_allocation_is_the_best_of_all_within_the_budget(deep_model, data):
+    model = deep_model()
+    fit(model, data, epochs=4)
+    kernels, losses = model.predicted_losses()
+    sizes = [kernel.size for kernel in kernels]
+    for target in (1.5, 2.6, 4.4):
+        budget = klb.BitBudget(target_bits=target)
+        budget.set_model(model)
+        bits = budget.allocate()
+        best = min(
+            sum(losses[layer, b - 1] for layer, b in enumerate(widths))
+            for widths in itertools.product(range(1, 9), repeat=4)
+            if np.dot(widths, sizes) <= target * sum(sizes)
+        )
+        assert np.dot(bits, sizes) <= target * sum(sizes)
+        assert sum(losses[layer, b - 1] for layer, b in enumerate(bits)) == pytest.approx(best)
+
+
+def test_a_compression_is_reached(deep_model, data):
+    model = deep_model()
+    fit(model, data, klb.BitBudget(target_compression=5.0), klb.FreezeBits())
+    assert 5.0 <= klb.bit_table(model).compression < 5.3
+
+
+def test_the_price_neither_winds_up_nor_levels_the_layers(deep_model, data):
+    model = deep_model()
+    logger = klb.BitLogger()
+    history = fit(model, data, klb.BitBudget(target_bits=2.5), logger, klb.FreezeBits(), epochs=16)
+    prices = history.history["bit_reg"]
+    assert max(prices) < 1  # a loss of one mean bit, where the task's loss is about 1
+    assert len({row.bits for row in klb.bit_table(model).rows}) > 1
+    assert logger.bits[1] != logger.bits[6]
+
+
+def test_without_a_freeze_the_target_holds_at_the_end_of_training(deep_model, data):
+    model = deep_model(bit_optimizer=klb.SignSGD(1e-4))  # too slow to get anywhere
+    fit(model, data, klb.BitBudget(target_bits=2.0), epochs=1)
+    assert klb.bit_table(model).mean_bits <= 2.0
+    assert model.bits_are_frozen
+
+
+def test_layers_that_are_not_trained_count_and_keep_their_bits(deep_model, data):
+    model = deep_model()
+    model.get_layer("b").trainable = False
+    model.compile("adam", "mse", bit_optimizer=klb.SignSGD(0.1))
+    fit(model, data, klb.BitBudget(target_bits=5.0), klb.FreezeBits())
+    table = klb.bit_table(model)
+    assert {row.layer: row.bits for row in table.rows}["b"] == 8
+    assert 4.8 < table.mean_bits <= 5.0
+
+
+def test_a_permitted_accuracy_drop_bounds_the_metric_at_the_freeze(data):
+    x, y = data
+    labels = (y[:, 0] > 0).astype("int32")
+    inputs = keras.Input((6,))
+    hidden = klb.LearnedBitDense(16, activation="relu")(inputs)
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2)(hidden))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"], bit_optimizer=klb.SignSGD(0.1))
+    model.fit(x, labels, batch_size=8, epochs=30, verbose=0)
+    reference = model.evaluate(x, labels, verbose=0, return_dict=True)["accuracy"]
+    budget = klb.BitBudget(
+        max_accuracy_drop=0.05, float_accuracy=reference, validation_data=(x, labels)
+    )
+    model.fit(x, labels, batch_size=8, epochs=6, callbacks=[budget], verbose=0)
+    table = klb.bit_table(model)
+    assert table.mean_bits < 8
+    assert model.evaluate(x, labels, verbose=0, return_dict=True)["accuracy"] >= reference - 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of target_bits, .* Received: {}"),
+        ({"target_bits": 2, "target_bytes": 9}, "'target_bits': 2, 'target_bytes': 9"),
+        ({"target_bits": -1}, "Received: {'target_bits': -1}"),
+        ({"target_bits": float("nan")}, "nan"),
+        ({"target_bits": 2, "by": 1.0}, "Received: by=1.0"),
+        ({"max_accuracy_drop": 0.1}, "must not be the test set"),
+    ],
+    ids=str,
+)
+def test_a_wrong_target_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        klb.BitBudget(**arguments)
+
+
+def test_an_infeasible_target_names_the_smallest(deep_model, data):
+    with pytest.raises(ValueError, match=r"reach: 1.0 bits. Received: target_bits=0.5"):
+        fit(deep_model(), data, klb.BitBudget(target_bits=0.5))
+    with pytest.raises(ValueError, match=r"`target_compression` must be within"):
+        fit(deep_model(), data, klb.BitBudget(target_compression=1000))
+
+
+def test_a_budget_needs_predicted_losses(deep_model, data):
+    model = deep_model(bit_gradient="straight_through")
+    with pytest.raises(ValueError, match="'measured' or 'difference'"):
+        fit(model, data, klb.BitBudget(target_bits=2))
+
+
+def test_a_budget_in_a_plain_model_is_refused(data):
+    model = keras.Sequential([keras.Input((6,)), klb.LearnedBitDense(2)])
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match="`BitBudget` needs a LearnedBitModel"):
+        fit(model, data, klb.BitBudget(target_bits=2))
