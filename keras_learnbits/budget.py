@@ -172,6 +172,8 @@ class _Size:
         pass
 
     def steer(self, model, progress):
+        if not model.losses_are_known:
+            return
         kernels, prices, choices = _descent(model)
         sizes, rest = self._sizes(model, kernels)
         left = max(0.0, 1.0 - progress / self.by) if self.by else 0.0
@@ -232,6 +234,8 @@ class _Accuracy:
         model.predicted_losses()
 
     def begin_epoch(self, model):
+        if not model.losses_are_known:
+            return
         prices, _, step = self._smallest_within(model)
         model.bit_reg.assign(_price_at(prices, step))
 

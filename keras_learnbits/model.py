@@ -213,6 +213,12 @@ class LearnedBitTraining:
         """Lets the bit-widths move again."""
         self.bits_frozen.assign(0.0)
 
+    @property
+    def losses_are_known(self):
+        """Whether every layer was looked at, so that `predicted_losses` holds no guess."""
+        estimator = self._bit_state().bit_gradient
+        return hasattr(estimator, "has_seen_all") and estimator.has_seen_all()
+
     def cheapest_integers(self):
         """The integer next to each latent bit-width that has less predicted loss plus price.
 

@@ -61,6 +61,8 @@ class WholeBit(BitGradient):
         self.gradients = add("bit_gradients", shape[:1])
 
     def __call__(self, step):
+        if not movable(step.kernels):
+            return tf.zeros(len(step.kernels))
         # Of the layers there were at the start, some may have been frozen since.
         places = [self.kernels.index(kernel) for kernel in step.kernels]
         due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
@@ -111,6 +113,11 @@ class WholeBit(BitGradient):
 
     def predict(self, step):
         return self.look(step, error_changes(step.kernels))[0]
+
+    def has_seen_all(self):
+        """Whether every layer was looked at, so that no prediction is a guess."""
+        seen = was_seen(self.error_changes.value).numpy()
+        return all(seen[place] for place in movable(self.kernels))
 
     def loss_table(self):
         """Predicted loss of each layer at each bit-width, others as they are.
@@ -170,8 +177,9 @@ class Measured(WholeBit):
 
     def look(self, step, errors):
         layers = len(step.kernels)
-        turn = tf.cast(self.steps.value // self.interval, tf.int32) % layers
-        at_turn = tf.one_hot(turn, layers)
+        turns = movable(step.kernels)
+        turn = tf.cast(self.steps.value // self.interval, tf.int32) % len(turns)
+        at_turn = tf.one_hot(tf.gather(turns, turn), layers)
         cases = tf.stack([-at_turn, at_turn])
         allowed = tf.stack(room(step.kernels), axis=1)
         changes = at_turn[:, None] * step.loss_changes(cases)
@@ -213,6 +221,12 @@ def error_changes(kernels):
 def was_seen(error_changes):
     """Which layers were looked at: those with a mean of error changes, shape `(layers,)`."""
     return tf.reduce_any(tf.not_equal(error_changes, 0.0), axis=1)
+
+
+def movable(kernels):
+    """Places of the layers whose bounds leave them more than one width."""
+    bounds = [(kernel.layer.min_bits, kernel.layer.max_bits) for kernel in kernels]
+    return [place for place, (low, high) in enumerate(bounds) if low < high]
 
 
 def room(kernels):
