@@ -23,12 +23,14 @@ import common
 import keras
 import mnist
 import numpy as np
+import tensorflow as tf
 from absl import app, flags
 from matplotlib import pyplot as plt
 from recipes import Recipe
 from scipy import stats
 
 import keras_learnbits as klb
+from keras_learnbits.bit_gradients import BIT_GRADIENTS, Difference
 from keras_learnbits.probe import BitProber
 from keras_learnbits.report import aligned_table
 
@@ -42,6 +44,34 @@ flags.DEFINE_list(
     "prices", ["0.003", "0.01", "0.03", "0.1", "0.3"], "Prices of a mean bit, for the signs."
 )
 flags.DEFINE_integer("estimate_batches", 10, "Training batches that the estimators see.")
+
+
+class SecondOrder(Difference):
+    """`difference` without its first-order term; squared gradients per layer."""
+
+    def look(self, step, errors):
+        rows = []
+        for kernel, gradient in zip(step.kernels, step.kernel_gradients, strict=True):
+            squares = tf.square(tf.cast(gradient, tf.float32) / step.loss_unit)
+            fisher = tf.cast(step.batch_size, tf.float32) * self.share(squares)
+            here, fewer, more = (
+                tf.square(
+                    kernel.quantized_at(tf.maximum(kernel.integer_bits() + b, 1.0)) - kernel.kernel
+                )
+                for b in (0.0, -1.0, 1.0)
+            )
+            rows.append([0.5 * tf.reduce_sum(fisher * (e - here)) for e in (fewer, more)])
+        return tf.convert_to_tensor(rows), tf.not_equal(errors, 0.0)
+
+    def share(self, squares):
+        return tf.reduce_mean(squares)
+
+
+class SecondOrderPerChannel(SecondOrder):
+    """The same, squared gradients per output channel."""
+
+    def share(self, squares):
+        return tf.reduce_mean(squares, axis=range(squares.shape.rank - 1), keepdims=True)
 
 
 def main(argv):
@@ -72,7 +102,11 @@ def main(argv):
         bit_optimizer=recipe.bit_optimizer(None, None, None, steps),
     )
     batches = common.dataset(x, y, batch_size, problem.augment, shuffle=True)
-    probers = [BitProber(model, [row.layer]) for row in klb.bit_table(model).rows]
+    estimators = {name: estimator() for name, estimator in BIT_GRADIENTS.items()}
+    estimators["second order only"] = SecondOrder()
+    estimators["second order, per channel"] = SecondOrderPerChannel()
+    rows = klb.bit_table(model).rows
+    probers = [BitProber(model, [row.layer], estimators=estimators) for row in rows]
     changes, epoch = [], 0
     for moment in moments:
         model.fit(batches, epochs=moment, initial_epoch=epoch, verbose=2)
@@ -164,7 +198,7 @@ def _plot(changes, summary, path):
     measured = np.array([change["measured"] for change in changes])
     clear = np.abs(measured) > [change["standard_error"] for change in changes]
     widths = np.array([change["bits"] for change in changes])
-    estimators = summary["estimators"]
+    estimators = {name: summary["estimators"][name] for name in BIT_GRADIENTS}
     figure, axes = plt.subplots(
         1, len(estimators), figsize=(3.4 * len(estimators), 3.8), sharey=True, layout="constrained"
     )

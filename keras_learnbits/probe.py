@@ -50,7 +50,7 @@ class BitProbe:
         self.moves = moves
 
     def __str__(self):
-        estimators = list(bit_gradients.BIT_GRADIENTS)
+        estimators = list(self.changes[0].predicted)
         head = ("layer", "bits", "loss", "+-", "price", *estimators)
         changes = [
             (
@@ -109,6 +109,8 @@ class BitProber:
 
     Args:
         model, layers, batch_size: As for `probe_bits`.
+        estimators: Dictionary of name to `keras_learnbits.bit_gradients.BitGradient`; by default
+            those of the library.
 
     Example:
     >>> model = keras_learnbits.LearnedBitSequential(
@@ -119,7 +121,7 @@ class BitProber:
     3
     """
 
-    def __init__(self, model, layers=None, batch_size=256):
+    def __init__(self, model, layers=None, batch_size=256, estimators=None):
         kernels = model.trained_kernels
         names = unique_names(kernels)
         unknown = set(layers or ()) - set(names)
@@ -131,7 +133,8 @@ class BitProber:
         self.names = [names[place] for place in places]
         self.kernels = [kernels[place] for place in places]
         self.batch_size = batch_size
-        estimators = {name: cls() for name, cls in bit_gradients.BIT_GRADIENTS.items()}
+        if estimators is None:
+            estimators = {name: cls() for name, cls in bit_gradients.BIT_GRADIENTS.items()}
 
         @tf.function(reduce_retracing=True)
         def measure(batch):
