@@ -127,7 +127,7 @@ class BitBudget(keras.callbacks.Callback):
         """The integer widths to freeze at, one for each quantized kernel of the model."""
         kernels, _ = self.model.predicted_losses()
         choices = self.target.allocate(self.model)
-        widths = {id(kernel): choice + 1 for kernel, choice in zip(kernels, choices, strict=True)}
+        widths = {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
         return [
             widths.get(id(kernel), int(kernel.integer_bits()))
             for kernel in quantized_kernels(self.model)

@@ -48,3 +48,66 @@ def test_every_figure_of_the_results_table_is_that_of_its_file(path):
         assert f"{result['packed_bytes']:,}" in row
     if result["float_test_accuracy"] is not None:
         assert f"{result['float_test_accuracy']:.2%}" in row
+
+
+def runs_of(kind, bits):
+    """Results of the three seeds of a kind of bits on CIFAR-10."""
+    paths = sorted((RESULTS / "cifar10").glob(f"{kind}{bits}-seed?.json"))
+    assert len(paths) == 3
+    return [json.loads(path.read_text()) for path in paths]
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_the_table_of_learned_and_uniform_bits_is_that_of_its_files(bits):
+    uniform, learned = runs_of("uniform", bits), runs_of("learned", bits)
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| {bits} | ")]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+
+    def accuracies(runs):
+        return [100 * run["test_accuracy"] for run in runs]
+
+    def losses(runs):
+        return [run["test_loss"] for run in runs]
+
+    assert cells == [
+        f"{np.mean(accuracies(uniform)):.2f} ± {np.std(accuracies(uniform), ddof=1):.2f}",
+        f"{np.mean(accuracies(learned)):.2f} ± {np.std(accuracies(learned), ddof=1):.2f}",
+        f"{np.mean(accuracies(learned)) - np.mean(accuracies(uniform)):+.2f}",
+        f"{np.mean(losses(uniform)):.3f}",
+        f"{np.mean(losses(learned)):.3f}",
+        f"{uniform[0]['packed_bytes']:,}",
+        f"{max(run['packed_bytes'] for run in learned):,}",
+    ]
+    assert {run["seed"] for run in learned} == {run["seed"] for run in uniform} == {0, 1, 2}
+    assert all(run["mean_bits"] <= bits for run in learned)
+
+
+METHOD = (ROOT / "docs" / "method.md").read_text()
+
+
+@pytest.mark.parametrize("problem", ["mnist", "cifar10"])
+def test_the_agreement_tables_are_those_of_their_files(problem):
+    path = RESULTS / "studies" / f"agreement-{problem}.json"
+    study = json.loads(path.read_text())
+    section = METHOD[METHOD.index(f"`{study['command']}`") :]
+    assert f"{study['above_standard_error']} of {study['changes']} changes" in section
+    for name, found in study["estimators"].items():
+        row = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
+        shares = found["agreement_of_signs"].values()
+        cells = [f"{found['rank_correlation']:.2f}", f"{found['slope']:.2g}"]
+        cells += [f"{share:.0%}" for share in shares]
+        assert [cell.strip() for cell in row.split("|")[2:-1]] == cells
+
+
+def test_the_cost_of_a_step_is_that_of_its_file():
+    study = json.loads((RESULTS / "studies" / "overhead.json").read_text())
+    section = METHOD[METHOD.index(f"`{study['command']}`") :]
+    for net, kinds in study["nets"].items():
+        row = next(line for line in section.splitlines() if line.startswith(f"| {net} |"))
+        ratios = [f"{each['ratio']:.2f}" for kind, each in kinds.items() if kind != "plain Keras"]
+        assert [cell.strip() for cell in row.split("|")[2:-1]] == ratios
+
+
+def test_the_pictures_of_the_method_are_there():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", METHOD):
+        assert (ROOT / "docs" / path).exists(), path
