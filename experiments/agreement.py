@@ -98,7 +98,7 @@ def main(argv):
             from_logits=True, label_smoothing=problem.label_smoothing
         ),
         metrics=["accuracy"],
-        bit_reg=FLAGS.bit_reg or 0.03,
+        bit_reg=0.03 if FLAGS.bit_reg is None else FLAGS.bit_reg,
         bit_optimizer=recipe.bit_optimizer(None, None, None, steps),
     )
     batches = common.dataset(x, y, batch_size, problem.augment, shuffle=True)

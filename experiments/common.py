@@ -122,6 +122,10 @@ def run(problem):
             )
         if FLAGS.distill and not FLAGS.init_from:
             raise app.UsageError("--distill needs the float net of --init_from.")
+        if FLAGS.float and (FLAGS.init_from or FLAGS.fixed_bits or FLAGS.target_bits):
+            raise app.UsageError("--float goes without --init_from, --fixed_bits, --target_bits.")
+        if FLAGS.target_bits and FLAGS.bit_gradient not in ("measured", "difference"):
+            raise app.UsageError("--target_bits needs --bit_gradient=measured or difference.")
         _run(problem, recipe)
 
     app.run(main)
@@ -293,7 +297,8 @@ def _logits_distillation(temperature):
 
 
 def _accuracy(model, test):
-    """Accuracy of a trained net."""
+    """Accuracy of a trained net, however it was compiled."""
+    model.compile(metrics=["accuracy"])
     return model.evaluate(dataset(*test, 1000), return_dict=True, verbose=0)["accuracy"]
 
 

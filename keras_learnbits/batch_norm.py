@@ -32,11 +32,13 @@ def estimate_batch_norm(model, data):
     @tf.function
     def after_a_step(x, start):
         """The statistics `momentum * start + (1 - momentum) * batch`."""
-        with keras.StatelessScope([(v, tf.fill(v.shape, start)) for v in moving]) as scope:
+        with keras.StatelessScope(
+            [(v, tf.cast(tf.fill(v.shape, start), v.dtype)) for v in moving]
+        ) as scope:
             model(x, training=True)
         return [scope.get_current_value(v) for v in moving]
 
-    sums, batches, momenta = [tf.zeros(v.shape) for v in moving], 0, None
+    sums, batches, momenta = [tf.zeros(v.shape, v.dtype) for v in moving], 0, None
     for batch in data:
         x = batch[0] if isinstance(batch, tuple) else batch
         from_zero = after_a_step(x, tf.constant(0.0))
@@ -48,4 +50,7 @@ def estimate_batch_norm(model, data):
     if not batches:
         raise ValueError("The statistics need at least one batch. Received: none in `data`")
     for variable, total, momentum in zip(moving, sums, momenta, strict=True):
-        variable.assign(total / (batches * (1.0 - momentum)))
+        # A layer that is not trained keeps its statistics.
+        updated = batches * (1.0 - momentum)
+        mean = tf.math.divide_no_nan(total, updated)
+        variable.assign(tf.where(updated > 0, mean, tf.convert_to_tensor(variable.value)))

@@ -1,5 +1,7 @@
 """`BitBudget`: a target for the size or the accuracy in place of a price."""
 
+import warnings
+
 import keras
 import numpy as np
 
@@ -20,7 +22,8 @@ class BitBudget(keras.callbacks.Callback):
     end of training, integers are allocated exactly: the least predicted loss within the target,
     never above it, and so full that no layer has room for one more bit.
 
-    Give one target.
+    Give one target. Each `fit` begins with bits that move. Where a callback restores weights at the
+    end of training, as `EarlyStopping` may, put the budget behind it: it restores the integers.
 
     Args:
         target_bits: Mean bits per weight, over all quantized kernels.
@@ -31,12 +34,13 @@ class BitBudget(keras.callbacks.Callback):
             `validation_data` may be when the bits freeze, e.g. 0.005. The size then is as small
             as that allows.
         float_accuracy: The metric of the float model on `validation_data`.
-        validation_data: Tuple or dataset that `Model.evaluate` takes. Not the test set: these
-            data decide.
+        validation_data: Tuple `(x, y)` or dataset that `Model.evaluate` takes again and again.
+            Not the test set: these data decide.
         metric: Name of the metric, higher is better.
         by: Fraction of the epochs at which the target has come down, 0 <= by < 1. Before
-            `FreezeBits(at=...)`, so that bits and weights have time to settle.
-        update_freq: Batches from one solution of the price to the next.
+            `FreezeBits(at=...)`, so that bits and weights have time to settle. Not used with
+            `max_accuracy_drop`, which takes at each epoch what the accuracy then permits.
+        update_freq: Batches from one solution of the price to the next, likewise.
 
     Raises:
         ValueError: Not exactly one target is given; it is no positive number; it is smaller than
@@ -77,7 +81,8 @@ class BitBudget(keras.callbacks.Callback):
             "max_accuracy_drop": max_accuracy_drop,
         }
         given = {name: value for name, value in targets.items() if value is not None}
-        if len(given) != 1 or not all(0 < value < np.inf for value in given.values()):
+        least = 0 if max_accuracy_drop is not None else np.nextafter(0, 1)
+        if len(given) != 1 or not all(least <= value < np.inf for value in given.values()):
             raise ValueError(
                 f"`BitBudget` needs exactly one of {', '.join(targets)}, a positive number. "
                 f"Received: {given}"
@@ -90,6 +95,11 @@ class BitBudget(keras.callbacks.Callback):
             )
         if not 0 <= by < 1:
             raise ValueError(f"`by` must be a fraction, 0 <= by < 1. Received: by={by}")
+        if not isinstance(update_freq, int) or update_freq < 1:
+            raise ValueError(
+                "`update_freq` must be a positive number of batches. "
+                f"Received: update_freq={update_freq!r}"
+            )
         if max_accuracy_drop is None:
             self.target = _Size(*next(iter(given.items())), by)
         else:
@@ -102,25 +112,38 @@ class BitBudget(keras.callbacks.Callback):
                 "`BitBudget` needs a LearnedBitModel or LearnedBitSequential; in other models "
                 f"bits do not move. Received: model={self.model}"
             )
-        self.target.begin(self.model)
-        self._epoch = self._batches = 0
+        self.model.unfreeze_bits()
         self.model.bit_budget = self
+        self._begun, self._allocated = False, None
+        self._epoch = self._step = self._epoch_start = 0
+        self._begin()
+
+    def _begin(self):
+        """Once the model is built, which may be in its first step."""
+        if not self._begun and quantized_kernels(self.model.learner()):
+            self.target.begin(self.model)
+            self._begun = True
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-        if not self.model.bits_are_frozen:
+        self._epoch, self._epoch_start = epoch, self._step
+        if self._begun and not self.model.bits_are_frozen:
             self.target.begin_epoch(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
-        before, self._batches = self._batches, self._batches + 1
-        if before % self.update_freq == 0 and not self.model.bits_are_frozen:
+        self._begin()
+        # `batch` is the last of several under `steps_per_execution`.
+        before, self._step = self._step, self._epoch_start + batch + 1
+        due = before == 0 or self._step // self.update_freq > before // self.update_freq
+        if due and not self.model.bits_are_frozen:
             steps = self.params.get("steps") or np.inf
             progress = (self._epoch + (batch + 1) / steps) / self.params["epochs"]
             self.target.steer(self.model, progress)
 
     def on_train_end(self, logs=None):
-        if not self.model.bits_are_frozen:
-            self.model.freeze_bits(self.allocate())
+        # Callbacks that restore weights restore the bits that went with them.
+        if self._allocated is None or not self.model.bits_are_frozen:
+            self.allocate()
+        self.model.freeze_bits(self._allocated)
         self.model.bit_budget = None
 
     def allocate(self):
@@ -128,16 +151,17 @@ class BitBudget(keras.callbacks.Callback):
         kernels, _ = self.model.predicted_losses()
         choices = self.target.allocate(self.model)
         widths = {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
-        return [
+        self._allocated = [
             widths.get(id(kernel), int(kernel.integer_bits()))
-            for kernel in quantized_kernels(self.model)
+            for kernel in quantized_kernels(self.model.learner())
         ]
+        return self._allocated
 
 
 def _descent(model):
     """Allocations of least predicted loss by price: kernels, prices, choices."""
     kernels, losses = model.predicted_losses()
-    everything = quantized_kernels(model)
+    everything = quantized_kernels(model.learner())
     penalties = model.bit_objective.penalty_table(everything).numpy()
     penalties = penalties[[everything.index(kernel) for kernel in kernels]]
     return kernels, *allocation.descent(losses, penalties.astype(np.float64))
@@ -145,7 +169,7 @@ def _descent(model):
 
 def _price_at(prices, step):
     """A price between those at which an allocation becomes the best and ceases to be."""
-    return float(prices[step : step + 2].mean())
+    return float(prices[step] * 1.5 if step == len(prices) - 1 else prices[step : step + 2].mean())
 
 
 class _Size:
@@ -183,8 +207,8 @@ class _Size:
         if not left and SLACK * limit <= present <= limit:
             return
         totals = sizes[np.arange(len(sizes)), choices].sum(axis=1) + rest
-        within = np.flatnonzero(totals <= scheduled)
-        model.bit_reg.assign(_price_at(prices, within[0] if len(within) else -1))
+        within = np.flatnonzero(totals <= max(scheduled, totals[-1]))
+        model.bit_reg.assign(_price_at(prices, within[0]))
 
     def allocate(self, model):
         kernels, losses = model.predicted_losses()
@@ -195,9 +219,9 @@ class _Size:
         """Size of each trained kernel at 1, 2, ... bits, and of all the rest."""
         widths = np.arange(ops.MIN_BITS, ops.MAX_BITS + 1)
         sizes = np.array([kernel.size for kernel in kernels])[:, None] * widths
-        everything = sum(k.size * int(k.integer_bits()) for k in quantized_kernels(model))
+        everything = sum(k.size * int(k.integer_bits()) for k in quantized_kernels(model.learner()))
         if self.kind != "target_bits":
-            sizes, everything = -(-sizes // 8), bit_table(model).packed_bytes
+            sizes, everything = -(-sizes // 8), bit_table(model.learner()).packed_bytes
         return sizes, everything - self._present(kernels, sizes)
 
     def _present(self, kernels, sizes):
@@ -210,16 +234,16 @@ class _Size:
         if self.kind == "target_bytes":
             return int(self.value)
         if self.kind == "target_compression":
-            return int(bit_table(model).float_bytes / self.value)
-        weights = sum(kernel.size for kernel in quantized_kernels(model))
+            return int(bit_table(model.learner()).float_bytes / self.value)
+        weights = sum(kernel.size for kernel in quantized_kernels(model.learner()))
         return int(np.floor(self.value * weights + 1e-9))
 
     def _as_target(self, model, size):
         if self.kind == "target_bytes":
             return size
         if self.kind == "target_compression":
-            return round(bit_table(model).float_bytes / size, 4)
-        return round(size / sum(kernel.size for kernel in quantized_kernels(model)), 4)
+            return round(bit_table(model.learner()).float_bytes / size, 4)
+        return round(size / sum(kernel.size for kernel in quantized_kernels(model.learner())), 4)
 
 
 class _Accuracy:
@@ -232,12 +256,17 @@ class _Accuracy:
 
     def begin(self, model):
         model.predicted_losses()
+        logs = self._evaluate(model)
+        if self.metric not in logs:
+            raise ValueError(
+                "`metric` must be one of the model's. "
+                f"Received: metric={self.metric!r}, metrics={sorted(logs)}"
+            )
 
     def begin_epoch(self, model):
-        if not model.losses_are_known:
-            return
-        prices, _, step = self._smallest_within(model)
-        model.bit_reg.assign(_price_at(prices, step))
+        if model.losses_are_known:
+            prices, _, step = self._smallest_within(model)
+            model.bit_reg.assign(_price_at(prices, step))
 
     def steer(self, model, progress):
         pass
@@ -250,20 +279,32 @@ class _Accuracy:
         """Bisects the allocations, by descending size, for the last that is accurate enough."""
         kernels, prices, choices = _descent(model)
         latent = [float(kernel.latent_bits()) for kernel in kernels]
-        enough, too_few = 0, len(choices)
-        while too_few - enough > 1:
-            step = (enough + too_few) // 2
+
+        def accuracy(step):
             for kernel, choice in zip(kernels, choices[step], strict=True):
                 kernel.bits.assign(float(choice + 1))
-            if self._evaluate(model) >= self.least:
-                enough = step
-            else:
-                too_few = step
-        for kernel, bits in zip(kernels, latent, strict=True):
-            kernel.bits.assign(bits)
-        model.reset_metrics()
+            return self._evaluate(model)[self.metric]
+
+        try:
+            if accuracy(0) < self.least:
+                warnings.warn(
+                    f"Even at the highest bit-widths `{self.metric}` is {accuracy(0):.4f} on the "
+                    f"validation data, below the {self.least:.4f} that the budget permits.",
+                    stacklevel=2,
+                )
+            enough, too_few = 0, len(choices)
+            while too_few - enough > 1:
+                step = (enough + too_few) // 2
+                enough, too_few = (
+                    (step, too_few) if accuracy(step) >= self.least else (enough, step)
+                )
+        finally:
+            for kernel, bits in zip(kernels, latent, strict=True):
+                kernel.bits.assign(bits)
         return prices, choices, enough
 
     def _evaluate(self, model):
         x, y = self.data if isinstance(self.data, tuple) else (self.data, None)
-        return model.evaluate(x, y, verbose=0, return_dict=True)[self.metric]
+        logs = model.evaluate(x, y, verbose=0, return_dict=True)
+        model.reset_metrics()
+        return logs

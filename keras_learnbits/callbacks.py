@@ -87,14 +87,15 @@ class FreezeBits(keras.callbacks.Callback):
     The integers are those that a `BitBudget` allocates. Without one, each layer takes the one
     below or the one above its latent bits, whichever has less predicted loss plus price; if the
     model's `bit_gradient` does not predict losses, the nearer one. Each `fit` begins with bits
-    that move. Without this callback a model that was frozen stays so.
+    that move, and one that is stopped early ends frozen. Without this callback a model that was
+    frozen stays so.
 
     Args:
         at: When: a fraction of the epochs (a float below 1), or the number of epochs that are
             to pass before it (an integer).
         quantization_reg: Weight of the quantization error in the last epoch, to which it ramps
-            up from the freeze on: it calms weights that oscillate between two levels
-            (arXiv 2203.11086). None leaves it as it is.
+            up from the freeze on, for this `fit`: it calms weights that oscillate between two
+            levels (arXiv 2203.11086). None leaves it as it is.
         batch_norm_data: Dataset of batches of inputs, or `(inputs, ...)`, from which the moving
             statistics of batch normalization are estimated anew when training is over, just
             before the last validation. None leaves them as they are.
@@ -124,6 +125,10 @@ class FreezeBits(keras.callbacks.Callback):
         self.quantization_reg = quantization_reg
         self.batch_norm_data = batch_norm_data
 
+    def set_model(self, model):
+        super().set_model(model)
+        model.bit_budget = None  # a budget of this `fit` puts itself there as training begins
+
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "freeze_bits"):
             raise TypeError(
@@ -152,11 +157,14 @@ class FreezeBits(keras.callbacks.Callback):
             self._estimate_statistics()
 
     def on_train_end(self, logs=None):
+        if self.model.stop_training and not self.model.bits_are_frozen:
+            self.model.freeze_bits(self._integers())
         self._estimate_statistics()
+        self.model.quantization_reg.assign(self._first_quantization_reg)
 
     def _estimate_statistics(self):
         if self._statistics_are_due:
-            estimate_batch_norm(self.model, self.batch_norm_data)
+            estimate_batch_norm(self.model.learner(), self.batch_norm_data)
         self._statistics_are_due = False
 
     def _integers(self):

@@ -23,6 +23,8 @@ class BitStep(NamedTuple):
         price_gradients: Derivatives of `bit_reg * bit_penalty` alone, shape `(layers,)`.
         price_changes: What it changes with one bit fewer and with one more, shape `(layers, 2)`.
         quantization_reg: Weight of the quantization error in the loss, a scalar tensor.
+        error_weights: Function to the loss per squared error that this weight comes to, shape
+            `(layers,)`.
         loss_changes: Function of integer shifts of all bit-widths, shape `(cases, layers)`, to
             the changes of the loss on this batch, price left out, shape `(cases,)`: measured by
             running the model at these widths, in inference mode.
@@ -37,6 +39,7 @@ class BitStep(NamedTuple):
     price_gradients: tf.Tensor
     price_changes: tf.Tensor
     quantization_reg: tf.Tensor
+    error_weights: Callable
     loss_changes: Callable
     batch_size: tf.Tensor
     bits_move: tf.Tensor
@@ -58,6 +61,7 @@ class BitStep(NamedTuple):
             bit_gradients=pick(self.bit_gradients),
             price_gradients=tf.gather(self.price_gradients, places),
             price_changes=tf.gather(self.price_changes, places),
+            error_weights=lambda: tf.gather(self.error_weights(), places),
             loss_changes=lambda shifts: self.loss_changes(tf.matmul(shifts, among_all)),
         )
 

@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
-from keras_learnbits.model import LearnedBitTraining
 from keras_learnbits.serialization import register
+from keras_learnbits.training import LearnedBitTraining
 
 
 class _ReplicaDistiller(keras.distillation.Distiller):
@@ -48,6 +48,9 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._add_bit_metrics()
+
+    def learner(self):
+        return self.student
 
     def get_compile_config(self):
         return None  # Keras's distiller keeps no loss that could be restored

@@ -25,17 +25,24 @@ class BitObjective:
 
     def penalty(self, kernels):
         """Penalty at the latent bit-widths, a float32 scalar."""
-        return self._penalty(_bits(kernels), _sizes(kernels))
+        return tf.reduce_sum(self._penalty(_bits(kernels), _sizes(kernels)))
 
     def mean_bits(self, kernels):
         """Mean latent bits per weight, a float32 scalar."""
-        return penalties.mean_bits(_bits(kernels), _sizes(kernels))
+        return tf.reduce_sum(penalties.mean_bits(_bits(kernels), _sizes(kernels)))
 
     def quantization_error(self, kernels):
         """Quantization error of all kernels, a float32 scalar."""
         errors = tf.stack([kernel.squared_error() for kernel in kernels])
-        energies = tf.stack([kernel.energy() for kernel in kernels])
-        return self._error(errors, energies, _sizes(kernels))
+        return self._error(errors, _energies(kernels), _sizes(kernels))
+
+    def error_weights(self, kernels):
+        """Derivatives of the quantization error by the squared errors, shape `(layers,)`."""
+        errors = tf.zeros(len(kernels))  # any will do, for the error is linear in them
+        with tf.GradientTape() as tape:
+            tape.watch(errors)
+            error = self._error(errors, _energies(kernels), _sizes(kernels))
+        return tape.gradient(error, errors)
 
     def penalty_gradients(self, kernels):
         """Derivatives of the penalty by the latent bit-widths, shape `(layers,)`."""
@@ -51,20 +58,25 @@ class BitObjective:
         Returns:
             Float32 tensor of shape `(layers, 16)`.
         """
-        bits, sizes = tf.stack([kernel.integer_bits() for kernel in kernels]), _sizes(kernels)
         widths = tf.range(ops.MIN_BITS, ops.MAX_BITS + 1, dtype=tf.float32)
-        one_changed = bits + tf.eye(len(kernels))[:, None] * (widths - bits[:, None])[:, :, None]
-        return self._penalty(one_changed, sizes) - self._penalty(bits, sizes)
+        return self._penalty_at(kernels, lambda bits: 0.0 * bits + widths[:, None])
 
     def penalty_changes(self, kernels):
         """Changes of the penalty with one bit fewer and with one more, shape `(layers, 2)`."""
+        return self._penalty_at(kernels, lambda bits: bits + tf.constant([[-1.0], [1.0]]))
+
+    def _penalty_at(self, kernels, other):
+        """Changes of each layer's penalty at `other(bits)`, shape `(cases, layers)` transposed."""
         bits, sizes = tf.stack([kernel.integer_bits() for kernel in kernels]), _sizes(kernels)
-        shifts = tf.stack([-tf.eye(len(kernels)), tf.eye(len(kernels))], axis=1)
-        return self._penalty(bits + shifts, sizes) - self._penalty(bits, sizes)
+        return tf.transpose(self._penalty(other(bits), sizes) - self._penalty(bits, sizes))
 
 
 def _bits(kernels):
     return tf.stack([kernel.bits.value for kernel in kernels])
+
+
+def _energies(kernels):
+    return tf.stack([kernel.energy() for kernel in kernels])
 
 
 def _sizes(kernels):

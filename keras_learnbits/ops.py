@@ -213,4 +213,5 @@ def with_error_slope(error, bits, log_step_slope):
     >>> round(float(tape.gradient(error, bits)), 4)
     -0.6931
     """
-    return _with_slope(error, 2.0 * error * log_step_slope, bits)
+    slope = tf.stop_gradient(2.0 * error * log_step_slope)
+    return error + slope * (bits - tf.stop_gradient(bits))

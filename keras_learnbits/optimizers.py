@@ -122,7 +122,9 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         self.weight_optimizer = optimizer
         self.scale_optimizer = _following(optimizer)
         self.bit_optimizer = bit_optimizer
-        self.bit_gradient = bit_gradients.get(bit_gradient)
+        bit_gradient = bit_gradients.get(bit_gradient)
+        # A copy, for its state belongs to this optimizer.
+        self.bit_gradient = bit_gradient.from_config(bit_gradient.get_config())
         self.bit_reg = self.add_variable((), name="bit_reg", dtype="float32")
         self.quantization_reg = self.add_variable((), name="quantization_reg", dtype="float32")
         self.bits_frozen = self.add_variable((), name="bits_frozen", dtype="float32")

@@ -15,14 +15,13 @@ def mean_bits(bits, sizes):
         sizes: Number of weights of each layer.
 
     Returns:
-        Float32 tensor of shape `(...)`, in bits.
+        Each layer's term of the sum, of the shape of `bits`, in bits.
 
     Example:
-    >>> mean_bits(tf.constant([2.0, 4.0]), [300, 100]).numpy().item()
-    2.5
+    >>> mean_bits(tf.constant([2.0, 4.0]), [300, 100]).numpy().tolist()
+    [1.5, 1.0]
     """
-    shares = tf.constant([size / sum(sizes) for size in sizes], tf.float32)
-    return tf.reduce_sum(shares * bits, axis=-1)
+    return bits * tf.constant([size / sum(sizes) for size in sizes], tf.float32)
 
 
 def levels(bits, sizes):
@@ -33,14 +32,14 @@ def levels(bits, sizes):
         sizes: Not used.
 
     Returns:
-        Float32 tensor of shape `(...)`.
+        Each layer's term of the sum, of the shape of `bits`.
 
     Example:
-    >>> levels(tf.constant([1.0, 3.0]), [300, 100]).numpy().item()
-    10.0
+    >>> levels(tf.constant([1.0, 3.0]), [300, 100]).numpy().tolist()
+    [2.0, 8.0]
     """
     del sizes
-    return tf.reduce_sum(2.0**bits, axis=-1)
+    return 2.0**bits
 
 
 BIT_PENALTIES = {"bits": mean_bits, "levels": levels}

@@ -42,7 +42,7 @@ class BitProbe:
     Attributes:
         changes: List of `BitChange`, two a layer where its bounds allow both.
         moves: Dictionary of layer to a dictionary of estimator to the move of its bits, -1, 0 or
-            1, that it takes; under `"loss"` the move that lowers the measured loss plus price.
+            1, that lowers its predicted loss plus price; under `"loss"` that of the measured one.
     """
 
     def __init__(self, changes, moves):
@@ -50,6 +50,8 @@ class BitProbe:
         self.moves = moves
 
     def __str__(self):
+        if not self.changes:
+            return "No layer has room for a bit more or fewer."
         estimators = list(self.changes[0].predicted)
         head = ("layer", "bits", "loss", "+-", "price", *estimators)
         changes = [
@@ -75,12 +77,13 @@ class BitProbe:
 def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=None):
     """Measures the loss with one bit fewer and one more, layer by layer, all else fixed.
 
-    Beside it stands what each estimator of bit gradients predicts, and the move it takes at the
-    present price. The model is run in inference mode, and is not changed.
+    Beside it stands what each estimator of bit gradients predicts from the data it sees, and the
+    move that its prediction asks for at the present price. The measurement is in inference mode;
+    the model is not changed.
 
     Args:
         model: A compiled `LearnedBitModel` or `LearnedBitSequential`.
-        x: Inputs, or a dataset of batches `(x, y)` or `(x, y, sample_weight)`.
+        x: Inputs, or a finite dataset of batches `(x, y)` or `(x, y, sample_weight)`.
         y: Targets; None for a dataset.
         estimate_on: What the estimators see: a tuple `(x, y)` or a dataset. By default the same
             data, on which `measured` cannot be wrong: give some batches of training data.
@@ -91,7 +94,8 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
         `BitProbe`: print it, or read `.changes` and `.moves`.
 
     Raises:
-        ValueError: A name in `layers` is unknown.
+        TypeError: The model is of another kind.
+        ValueError: A name in `layers` is unknown, or the model is not built.
 
     Example:
     >>> model = keras_learnbits.LearnedBitSequential(
@@ -122,13 +126,17 @@ class BitProber:
     """
 
     def __init__(self, model, layers=None, batch_size=256, estimators=None):
+        if not hasattr(model, "bit_step"):
+            raise TypeError(
+                "`probe_bits` needs a compiled LearnedBitModel or LearnedBitSequential. "
+                f"Received: model={model}"
+            )
+        model.prepare_bits()
         kernels = model.trained_kernels
         names = unique_names(kernels)
         unknown = set(layers or ()) - set(names)
         if unknown:
             raise ValueError(f"`layers` must be among {names}. Received: {sorted(unknown)}")
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
         places = [i for i, name in enumerate(names) if layers is None or name in layers]
         self.names = [names[place] for place in places]
         self.kernels = [kernels[place] for place in places]
@@ -154,11 +162,11 @@ class BitProber:
         """What `probe_bits` returns, for the model as it is."""
         data = _batches(x, y, self.batch_size)
         seen = data if estimate_on is None else _batches(*_pair(estimate_on), self.batch_size)
-        losses, errors = _mean([self._measure(batch).numpy() for batch in data])
+        losses, errors = _mean([self._measure(batch).numpy() for batch in data], data)
         found = [self._predict(batch) for batch in seen]
         prices = found[0][1].numpy()
         predicted = {
-            name: np.mean([predictions[name].numpy() for predictions, _ in found], axis=0)
+            name: _mean([predictions[name].numpy() for predictions, _ in found], seen)[0]
             for name in found[0][0]
         }
         allowed = [each.numpy() for each in room(self.kernels)]
@@ -189,14 +197,19 @@ def _pair(data):
 
 
 def _batches(x, y, batch_size):
-    """A list of batches `(x, y, sample_weight)`."""
-    if not isinstance(x, tf.data.Dataset):
+    """A list of batches `(x, y, sample_weight)`, from arrays or from what yields batches."""
+    if y is not None:
         x = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
-    return [keras.utils.unpack_x_y_sample_weight(batch) for batch in x]
+    batches = x if isinstance(x, tf.data.Dataset) else (x[i] for i in range(len(x)))
+    return [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
 
 
-def _mean(batches):
-    """Mean over batches of equal size, and its standard error."""
-    count = len(batches)
-    spread = np.std(batches, axis=0, ddof=1) if count > 1 else np.full_like(batches[0], np.inf)
-    return np.mean(batches, axis=0), spread / np.sqrt(count)
+def _mean(values, batches):
+    """Mean over the examples of batches, and its standard error; infinite for a single batch."""
+    sizes = [len(keras.tree.flatten(batch)[0]) for batch in batches]
+    shares = np.divide(sizes, sum(sizes))[:, None, None]
+    mean = np.sum(shares * values, axis=0)
+    if len(batches) == 1:
+        return mean, np.full_like(mean, np.inf)
+    squares = np.sum(np.square(shares * (values - mean)), axis=0)
+    return mean, np.sqrt(squares * len(batches) / (len(batches) - 1))

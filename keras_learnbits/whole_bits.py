@@ -41,7 +41,7 @@ class WholeBit(BitGradient):
     """
 
     def __init__(self, interval=10):
-        if interval < 1:
+        if not isinstance(interval, int) or interval < 1:
             raise ValueError(
                 f"`interval` must be a number of steps >= 1. Received: interval={interval}"
             )
@@ -58,7 +58,9 @@ class WholeBit(BitGradient):
         self.steps = add("bit_steps", ())
         self.loss_changes = add("loss_changes", shape)
         self.error_changes = add("error_changes", shape)
+        self.looked_at = add("looked_at", shape[:1])
         self.gradients = add("bit_gradients", shape[:1])
+        self.widths = add("decided_at", shape[:1])
 
     def __call__(self, step):
         if not movable(step.kernels):
@@ -76,14 +78,22 @@ class WholeBit(BitGradient):
             old = tf.gather(variable.value, places)
             self._put(variable, places, tf.where(seen, kept * old + (1 - kept) * new, old))
             means.append(tf.gather(variable.value, places))
-        predicted = sensitivities(*means) * errors
-        gradients = whole_bit_gradients(predicted, step.price_changes, *room(step.kernels))
+        known = tf.logical_or(
+            tf.gather(self.looked_at.value, places) > 0, tf.reduce_any(seen, axis=1)
+        )
+        self._put(self.looked_at, places, tf.cast(known, tf.float32))
+        gradients = whole_bit_gradients(
+            sensitivities(*means) * errors, step.price_changes, *room(step.kernels)
+        )
         # Where nothing was seen yet, nothing is known: the bits stay.
-        gradients = tf.where(was_seen(means[1]), gradients, 0.0)
-        before = tf.gather(self.gradients.value, places)
-        self._put(self.gradients, places, tf.where(due, gradients, before))
+        gradients = tf.where(known, gradients, 0.0)
+        bits = tf.stack([kernel.integer_bits() for kernel in step.kernels])
+        for variable, new in ((self.gradients, gradients), (self.widths, bits)):
+            self._put(variable, places, tf.where(due, new, tf.gather(variable.value, places)))
         self.steps.assign_add(tf.cast(step.bits_move, tf.float32))
-        return tf.gather(self.gradients.value, places)
+        # A decision holds for the width that it was made at.
+        holds = tf.equal(tf.gather(self.widths.value, places), bits)
+        return tf.where(holds, tf.gather(self.gradients.value, places), 0.0)
 
     def _put(self, variable, places, rows):
         """Assigns some rows of a variable."""
@@ -115,9 +125,13 @@ class WholeBit(BitGradient):
         return self.look(step, error_changes(step.kernels))[0]
 
     def has_seen_all(self):
-        """Whether every layer was looked at, so that no prediction is a guess."""
-        seen = was_seen(self.error_changes.value).numpy()
-        return all(seen[place] for place in movable(self.kernels))
+        """Whether every trained layer was looked at, so that no prediction is a guess."""
+        looked_at = tf.convert_to_tensor(self.looked_at.value).numpy()
+        return all(
+            looked_at[place]
+            for place in movable(self.kernels)
+            if self.kernels[place].kernel.trainable
+        )
 
     def loss_table(self):
         """Predicted loss of each layer at each bit-width, others as they are.
@@ -128,12 +142,13 @@ class WholeBit(BitGradient):
             the prediction is flat, they gain a trace of relative error.
         """
         sensitivity = sensitivities(self.loss_changes.value, self.error_changes.value).numpy()
-        seen = was_seen(self.error_changes.value).numpy()
+        seen = tf.convert_to_tensor(self.looked_at.value).numpy() > 0
         per_weight = np.array([float(k.energy()) / k.size for k in self.kernels])
         # Layers that were not looked at yet: as sensitive to relative error as the others.
         typical = np.mean((sensitivity.mean(axis=1) * per_weight)[seen]) if seen.any() else 1.0
         sensitivity[~seen] = (typical / np.maximum(per_weight[~seen], ops.TINY))[:, None]
-        return np.stack(list(map(_loss_row, self.kernels, sensitivity)))
+        rows = list(map(_loss_row, self.kernels, sensitivity))
+        return np.reshape(rows, (len(rows), ops.MAX_BITS))
 
     def get_config(self):
         return {"interval": self.interval}
@@ -143,27 +158,29 @@ class WholeBit(BitGradient):
 class Difference(WholeBit):
     """Predicts the change of the loss from gradients: no derivative by bits, no further pass.
 
-    With `q` the kernel at its bit-width, `q'` at another, `g` the gradient by the kernel, and
-    `E` the squared error,
+    With `q` the kernel at its bit-width, `q'` at another, `Q` the squared error, `r` the loss per
+    squared error of the quantization error's term, and `g` the gradient by the kernel without
+    that term,
 
-        loss(q') - loss(q) = g (q' - q) + 1/2 F (E(q') - E(q)),    F = batch_size * mean(g**2)
+        loss(q') - loss(q) = g (q' - q) + (1/2 F + r) (Q' - Q),    F = batch_size * mean(g**2)
 
-    where `F`, one number a layer, is the empirical Fisher information.
+    where `F`, one number a layer, is the empirical Fisher information. The pull of a kernel
+    regularizer, which rounding does not change, is taken for the task's.
     """
 
     def look(self, step, errors):
-        rows = []
-        for kernel, gradient, error in zip(
-            step.kernels, step.kernel_gradients, tf.unstack(errors), strict=True
-        ):
-            gradient = tf.cast(gradient, tf.float32) / step.loss_unit
+        rows, error_weights = [], tf.unstack(step.error_weights(), num=len(step.kernels))
+        for place, kernel in enumerate(step.kernels):
+            quantized, kernel_value = kernel.quantized(), tf.cast(kernel.kernel.value, tf.float32)
+            gradient = tf.cast(step.kernel_gradients[place], tf.float32) / step.loss_unit
+            of_error = error_weights[place]
+            gradient -= 2.0 * of_error * (kernel_value - quantized)
             fisher = tf.cast(step.batch_size, tf.float32) * tf.reduce_mean(tf.square(gradient))
-            quantized = kernel.quantized()
             first_order = [
-                tf.reduce_sum(gradient * (kernel.quantized_at(shifted) - quantized))
-                for shifted in _neighbours(kernel)
+                tf.reduce_sum(gradient * (kernel.quantized_at(bits) - quantized))
+                for bits in _neighbours(kernel)
             ]
-            rows.append(tf.stack(first_order) + 0.5 * fisher * error)
+            rows.append(tf.stack(first_order) + (0.5 * fisher + of_error) * errors[place])
         return tf.stack(rows), tf.not_equal(errors, 0.0)
 
 
@@ -216,11 +233,6 @@ def error_changes(kernels):
         error = kernel.squared_error_at(kernel.integer_bits())
         rows.append([kernel.squared_error_at(b) - error for b in _neighbours(kernel)])
     return tf.stop_gradient(tf.convert_to_tensor(rows))
-
-
-def was_seen(error_changes):
-    """Which layers were looked at: those with a mean of error changes, shape `(layers,)`."""
-    return tf.reduce_any(tf.not_equal(error_changes, 0.0), axis=1)
 
 
 def movable(kernels):

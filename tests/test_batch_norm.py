@@ -53,3 +53,11 @@ def test_no_data_are_refused(model):
 
 def test_a_model_without_batch_norm_needs_none():
     estimate_batch_norm(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), [])
+
+
+def test_statistics_that_training_leaves_alone_are_left_alone(batches):
+    layers = [keras.Input((3,)), keras.layers.BatchNormalization(trainable=False)]
+    model = keras.Sequential(layers)
+    estimate_batch_norm(model, batches)
+    np.testing.assert_array_equal(model.layers[0].moving_mean, np.zeros(3))
+    np.testing.assert_array_equal(model.layers[0].moving_variance, np.ones(3))

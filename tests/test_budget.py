@@ -164,3 +164,60 @@ def test_a_budget_in_a_plain_model_is_refused(data):
     model.compile("sgd", "mse")
     with pytest.raises(TypeError, match="`BitBudget` needs a LearnedBitModel"):
         fit(model, data, klb.BitBudget(target_bits=2))
+
+
+def test_a_second_fit_meets_a_second_target(deep_model, data):
+    model = deep_model()
+    for target in (4.0, 2.0):
+        fit(model, data, klb.BitBudget(target_bits=target), epochs=2)
+        assert target - 0.5 < klb.bit_table(model).mean_bits <= target
+
+
+def test_a_budget_outlives_restored_weights(deep_model, data):
+    model = deep_model()
+    stopping = keras.callbacks.EarlyStopping(
+        "task_loss", mode="max", patience=4, restore_best_weights=True, min_delta=1e9
+    )
+    fit(model, data, stopping, klb.BitBudget(target_bits=2.0, by=0.2), klb.FreezeBits(at=2))
+    assert klb.bit_table(model).mean_bits <= 2.0
+
+
+def test_a_training_stopped_early_ends_within_the_target(deep_model, data):
+    model = deep_model()
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
+    )
+    fit(model, data, klb.BitBudget(target_bits=2.0), klb.FreezeBits(at=0.75), stop)
+    assert klb.bit_table(model).mean_bits <= 2.0
+    assert model.bits_are_frozen
+
+
+def test_a_model_that_its_first_step_builds_has_a_budget(data):
+    layers = [klb.LearnedBitDense(20, activation="relu"), klb.LearnedBitDense(2)]
+    model = klb.LearnedBitSequential(layers)
+    model.compile("adam", "mse", bit_optimizer=klb.SignSGD(0.1))
+    fit(model, data, klb.BitBudget(target_bits=3.0), klb.FreezeBits())
+    assert 2.0 < klb.bit_table(model).mean_bits <= 3.0
+
+
+def test_the_price_is_steered_under_steps_per_execution(deep_model, data):
+    model = deep_model(steps_per_execution=4)
+    prices = fit(model, data, klb.BitBudget(target_bits=2.0, update_freq=10)).history["bit_reg"]
+    assert len(set(prices)) > 3
+
+
+def test_a_budget_holds_on_two_replicas(strategy, deep_model, data):
+    with strategy.scope():
+        model = deep_model()
+    fit(model, data, klb.BitBudget(target_bits=2.0), klb.FreezeBits(), epochs=4)
+    assert 1.5 < klb.bit_table(model).mean_bits <= 2.0
+
+
+def test_an_unreachable_accuracy_is_warned_of_and_a_wrong_metric_refused(deep_model, data):
+    model = deep_model()
+    settings = {"max_accuracy_drop": 0.0, "float_accuracy": 1e9, "validation_data": data}
+    with pytest.warns(UserWarning, match="Even at the highest bit-widths `mae` is"):
+        fit(model, data, klb.BitBudget(metric="mae", **settings), epochs=1)
+    assert klb.bit_table(model).mean_bits == 8
+    with pytest.raises(ValueError, match="Received: metric='typo'"):
+        fit(model, data, klb.BitBudget(metric="typo", **settings))

@@ -260,6 +260,7 @@ def test_the_weight_of_the_error_ramps_up_from_the_freeze_on(make_model, data):
     freeze = klb.FreezeBits(at=0.5, quantization_reg=9.0)
     model.fit(*data, epochs=8, callbacks=[freeze, watch], verbose=0)
     np.testing.assert_allclose(seen, [1, 1, 1, 1, 3, 5, 7, 9])
+    assert float(model.quantization_reg) == 1.0
 
 
 @pytest.mark.parametrize("validate", [True, False])

@@ -79,3 +79,10 @@ def test_two_replicas_distil_as_one(strategy, make_model, data):
     assert one[2] == pytest.approx(two[2])
     for a, b in zip(one[1], two[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_bytes_are_those_of_the_student(make_model, data):
+    model = distiller(make_model)
+    target = klb.bit_table(model.student).packed_bytes - 30
+    model.fit(*data, batch_size=16, callbacks=[klb.BitBudget(target_bytes=target)], verbose=0)
+    assert target - 8 < klb.bit_table(model.student).packed_bytes <= target

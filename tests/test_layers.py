@@ -320,3 +320,18 @@ def test_an_unbuilt_layer_says_so():
     for name in ("kernel", "bits"):
         with pytest.raises(AttributeError, match=f"build the layer before accessing `{name}`"):
             getattr(layer, name)
+
+
+def test_the_quantization_error_pulls_weights_and_scales():
+    layer = klb.LearnedBitDense(3, bits=2)
+    layer.build((None, 40))
+    kernel = layer.quantized_kernels["kernel"]
+    variables = [kernel.kernel.value, kernel.log_scale.value]
+    with tf.GradientTape() as tape:
+        error = kernel.squared_error()
+    to_kernel, to_scale = tape.gradient(error, variables)
+    w, q = kernel.kernel.numpy(), kernel.quantized().numpy()
+    np.testing.assert_allclose(to_kernel, 2 * (w - q), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        to_scale, 2 * ((q - w) * q).sum(axis=0, keepdims=True), rtol=1e-3, atol=1e-6
+    )

@@ -488,3 +488,12 @@ def test_recompiling_with_the_models_own_optimizer_keeps_both_optimizers(make_mo
     model.fit(*data, batch_size=64, verbose=0)
     assert bits_of(model) == [7.875, 7.875]
     assert float(model.optimizer.learning_rate) == np.float32(0.03)
+
+
+@pytest.mark.parametrize("bits", [[2.5, 3], [20, 3], [0, 3], [3]], ids=str)
+def test_bits_to_freeze_at_are_checked_before_any_is_set(bits, make_model):
+    model = make_model()
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match="`bits` must be an integer within its layer's bounds"):
+        model.freeze_bits(bits)
+    assert bits_of(model) == [8.0, 8.0]

@@ -99,3 +99,23 @@ def test_a_model_in_half_precision_is_probed(data):
     model.compile("adam", "mse")
     for change in klb.probe_bits(model, *data).changes:
         assert np.isfinite([change.measured, *change.predicted.values()]).all()
+
+
+def test_batches_weigh_by_their_examples(model, data):
+    x, y = data
+    uneven = klb.probe_bits(model, x, y, batch_size=48).changes[0].measured
+    np.testing.assert_allclose(
+        uneven, klb.probe_bits(model, x, y, batch_size=64).changes[0].measured, rtol=1e-3
+    )
+
+
+def test_other_and_unbuilt_models_are_refused(data):
+    plain = keras.Sequential([keras.Input((6,)), klb.LearnedBitDense(2)])
+    with pytest.raises(TypeError, match="needs a compiled LearnedBitModel"):
+        klb.probe_bits(plain, *data)
+    unbuilt = klb.LearnedBitSequential([klb.LearnedBitDense(2)])
+    unbuilt.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="must be built"):
+        klb.probe_bits(unbuilt, *data)
+    unbuilt.fit(*data, verbose=0)
+    assert klb.probe_bits(unbuilt, *data).changes

@@ -1,0 +1,448 @@
+"""`LearnedBitTraining`: a training step that learns the bits, too."""
+
+import inspect
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_learnbits import bit_gradients
+from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.metrics import BitMetrics
+from keras_learnbits.objective import BitObjective
+from keras_learnbits.optimizers import with_bits
+
+
+class LearnedBitTraining:
+    """What makes a Keras model learn bits; goes before the Keras class.
+
+    The loss that `fit` minimizes and `evaluate` reports is
+
+        loss = task_loss + quantization_reg * quantization_error + bit_reg * bit_penalty
+
+    and all these names appear in the logs, with `mean_bits`.
+
+    Attributes:
+        bit_reg: Price of the bits, a scalar `keras.Variable` that callbacks may change.
+        quantization_reg: Weight of the quantization error, likewise.
+        bits_frozen: 1.0 while the bits stand still, else 0.0; a `keras.Variable`.
+
+    These three belong to the training: `compile` sets them anew, and they are saved with the
+    optimizer.
+    """
+
+    # A method: Keras's saving reads all properties, and would walk in circles.
+    def learner(self):
+        """The model whose bits are learned: this one, unless it has a student."""
+        return self
+
+    def _add_bit_metrics(self):
+        """Creates the metrics, once the Keras class is initialized."""
+        self.bit_metrics = BitMetrics(
+            ["task_loss", "quantization_error", "bit_penalty", "mean_bits", "bit_reg"]
+        )
+
+    def _bit_state(self):
+        """The `LearnedBitOptimizer`, which keeps the state of the bits' training."""
+        if not self.compiled:
+            raise AttributeError("You must compile the model before accessing its bits' training.")
+        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
+
+    @property
+    def bit_reg(self):
+        return self._bit_state().bit_reg
+
+    @property
+    def quantization_reg(self):
+        return self._bit_state().quantization_reg
+
+    @property
+    def bits_frozen(self):
+        return self._bit_state().bits_frozen
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        *,
+        bit_reg=1e-3,
+        quantization_reg=1e-3,
+        bit_penalty="bits",
+        quantization_error="relative",
+        bit_gradient="measured",
+        bit_optimizer=None,
+        **kwargs,
+    ):
+        """Configures training: Keras's arguments, and how bits are learned.
+
+        Args:
+            optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs: As in
+                `keras.Model.compile`. The optimizer acts on the weights only.
+            bit_reg: Price of the bits: with the default penalty, what one mean bit per weight
+                may cost in loss. A number >= 0.
+            quantization_reg: Weight of the quantization error in the loss. A number >= 0.
+            bit_penalty: `"bits"`, the mean bits per weight, or `"levels"`, the published
+                `sum 2**b`.
+            quantization_error: `"relative"`, `||q - W||^2 / ||W||^2` averaged over the weights,
+                or `"squared"`, the published `sum 1/2 ||q - W||^2`.
+            bit_gradient: What the sign is taken of: `"measured"`, `"difference"`,
+                `"straight_through"` or `"paper"`, or an instance of
+                `keras_learnbits.bit_gradients.BitGradient`.
+            bit_optimizer: `keras.optimizers.Optimizer` for the bits; `SignSGD(0.01)` by default,
+                which moves each bit-width by 0.01 bits a step. Where its gradient is 0, as it is
+                while bits are frozen, it must not move them.
+
+        Raises:
+            ValueError: A price is negative or not finite, a name is unknown, or the model is
+                built and has no learned-bit layer.
+        """
+        for name, value in (("bit_reg", bit_reg), ("quantization_reg", quantization_reg)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number >= 0. Received: {name}={value}")
+        self.bit_objective = BitObjective(bit_penalty, quantization_error)
+        bit_gradient = bit_gradients.get(bit_gradient)
+        if self.built and self.layers:
+            self._check_kernels(quantized_kernels(self.learner()))
+        super().compile(
+            optimizer=with_bits(optimizer, bit_optimizer, bit_gradient),
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **kwargs,
+        )
+        self.bit_reg.assign(bit_reg)
+        self.quantization_reg.assign(quantization_reg)
+        self._bit_compile_config = {
+            "bit_reg": bit_reg,
+            "quantization_reg": quantization_reg,
+            "bit_penalty": bit_penalty,
+            "quantization_error": quantization_error,
+            "bit_gradient": keras.saving.serialize_keras_object(bit_gradient),
+        }
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return {**config, **self._bit_compile_config} if config else config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def _check_kernels(self, kernels):
+        if not kernels:
+            raise ValueError(
+                "A LearnedBitModel needs at least one learned-bit layer, such as LearnedBitDense. "
+                f"Received: layers={[layer.name for layer in self.layers]}"
+            )
+
+    # The layers list their bits as non-trainable, so that other models leave them alone; here
+    # they are trained.
+
+    @property
+    def trained_kernels(self):
+        """The `QuantizedKernel`s whose bits are trained: those of trainable layers."""
+        if not self.trainable:
+            return []
+        return [kernel for kernel in quantized_kernels(self.learner()) if kernel.kernel.trainable]
+
+    def _moving_bits(self):
+        return [kernel.bits for kernel in self.trained_kernels]
+
+    def _without_moving_bits(self, variables):
+        moving = {id(bits) for bits in self._moving_bits()}
+        return [variable for variable in variables if id(variable) not in moving]
+
+    @property
+    def trainable_variables(self):
+        return super().trainable_variables + self._moving_bits()
+
+    @property
+    def trainable_weights(self):
+        return super().trainable_weights + self._moving_bits()
+
+    @property
+    def non_trainable_variables(self):
+        return self._without_moving_bits(super().non_trainable_variables)
+
+    @property
+    def non_trainable_weights(self):
+        return self._without_moving_bits(super().non_trainable_weights)
+
+    @property
+    def bits_are_frozen(self):
+        """Whether the bits stand still."""
+        return bool(keras.ops.convert_to_numpy(self.bits_frozen.value))
+
+    def freeze_bits(self, bits=None):
+        """Sets every bit-width to an integer and lets it stand still from now on.
+
+        Args:
+            bits: An integer for each quantized kernel; by default the one in use.
+
+        Raises:
+            ValueError: `bits` are not as many integers within the layers' bounds.
+        """
+        kernels = quantized_kernels(self.learner())
+        if bits is None:
+            bits = [int(kernel.integer_bits()) for kernel in kernels]
+        bounds = [(kernel.layer.min_bits, kernel.layer.max_bits) for kernel in kernels]
+        if len(bits) != len(bounds) or not all(
+            width in range(low, high + 1) for width, (low, high) in zip(bits, bounds, strict=True)
+        ):
+            raise ValueError(
+                "`bits` must be an integer within its layer's bounds for each quantized kernel. "
+                f"Received: bits={list(bits)}, bounds={bounds}"
+            )
+        for kernel, width in zip(kernels, bits, strict=True):
+            kernel.bits.assign(width)
+        self.bits_frozen.assign(1.0)
+
+    def predicted_losses(self):
+        """What each layer's bit-width is predicted to do to the loss, others as they are.
+
+        Returns:
+            The trained `QuantizedKernel`s, and a NumPy array of shape `(layers, 16)`: the loss at
+            1, 2, ... bits relative to the present one, price left out; `inf` beyond a layer's
+            bounds.
+
+        Raises:
+            ValueError: The estimator does not predict losses of whole bits, or the model is not
+                built.
+        """
+        estimator = self._bit_state().bit_gradient
+        if not hasattr(estimator, "loss_table"):
+            raise ValueError(
+                "The loss at other bit-widths is predicted with bit_gradient='measured' or "
+                f"'difference'. Received: bit_gradient={type(estimator).__name__}"
+            )
+        self.prepare_bits()
+        trained = {id(kernel) for kernel in self.trained_kernels}
+        places = [i for i, kernel in enumerate(estimator.kernels) if id(kernel) in trained]
+        return [estimator.kernels[place] for place in places], estimator.loss_table()[places]
+
+    def unfreeze_bits(self):
+        """Lets the bit-widths move again."""
+        self.bits_frozen.assign(0.0)
+
+    def prepare_bits(self):
+        """Creates the optimizer's state where training has not yet done so.
+
+        Raises:
+            ValueError: The model is not built, or has no learned-bit layer.
+        """
+        kernels = quantized_kernels(self.learner())
+        if not kernels:
+            raise ValueError(
+                "The model must be built, and have a learned-bit layer, before what its bits are "
+                f"worth is asked for. Received: model={self.name!r}, built={self.built}"
+            )
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+
+    @property
+    def losses_are_known(self):
+        """Whether every layer was looked at, so that `predicted_losses` holds no guess."""
+        estimator = self._bit_state().bit_gradient
+        return hasattr(estimator, "has_seen_all") and estimator.has_seen_all()
+
+    def cheapest_integers(self):
+        """The integer next to each latent bit-width that has less predicted loss plus price.
+
+        Returns:
+            A list of integers, one for each quantized kernel; the nearest ones if the estimator
+            does not predict losses.
+        """
+        kernels = quantized_kernels(self.learner())
+        integers = {id(kernel): int(kernel.integer_bits()) for kernel in kernels}
+        if hasattr(self._bit_state().bit_gradient, "loss_table"):
+            moving, losses = self.predicted_losses()
+            penalties = self.bit_objective.penalty_table(kernels).numpy()
+            price = float(tf.convert_to_tensor(self.bit_reg.value))
+            for kernel, row in zip(moving, losses, strict=True):
+                totals = row + price * penalties[kernels.index(kernel)]
+                latent = float(kernel.latent_bits())
+                beside = {math.floor(latent), math.ceil(latent)}
+                integers[id(kernel)] = min(beside, key=lambda b: (totals[b - 1], b))
+        return list(integers.values())
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The task's loss plus the quantization error and the price of the bits.
+
+        A subclass with a loss of its own adds it to `super().compute_loss(...)`, or leaves the
+        two terms out.
+        """
+        task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        kernels = quantized_kernels(self.learner())
+        self._check_kernels(kernels)
+        error = self.bit_objective.quantization_error(kernels)
+        penalty = self.bit_objective.penalty(kernels)
+        bit_reg = tf.convert_to_tensor(self.bit_reg.value)
+        quantization_reg = tf.convert_to_tensor(self.quantization_reg.value)
+        # Keras has divided the task's loss by the number of replicas; metrics want the whole.
+        replicas = _replicas()
+        self.bit_metrics.update_state(
+            {
+                "task_loss": task_loss * replicas,
+                "quantization_error": error,
+                "bit_penalty": penalty,
+                "mean_bits": self.bit_objective.mean_bits(kernels),
+                "bit_reg": bit_reg,
+            },
+            sample_weight=_batch_size(x, y),
+        )
+        terms = (quantization_reg * error + bit_reg * penalty) / replicas
+        return task_loss + tf.cast(terms, task_loss.dtype)
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if not all(layer.built for layer in (self, *self.layers)):  # bits to watch must exist
+            self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
+        moving = self.trained_kernels
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        bit_gradient = self._bit_state().bit_gradient
+        loss, y_pred, gradients, index = self._differentiate((x, y, sample_weight), moving)
+        if moving:
+            step = self._bit_step((x, y, sample_weight), moving, gradients, index)
+            moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
+            for kernel, gradient in zip(moving, tf.unstack(bit_gradient(step)), strict=True):
+                gradients[index[id(kernel.bits)]] = moves * gradient
+        bit_gradient.before_update(moving)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss * _replicas(), sample_weight=_batch_size(x, y))
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def _differentiate(self, data, moving):
+        """Loss, predictions, the scaled loss's gradients, and each variable's place in them."""
+        x, y, sample_weight = data
+        with tf.GradientTape() as tape:
+            tape.watch([kernel.bits.value for kernel in moving])
+            y_pred = self(x, **self._training_argument(True))
+            loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled_loss, variables, self._one_if_finite(loss))
+        return loss, y_pred, list(gradients), {id(v): i for i, v in enumerate(variables)}
+
+    def bit_step(self, data):
+        """What a training step on a batch would show the estimators of bit gradients.
+
+        Nothing changes: neither weights, nor metrics, nor statistics.
+
+        Args:
+            data: Tuple `(x, y, sample_weight)`.
+
+        Returns:
+            `keras_learnbits.bit_gradients.BitStep`.
+        """
+        moving = self.trained_kernels
+        with self._changing_nothing():
+            _, _, gradients, index = self._differentiate(data, moving)
+        return self._bit_step(data, moving, gradients, index)
+
+    def _changing_nothing(self, state=()):
+        """A scope that keeps what a pass would change, with some variables at other values."""
+        # Keras reads regularized weights from the scope.
+        regularized = [v for v in super().trainable_variables if v.regularizer is not None]
+        state = [(v, v.value) for v in regularized] + list(state)
+        return keras.StatelessScope(state_mapping=state, collect_losses=True)
+
+    def _training_argument(self, training):
+        takes = inspect.signature(self.call).parameters
+        return {"training": training} if "training" in takes else {}
+
+    def _one_if_finite(self, loss):
+        """The gradient of the loss by itself; stops training by name if the loss is no number.
+
+        Every gradient is computed from this one, so nothing is changed before the check. Under
+        `jit_compile=True` there is none, since XLA leaves checks out.
+        """
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            return None  # it skips such steps itself
+        message = (
+            "LearnedBitModel stops before this step changes any weight, since the loss is not "
+            "finite. Look for NaN in the data, or lower the learning rate. Received: loss"
+        )
+        checked = tf.debugging.check_numerics(loss, message)
+        return tf.cast(tf.math.is_finite(checked), loss.dtype)
+
+    def _bit_step(self, data, moving, gradients, index):
+        """What an estimator of bit gradients may look at.
+
+        Args:
+            data: Tuple `(x, y, sample_weight)` of this step.
+            moving: The `QuantizedKernel`s whose bits are trained.
+            gradients: Of the scaled loss by the trainable variables.
+            index: Dictionary of a variable's `id` to its place in `gradients`.
+
+        Returns:
+            `BitStep`.
+        """
+        kernels = quantized_kernels(self.learner())
+        places = [kernels.index(kernel) for kernel in moving]
+        price = self.bit_reg.value
+        return bit_gradients.BitStep(
+            kernels=moving,
+            kernel_gradients=[gradients[index[id(kernel.kernel)]] for kernel in moving],
+            bit_gradients=[gradients[index[id(kernel.bits)]] for kernel in moving],
+            loss_unit=tf.cast(self.optimizer.scale_loss(1.0), tf.float32) / _replicas(),
+            price_gradients=price
+            * tf.gather(self.bit_objective.penalty_gradients(kernels), places),
+            price_changes=price * tf.gather(self.bit_objective.penalty_changes(kernels), places),
+            quantization_reg=tf.convert_to_tensor(self.quantization_reg.value),
+            error_weights=lambda: (
+                self.quantization_reg.value
+                * tf.gather(self.bit_objective.error_weights(kernels), places)
+            ),
+            loss_changes=lambda shifts: self.loss_changes(data, shifts),
+            batch_size=_batch_size(*data[:2]),
+            bits_move=tf.equal(self.bits_frozen.value, 0.0),
+        )
+
+    def loss_changes(self, data, shifts):
+        """Changes of the loss on a batch with other bit-widths, measured in inference mode.
+
+        Nothing changes: neither weights, nor metrics, nor statistics.
+
+        Args:
+            data: Tuple `(x, y, sample_weight)`.
+            shifts: Integers to add to the widths of `trained_kernels`, which stay within their
+                bounds; shape `(cases, layers)`.
+
+        Returns:
+            Float32 tensor of shape `(cases,)`: changes of the loss, price left out.
+        """
+        x, y, sample_weight = data
+        moving = self.trained_kernels
+        bits = tf.stack([kernel.integer_bits() for kernel in moving])
+        low = [float(kernel.layer.min_bits) for kernel in moving]
+        high = [float(kernel.layer.max_bits) for kernel in moving]
+
+        def loss_at(shift):
+            widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
+            with self._changing_nothing([(k.bits, w) for k, w in zip(moving, widths, strict=True)]):
+                y_pred = self(x, **self._training_argument(False))
+                loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+                price = self.bit_reg.value * self.bit_objective.penalty(
+                    quantized_kernels(self.learner())
+                )
+            return tf.cast(loss * _replicas(), tf.float32) - price
+
+        cases = tf.concat([tf.zeros_like(shifts[:1]), shifts], axis=0)
+        losses = tf.map_fn(loss_at, cases, parallel_iterations=1)
+        return losses[1:] - losses[0]
+
+
+def _replicas():
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _batch_size(x, y):
+    return tf.shape(next(t for t in tf.nest.flatten((x, y)) if t is not None))[0]
