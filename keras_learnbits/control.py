@@ -1,0 +1,148 @@
+"""`BitControl`: what callbacks and users may ask of a model that learns bits, and tell it."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_learnbits.layers.base import quantized_kernels
+
+
+class BitControl:
+    """Price, freeze and predicted losses of a model that learns bits.
+
+    Attributes:
+        bit_reg: Price of the bits, a scalar `keras.Variable` that callbacks may change.
+        quantization_reg: Weight of the quantization error, likewise.
+        bits_frozen: 1.0 while the bits stand still, else 0.0; a `keras.Variable`.
+
+    These three belong to the training: `compile` sets them anew, and they are saved with the
+    optimizer.
+    """
+
+    # A method: Keras's saving reads all properties, and would walk in circles.
+    def learner(self):
+        """The model whose bits are learned: this one, unless it has a student."""
+        return self
+
+    def _bit_state(self):
+        """The `LearnedBitOptimizer`, which keeps the state of the bits' training."""
+        if not self.compiled:
+            raise AttributeError("You must compile the model before accessing its bits' training.")
+        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
+
+    @property
+    def bit_reg(self):
+        return self._bit_state().bit_reg
+
+    @property
+    def quantization_reg(self):
+        return self._bit_state().quantization_reg
+
+    @property
+    def bits_frozen(self):
+        return self._bit_state().bits_frozen
+
+    @property
+    def trained_kernels(self):
+        """The `QuantizedKernel`s whose bits are trained: those of trainable layers."""
+        if not self.trainable:
+            return []
+        return [kernel for kernel in quantized_kernels(self.learner()) if kernel.kernel.trainable]
+
+    @property
+    def bits_are_frozen(self):
+        """Whether the bits stand still."""
+        return bool(keras.ops.convert_to_numpy(self.bits_frozen.value))
+
+    def freeze_bits(self, bits=None):
+        """Sets every bit-width to an integer and lets it stand still from now on.
+
+        Args:
+            bits: An integer for each quantized kernel; by default the one in use.
+
+        Raises:
+            ValueError: `bits` are not as many integers within the layers' bounds.
+        """
+        kernels = quantized_kernels(self.learner())
+        if bits is None:
+            bits = [int(kernel.integer_bits()) for kernel in kernels]
+        bounds = [(kernel.layer.min_bits, kernel.layer.max_bits) for kernel in kernels]
+        if len(bits) != len(bounds) or not all(
+            width in range(low, high + 1) for width, (low, high) in zip(bits, bounds, strict=True)
+        ):
+            raise ValueError(
+                "`bits` must be an integer within its layer's bounds for each quantized kernel. "
+                f"Received: bits={list(bits)}, bounds={bounds}"
+            )
+        for kernel, width in zip(kernels, bits, strict=True):
+            kernel.bits.assign(width)
+        self.bits_frozen.assign(1.0)
+
+    def predicted_losses(self):
+        """What each layer's bit-width is predicted to do to the loss, others as they are.
+
+        Returns:
+            The trained `QuantizedKernel`s, and a NumPy array of shape `(layers, 16)`: the loss at
+            1, 2, ... bits relative to the present one, price left out; `inf` beyond a layer's
+            bounds.
+
+        Raises:
+            ValueError: The estimator does not predict losses of whole bits, or the model is not
+                built.
+        """
+        estimator = self._bit_state().bit_gradient
+        if not hasattr(estimator, "loss_table"):
+            raise ValueError(
+                "The loss at other bit-widths is predicted with bit_gradient='measured' or "
+                f"'difference'. Received: bit_gradient={type(estimator).__name__}"
+            )
+        self.prepare_bits()
+        trained = {id(kernel) for kernel in self.trained_kernels}
+        places = [i for i, kernel in enumerate(estimator.kernels) if id(kernel) in trained]
+        return [estimator.kernels[place] for place in places], estimator.loss_table()[places]
+
+    def unfreeze_bits(self):
+        """Lets the bit-widths move again."""
+        self.bits_frozen.assign(0.0)
+
+    def prepare_bits(self):
+        """Creates the optimizer's state where training has not yet done so.
+
+        Raises:
+            ValueError: The model is not built, or has no learned-bit layer.
+        """
+        kernels = quantized_kernels(self.learner())
+        if not kernels:
+            raise ValueError(
+                "The model must be built, and have a learned-bit layer, before what its bits are "
+                f"worth is asked for. Received: model={self.name!r}, built={self.built}"
+            )
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+
+    @property
+    def losses_are_known(self):
+        """Whether every layer was looked at, so that `predicted_losses` holds no guess."""
+        estimator = self._bit_state().bit_gradient
+        return hasattr(estimator, "has_seen_all") and estimator.has_seen_all()
+
+    def cheapest_integers(self):
+        """The integer next to each latent bit-width that has less predicted loss plus price.
+
+        Returns:
+            A list of integers, one for each quantized kernel; the nearest ones if the estimator
+            does not predict losses.
+        """
+        kernels = quantized_kernels(self.learner())
+        integers = {id(kernel): int(kernel.integer_bits()) for kernel in kernels}
+        if hasattr(self._bit_state().bit_gradient, "loss_table"):
+            moving, losses = self.predicted_losses()
+            penalties = self.bit_objective.penalty_table(kernels).numpy()
+            price = float(tf.convert_to_tensor(self.bit_reg.value))
+            for kernel, row in zip(moving, losses, strict=True):
+                totals = row + price * penalties[kernels.index(kernel)]
+                latent = float(kernel.latent_bits())
+                beside = {math.floor(latent), math.ceil(latent)}
+                integers[id(kernel)] = min(beside, key=lambda b: (totals[b - 1], b))
+        return list(integers.values())
