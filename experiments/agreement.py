@@ -99,7 +99,7 @@ def main(argv):
         ),
         metrics=["accuracy"],
         bit_reg=0.03 if FLAGS.bit_reg is None else FLAGS.bit_reg,
-        bit_optimizer=recipe.bit_optimizer(None, None, None, steps),
+        bit_optimizer=recipe.bit_optimizer(None, None, None, steps, 0.75 * steps),
     )
     batches = common.dataset(x, y, batch_size, problem.augment, shuffle=True)
     estimators = {name: estimator() for name, estimator in BIT_GRADIENTS.items()}

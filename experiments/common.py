@@ -43,6 +43,9 @@ flags.DEFINE_float(
 )
 flags.DEFINE_float("bit_momentum", None, "Momentum of the bits' sign.", lower_bound=0)
 flags.DEFINE_float("target_bits", None, "Mean bits to end at; steers --bit_reg.", lower_bound=1)
+flags.DEFINE_float(
+    "freeze_at", 0.75, "Fraction of the epochs after which bits are frozen.", 0.05, 0.95
+)
 flags.DEFINE_enum(
     "bit_gradient",
     "measured",
@@ -267,14 +270,19 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
             "quantization_error": recipe.quantization_error,
             "bit_gradient": FLAGS.bit_gradient,
             "bit_optimizer": recipe.bit_optimizer(
-                FLAGS.bit_learning_rate, FLAGS.bit_momentum, FLAGS.learning_rate, steps
+                FLAGS.bit_learning_rate,
+                FLAGS.bit_momentum,
+                FLAGS.learning_rate,
+                steps,
+                FLAGS.freeze_at * steps,
             ),
         }
         log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
         tensorboard = keras.callbacks.TensorBoard(log_dir, write_graph=False)
         if FLAGS.target_bits:
-            callbacks.append(klb.BitBudget(target_bits=FLAGS.target_bits))
-        callbacks += [logger, *recipe.callbacks(), tensorboard]
+            by = 2 / 3 * FLAGS.freeze_at  # and the rest of the time to settle
+            callbacks.append(klb.BitBudget(target_bits=FLAGS.target_bits, by=by))
+        callbacks += [logger, *recipe.callbacks(FLAGS.freeze_at), tensorboard]
     callbacks.append(_Progress())
     fitted.compile(**settings)
     history = fitted.fit(
@@ -286,7 +294,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     ).history
     if learned:
         _plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model)
-        history["direction_changes"] = _direction_changes(logger, recipe.freeze_at * steps)
+        freeze_step = FLAGS.freeze_at * steps if recipe.freezes else steps
+        history["direction_changes"] = _direction_changes(logger, freeze_step)
     return model, history, timer.seconds[1:] or timer.seconds
 
 

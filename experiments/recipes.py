@@ -15,7 +15,7 @@ class Recipe:
         kernel_quantizer, quantization_error: As in the library.
         loss_reduction: Of the cross-entropy over a batch.
         regularized: Whether images are augmented and labels smoothed.
-        freeze_at: Fraction of the epochs after which bits are frozen; 1.0 for never.
+        freezes: Whether bits are frozen before the end.
     """
 
     defaults = {"bit_penalty": "bits"}
@@ -23,7 +23,7 @@ class Recipe:
     quantization_error = "relative"
     loss_reduction = "sum_over_batch_size"
     regularized = True
-    freeze_at = 0.75
+    freezes = True
 
     def optimizer(self, learning_rate, weight_decay, steps):
         warmup = steps // 10
@@ -32,20 +32,21 @@ class Recipe:
         )
         return keras.optimizers.AdamW(rate, weight_decay=weight_decay)
 
-    def bit_optimizer(self, step, momentum, learning_rate, steps):
-        """By default the bits could cross their whole range in 0.3 of the training."""
-        return klb.SignSGD(7 / (0.3 * steps) if step is None else step, momentum=momentum or 0.0)
+    def bit_optimizer(self, step, momentum, learning_rate, steps, moving_steps):
+        """By default the bits could cross their whole range in 0.4 of the time they move."""
+        step = 7 / (0.4 * moving_steps) if step is None else step
+        return klb.SignSGD(step, momentum=momentum or 0.0)
 
-    def callbacks(self):
-        return [klb.FreezeBits(at=self.freeze_at)]
+    def callbacks(self, freeze_at):
+        return [klb.FreezeBits(at=freeze_at)]
 
 
 class StraightThrough(Recipe):
     """Batch derivatives are mostly noise: the sign is that of a mean over some hundred steps."""
 
-    def bit_optimizer(self, step, momentum, learning_rate, steps):
-        """By default the bits could cross their whole range in half of the training."""
-        step = 7 / (0.5 * steps) if step is None else step
+    def bit_optimizer(self, step, momentum, learning_rate, steps, moving_steps):
+        """By default the bits could cross their whole range in 2/3 of the time they move."""
+        step = 7 / (2 / 3 * moving_steps) if step is None else step
         return klb.SignSGD(step, momentum=0.99 if momentum is None else momentum)
 
 
@@ -73,7 +74,7 @@ class Published(Recipe):
     quantization_error = "squared"
     loss_reduction = "sum"
     regularized = False
-    freeze_at = 1.0
+    freezes = False
     halving_steps = 200
     eps = 7e-8
 
@@ -82,13 +83,13 @@ class Published(Recipe):
             schedules.ExponentialDecay(learning_rate, self.halving_steps, 0.5, staircase=True)
         )
 
-    def bit_optimizer(self, step, momentum, learning_rate, steps):
+    def bit_optimizer(self, step, momentum, learning_rate, steps, moving_steps):
         dead_zone = schedules.ExponentialDecay(
             self.eps / learning_rate, self.halving_steps, 2.0, staircase=True
         )
         return klb.SignSGD(step, dead_zone=dead_zone)
 
-    def callbacks(self):
+    def callbacks(self, freeze_at):
         return []
 
 
