@@ -103,7 +103,7 @@ def test_bits_move_by_exactly_the_step(make_model, data):
 def test_bits_never_leave_their_bounds(make_model, data):
     model = make_model(bits=3, min_bits=2, max_bits=4)
     model.compile(
-        "sgd",
+        keras.optimizers.SGD(0.0),
         "mse",
         bit_reg=100.0,
         bit_optimizer=klb.SignSGD(0.75),
@@ -112,7 +112,7 @@ def test_bits_never_leave_their_bounds(make_model, data):
     model.fit(*data, batch_size=4, verbose=0)
     assert bits_of(model) == [2.0, 1.0]
     model.compile(
-        "sgd",
+        keras.optimizers.SGD(0.0),
         "mse",
         bit_reg=0.0,
         quantization_reg=1e6,

@@ -89,7 +89,7 @@ METHOD = (ROOT / "docs" / "method.md").read_text()
 def test_the_agreement_tables_are_those_of_their_files(problem):
     path = RESULTS / "studies" / f"agreement-{problem}.json"
     study = json.loads(path.read_text())
-    section = METHOD[METHOD.index(f"`{study['command']}`") :]
+    section = METHOD[METHOD.rindex(f"`{study['command']}`") :]
     assert f"{study['above_standard_error']} of {study['changes']} changes" in section
     for name, found in study["estimators"].items():
         row = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
@@ -101,7 +101,7 @@ def test_the_agreement_tables_are_those_of_their_files(problem):
 
 def test_the_cost_of_a_step_is_that_of_its_file():
     study = json.loads((RESULTS / "studies" / "overhead.json").read_text())
-    section = METHOD[METHOD.index(f"`{study['command']}`") :]
+    section = METHOD[METHOD.rindex(f"`{study['command']}`") :]
     for net, kinds in study["nets"].items():
         row = next(line for line in section.splitlines() if line.startswith(f"| {net} |"))
         ratios = [f"{each['ratio']:.2f}" for kind, each in kinds.items() if kind != "plain Keras"]
