@@ -148,8 +148,7 @@ class BitBudget(keras.callbacks.Callback):
 
     def allocate(self):
         """The integer widths to freeze at, one for each quantized kernel of the model."""
-        kernels, _ = self.model.predicted_losses()
-        choices = self.target.allocate(self.model)
+        kernels, choices = self.target.allocate(self.model)
         widths = {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
         self._allocated = [
             widths.get(id(kernel), int(kernel.integer_bits()))
@@ -213,7 +212,7 @@ class _Size:
     def allocate(self, model):
         kernels, losses = model.predicted_losses()
         sizes, rest = self._sizes(model, kernels)
-        return allocation.allocate(losses, sizes, self._limit(model) - rest)
+        return kernels, allocation.allocate(losses, sizes, self._limit(model) - rest)
 
     def _sizes(self, model, kernels):
         """Size of each trained kernel at 1, 2, ... bits, and of all the rest."""
@@ -265,15 +264,15 @@ class _Accuracy:
 
     def begin_epoch(self, model):
         if model.losses_are_known:
-            prices, _, step = self._smallest_within(model)
+            _, prices, _, step = self._smallest_within(model)
             model.bit_reg.assign(_price_at(prices, step))
 
     def steer(self, model, progress):
         pass
 
     def allocate(self, model):
-        _, choices, step = self._smallest_within(model)
-        return choices[step]
+        kernels, _, choices, step = self._smallest_within(model)
+        return kernels, choices[step]
 
     def _smallest_within(self, model):
         """Bisects the allocations, by descending size, for the last that is accurate enough."""
@@ -286,9 +285,10 @@ class _Accuracy:
             return self._evaluate(model)[self.metric]
 
         try:
-            if accuracy(0) < self.least:
+            highest = accuracy(0)
+            if highest < self.least:
                 warnings.warn(
-                    f"Even at the highest bit-widths `{self.metric}` is {accuracy(0):.4f} on the "
+                    f"Even at the highest bit-widths `{self.metric}` is {highest:.4f} on the "
                     f"validation data, below the {self.least:.4f} that the budget permits.",
                     stacklevel=2,
                 )
@@ -301,7 +301,7 @@ class _Accuracy:
         finally:
             for kernel, bits in zip(kernels, latent, strict=True):
                 kernel.bits.assign(bits)
-        return prices, choices, enough
+        return kernels, prices, choices, enough
 
     def _evaluate(self, model):
         x, y = self.data if isinstance(self.data, tuple) else (self.data, None)

@@ -168,7 +168,7 @@ class FreezeBits(keras.callbacks.Callback):
         self._statistics_are_due = False
 
     def _integers(self):
-        """The widths to freeze at; None for the nearest."""
+        """The widths to freeze at."""
         budget = getattr(self.model, "bit_budget", None)
         if budget is not None:
             return budget.allocate()

@@ -92,7 +92,7 @@ class BitControl:
                 built.
         """
         estimator = self._bit_state().bit_gradient
-        if not hasattr(estimator, "loss_table"):
+        if not estimator.predicts_losses:
             raise ValueError(
                 "The loss at other bit-widths is predicted with bit_gradient='measured' or "
                 f"'difference'. Received: bit_gradient={type(estimator).__name__}"
@@ -125,7 +125,7 @@ class BitControl:
     def losses_are_known(self):
         """Whether every layer was looked at, so that `predicted_losses` holds no guess."""
         estimator = self._bit_state().bit_gradient
-        return hasattr(estimator, "has_seen_all") and estimator.has_seen_all()
+        return estimator.predicts_losses and estimator.has_seen_all()
 
     def cheapest_integers(self):
         """The integer next to each latent bit-width that has less predicted loss plus price.
@@ -136,7 +136,7 @@ class BitControl:
         """
         kernels = quantized_kernels(self.learner())
         integers = {id(kernel): int(kernel.integer_bits()) for kernel in kernels}
-        if hasattr(self._bit_state().bit_gradient, "loss_table"):
+        if self._bit_state().bit_gradient.predicts_losses:
             moving, losses = self.predicted_losses()
             penalties = self.bit_objective.penalty_table(kernels).numpy()
             price = float(tf.convert_to_tensor(self.bit_reg.value))

@@ -71,7 +71,12 @@ class BitGradient:
 
     The gradients, shape `(layers,)`, are those of the mean loss of this replica's examples; they
     are averaged over replicas before the sign is taken.
+
+    Attributes:
+        predicts_losses: Whether it predicts the loss at whole bits, as `WholeBit` does.
     """
+
+    predicts_losses = False
 
     def build(self, kernels, add_variable):
         """Creates the estimator's state with an optimizer's `add_variable`."""

@@ -37,13 +37,15 @@ class WholeBit(BitGradient):
         interval: Training steps from one look to the next, an integer >= 1.
 
     Raises:
-        ValueError: `interval` is below 1.
+        ValueError: `interval` is no integer, or below 1.
     """
+
+    predicts_losses = True
 
     def __init__(self, interval=10):
         if not isinstance(interval, int) or interval < 1:
             raise ValueError(
-                f"`interval` must be a number of steps >= 1. Received: interval={interval}"
+                f"`interval` must be an integer number of steps >= 1. Received: interval={interval}"
             )
         self.interval = interval
 
