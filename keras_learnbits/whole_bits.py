@@ -11,6 +11,8 @@ from keras_learnbits.serialization import register
 
 # Looks at a layer after which what was seen counts 1/e.
 MEMORY = 5
+# Standard errors by which a layer must gain before it turns around.
+CERTAINTY = 2
 # Loss per weight and squared step that more bits gain in any case, so that budgets are used up.
 TRACE = 1e-12
 
@@ -30,8 +32,10 @@ class WholeBit(BitGradient):
         fewer bits   if  cost = loss(B - 1) - loss(B)  <  price(B) - price(B - 1)
         more bits    if  worth = loss(B) - loss(B + 1)  >  price(B + 1) - price(B)
 
-    where the gain is greater if in both, and else its gradient is 0: the bits stay. At fixed
-    weights and sensitivities this ends where no single bit's change improves the sum.
+    where the gain is greater if in both, and else its gradient is 0: the bits stay. A layer that
+    has moved the other way before turns only where it gains two standard errors more of the
+    predicted change, which spread between looks estimates; so noise alone turns no layer. At
+    fixed weights and sensitivities this ends where no single bit's change improves the sum.
 
     Args:
         interval: Training steps from one look to the next, an integer >= 1.
@@ -60,7 +64,9 @@ class WholeBit(BitGradient):
         self.steps = add("bit_steps", ())
         self.loss_changes = add("loss_changes", shape)
         self.error_changes = add("error_changes", shape)
+        self.variances = add("sensitivity_variances", shape)
         self.looked_at = add("looked_at", shape[:1])
+        self.directions = add("directions", shape[:1])
         self.gradients = add("bit_gradients", shape[:1])
         self.widths = add("decided_at", shape[:1])
 
@@ -74,28 +80,54 @@ class WholeBit(BitGradient):
             due, lambda: self._look(step), lambda: self._no_look(len(places))
         )
         # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
-        kept = math.exp(-1 / MEMORY)
-        means = []
-        for variable, new in ((self.loss_changes, changes), (self.error_changes, errors)):
-            old = tf.gather(variable.value, places)
-            self._put(variable, places, tf.where(seen, kept * old + (1 - kept) * new, old))
-            means.append(tf.gather(variable.value, places))
-        known = tf.logical_or(
-            tf.gather(self.looked_at.value, places) > 0, tf.reduce_any(seen, axis=1)
-        )
-        self._put(self.looked_at, places, tf.cast(known, tf.float32))
-        gradients = whole_bit_gradients(
-            sensitivities(*means) * errors, step.price_changes, *room(step.kernels)
-        )
+        predicted, noise, known = self._learn(places, changes, errors, seen)
+        gradients = self._decide(places, step, predicted, noise)
         # Where nothing was seen yet, nothing is known: the bits stay.
         gradients = tf.where(known, gradients, 0.0)
         bits = tf.stack([kernel.integer_bits() for kernel in step.kernels])
-        for variable, new in ((self.gradients, gradients), (self.widths, bits)):
-            self._put(variable, places, tf.where(due, new, tf.gather(variable.value, places)))
+        moved = tf.logical_and(due, gradients != 0)
+        for variable, new, where in (
+            (self.gradients, gradients, due),
+            (self.widths, bits, due),
+            (self.directions, gradients, moved),
+        ):
+            self._put(variable, places, tf.where(where, new, tf.gather(variable.value, places)))
         self.steps.assign_add(tf.cast(step.bits_move, tf.float32))
         # A decision holds for the width that it was made at.
         holds = tf.equal(tf.gather(self.widths.value, places), bits)
         return tf.where(holds, tf.gather(self.gradients.value, places), 0.0)
+
+    def _learn(self, places, changes, errors, seen):
+        """Takes a look into the running means.
+
+        Returns:
+            The predicted change of the loss in each direction, shape `(layers, 2)`; its standard
+            error; and which layers were ever looked at, shape `(layers,)`.
+        """
+        kept = math.exp(-1 / MEMORY)
+
+        def update(variable, new, where):
+            old = tf.gather(variable.value, places)
+            self._put(variable, places, tf.where(where, kept * old + (1 - kept) * new, old))
+            return tf.gather(variable.value, places)
+
+        old_means = [tf.gather(v.value, places) for v in (self.loss_changes, self.error_changes)]
+        known = tf.gather(self.looked_at.value, places) > 0
+        surprise = tf.math.divide_no_nan(changes, errors) - sensitivities(*old_means)
+        variances = update(self.variances, surprise**2, tf.logical_and(seen, known[:, None]))
+        means = update(self.loss_changes, changes, seen), update(self.error_changes, errors, seen)
+        known = tf.logical_or(known, tf.reduce_any(seen, axis=1))
+        self._put(self.looked_at, places, tf.cast(known, tf.float32))
+        noise = tf.sqrt(variances / (2 * MEMORY)) * tf.abs(errors)
+        return sensitivities(*means) * errors, noise, known
+
+    def _decide(self, places, step, predicted, noise):
+        """-1, 0 or 1 for each layer."""
+        rule = step.price_changes, *room(step.kernels)
+        gradients = whole_bit_gradients(predicted, *rule)
+        certain = tf.equal(whole_bit_gradients(predicted + CERTAINTY * noise, *rule), gradients)
+        directions = tf.gather(self.directions.value, places)
+        return tf.where(tf.logical_or(gradients * directions >= 0, certain), gradients, 0.0)
 
     def _put(self, variable, places, rows):
         """Assigns some rows of a variable."""

@@ -304,6 +304,48 @@ def test_the_quantization_errors_pull_is_not_taken_for_the_tasks(make_model):
     np.testing.assert_allclose(predicted[0], measured[0], rtol=1e-3)
 
 
+class Told(Difference):
+    """An estimator that is told, look by look, what one bit fewer costs in each layer."""
+
+    def __init__(self, costs):
+        super().__init__(interval=1)
+        self.costs = tf.constant(costs)
+
+    def look(self, step, errors):
+        now = tf.gather(self.costs, tf.cast(self.steps.value, tf.int32))
+        sensitivity = now / errors[:, :1]
+        return sensitivity * errors, tf.not_equal(errors, 0.0)
+
+
+def turns(model, data, costs, **settings):
+    """How often each layer turned, with a step of a tenth of a bit."""
+    model = compiled(model, data, "difference", **settings)
+    estimator = Told(costs)
+    estimator.build(
+        quantized_kernels(model), lambda shape, **kwargs: keras.Variable(tf.zeros(shape))
+    )
+    moves = []
+    for _ in range(len(costs)):
+        gradients = estimator(step_of(model, data)).numpy()
+        for kernel, gradient in zip(quantized_kernels(model), gradients, strict=True):
+            kernel.bits.assign_sub(0.1 * gradient)
+        moves.append(gradients)
+    signs = [column[column != 0] for column in np.array(moves).T]
+    return [int(np.sum(column[1:] != column[:-1])) for column in signs]
+
+
+def test_noise_does_not_turn_a_layer(make_model, data):
+    noise = np.random.default_rng(0).normal(size=(120, 1, 1)) * np.ones((1, 2, 1))
+    few = turns(make_model(bits=4, max_bits=16), data, noise.astype("float32"), bit_reg=1e-3)
+    assert max(few) <= 3  # 20 and more without a margin
+
+
+def test_a_layer_turns_when_it_is_certain_to_gain(make_model, data):
+    costs = np.repeat([0.0, 1.0], [20, 60])[:, None, None] * np.ones((1, 2, 1))
+    once = turns(make_model(bits=4), data, costs.astype("float32"), bit_reg=0.1)
+    assert once == [1, 1]
+
+
 def test_an_estimator_given_to_two_models_has_a_state_in_each(make_model, data):
     shared = Measured(interval=1)
     models = [compiled(make_model(bits=4), data, shared, bit_reg=1e4) for _ in range(2)]
