@@ -101,10 +101,12 @@ class BitBudget(keras.callbacks.Callback):
                 f"Received: update_freq={update_freq!r}"
             )
         if max_accuracy_drop is None:
-            self.target = _Size(*next(iter(given.items())), by)
+            kind, value = next(iter(given.items()))
+            self.target = SIZES[kind](kind, value, by)
         else:
             self.target = _Accuracy(float_accuracy - max_accuracy_drop, validation_data, metric)
         self.update_freq = update_freq
+        self._begun = False
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "freeze_bits"):
@@ -148,6 +150,7 @@ class BitBudget(keras.callbacks.Callback):
 
     def allocate(self):
         """The integer widths to freeze at, one for each quantized kernel of the model."""
+        self._begin()
         kernels, choices = self.target.allocate(self.model)
         widths = {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
         self._allocated = [
@@ -172,24 +175,45 @@ def _price_at(prices, step):
 
 
 class _Size:
-    """A target in mean bits, bytes or compression."""
+    """A target for the size; a subclass says in what unit."""
 
     def __init__(self, kind, value, by):
         self.kind = kind
         self.value = value
         self.by = by
 
+    def limit(self, model):
+        """The target in the unit of `sizes`, an integer."""
+        raise NotImplementedError
+
+    def as_target(self, model, size):
+        """A size in the unit of `value`."""
+        raise NotImplementedError
+
+    def sizes(self, weights, bits):
+        """Size of so many codes of so many bits."""
+        raise NotImplementedError
+
+    def total(self, model):
+        """The present size of the model."""
+        raise NotImplementedError
+
     def begin(self, model):
         kernels, losses = model.predicted_losses()
-        sizes, rest = self._sizes(model, kernels)
-        smallest = allocation.smallest_size(losses, sizes) + rest
-        if smallest > self._limit(model):
+        self._limit = self.limit(model)
+        self._table = self.sizes(
+            np.array([kernel.size for kernel in kernels])[:, None],
+            np.arange(ops.MIN_BITS, ops.MAX_BITS + 1),
+        )
+        self._start = self.total(model)
+        self._rest = self._start - self._present(kernels)
+        smallest = allocation.smallest_size(losses, self._table) + self._rest
+        if smallest > self._limit:
             name = self.kind.removeprefix("target_")
             raise ValueError(
                 f"`{self.kind}` must be within what the lowest bit-widths reach: "
-                f"{self._as_target(model, smallest)} {name}. Received: {self.kind}={self.value}"
+                f"{self.as_target(model, smallest)} {name}. Received: {self.kind}={self.value}"
             )
-        self.start = self._present(kernels, sizes) + rest
 
     def begin_epoch(self, model):
         pass
@@ -198,51 +222,71 @@ class _Size:
         if not model.losses_are_known:
             return
         kernels, prices, choices = _descent(model)
-        sizes, rest = self._sizes(model, kernels)
         left = max(0.0, 1.0 - progress / self.by) if self.by else 0.0
-        limit = self._limit(model)
-        scheduled = limit + left * max(self.start - limit, 0)
-        present = self._present(kernels, sizes) + rest
-        if not left and SLACK * limit <= present <= limit:
+        scheduled = self._limit + left * max(self._start - self._limit, 0)
+        if not left and SLACK * self._limit <= self._present(kernels) + self._rest <= self._limit:
             return
-        totals = sizes[np.arange(len(sizes)), choices].sum(axis=1) + rest
+        totals = self._sizes_of(choices).sum(axis=1) + self._rest
         within = np.flatnonzero(totals <= max(scheduled, totals[-1]))
         model.bit_reg.assign(_price_at(prices, within[0]))
 
     def allocate(self, model):
         kernels, losses = model.predicted_losses()
-        sizes, rest = self._sizes(model, kernels)
-        return kernels, allocation.allocate(losses, sizes, self._limit(model) - rest)
+        return kernels, allocation.allocate(losses, self._table, self._limit - self._rest)
 
-    def _sizes(self, model, kernels):
-        """Size of each trained kernel at 1, 2, ... bits, and of all the rest."""
-        widths = np.arange(ops.MIN_BITS, ops.MAX_BITS + 1)
-        sizes = np.array([kernel.size for kernel in kernels])[:, None] * widths
-        everything = sum(k.size * int(k.integer_bits()) for k in quantized_kernels(model.learner()))
-        if self.kind != "target_bits":
-            sizes, everything = -(-sizes // 8), bit_table(model.learner()).packed_bytes
-        return sizes, everything - self._present(kernels, sizes)
+    def _sizes_of(self, choices):
+        return self._table[np.arange(len(self._table)), choices]
 
-    def _present(self, kernels, sizes):
-        return sum(
-            int(row[int(kernel.integer_bits()) - 1])
-            for kernel, row in zip(kernels, sizes, strict=True)
-        )
+    def _present(self, kernels):
+        return self._sizes_of([int(kernel.integer_bits()) - 1 for kernel in kernels]).sum()
 
-    def _limit(self, model):
-        if self.kind == "target_bytes":
-            return int(self.value)
-        if self.kind == "target_compression":
-            return int(bit_table(model.learner()).float_bytes / self.value)
-        weights = sum(kernel.size for kernel in quantized_kernels(model.learner()))
-        return int(np.floor(self.value * weights + 1e-9))
 
-    def _as_target(self, model, size):
-        if self.kind == "target_bytes":
-            return size
-        if self.kind == "target_compression":
-            return round(bit_table(model.learner()).float_bytes / size, 4)
-        return round(size / sum(kernel.size for kernel in quantized_kernels(model.learner())), 4)
+class _Bits(_Size):
+    """A target in mean bits per weight; sizes are in bits."""
+
+    def limit(self, model):
+        return int(np.floor(self.value * self._weights(model) + 1e-9))
+
+    def as_target(self, model, size):
+        return round(size / self._weights(model), 4)
+
+    def sizes(self, weights, bits):
+        return weights * bits
+
+    def total(self, model):
+        return sum(k.size * int(k.integer_bits()) for k in quantized_kernels(model.learner()))
+
+    def _weights(self, model):
+        return sum(kernel.size for kernel in quantized_kernels(model.learner()))
+
+
+class _Bytes(_Size):
+    """A target in packed bytes."""
+
+    def limit(self, model):
+        return int(self.value)
+
+    def as_target(self, model, size):
+        return size
+
+    def sizes(self, weights, bits):
+        return -(-weights * bits // 8)
+
+    def total(self, model):
+        return bit_table(model.learner()).packed_bytes
+
+
+class _Compression(_Bytes):
+    """A target for float32 bytes over packed bytes."""
+
+    def limit(self, model):
+        return int(bit_table(model.learner()).float_bytes / self.value)
+
+    def as_target(self, model, size):
+        return round(bit_table(model.learner()).float_bytes / size, 4)
+
+
+SIZES = {"target_bits": _Bits, "target_bytes": _Bytes, "target_compression": _Compression}
 
 
 class _Accuracy:
