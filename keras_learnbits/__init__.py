@@ -3,6 +3,7 @@
 from keras_learnbits.budget import BitBudget
 from keras_learnbits.callbacks import BitLogger, FreezeBits
 from keras_learnbits.collapse_guard import CollapseGuard
+from keras_learnbits.conversion import to_keras, to_learned_bits
 from keras_learnbits.distillation import LearnedBitDistiller
 from keras_learnbits.layers.convolutional import (
     LearnedBitConv1D,
@@ -21,6 +22,7 @@ from keras_learnbits.layers.core import (
     LearnedBitEinsumDense,
     LearnedBitEmbedding,
 )
+from keras_learnbits.layers.wrapper import LearnedBitWrapper
 from keras_learnbits.model import LearnedBitModel, LearnedBitSequential
 from keras_learnbits.optimizers import SignSGD
 from keras_learnbits.probe import probe_bits
@@ -51,10 +53,13 @@ __all__ = [
     "LearnedBitSeparableConv1D",
     "LearnedBitSeparableConv2D",
     "LearnedBitSequential",
+    "LearnedBitWrapper",
     "LearnedScaleQuantizer",
     "MinMaxQuantizer",
     "SignSGD",
     "bit_table",
     "probe_bits",
+    "to_keras",
+    "to_learned_bits",
     "warm_start",
 ]

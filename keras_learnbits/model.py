@@ -54,18 +54,42 @@ def _make_functional(cls):
     )
 
 
-def _keras_functional_class():
-    """The class that `keras.Model(inputs, outputs)` makes; it has no public name."""
-    inputs = keras.Input(())
-    return type(keras.Model(inputs, inputs))
+# The class that `keras.Model(inputs, outputs)` makes; it has no public name.
+_inputs = keras.Input(())
+KerasFunctional = type(keras.Model(_inputs, _inputs))
 
 
 @register
-class LearnedBitFunctional(LearnedBitModel, _keras_functional_class()):
+class LearnedBitFunctional(LearnedBitModel, KerasFunctional):
     """What `LearnedBitModel(inputs, outputs)` makes."""
 
     def __init__(self, inputs, outputs, name=None, **kwargs):
         super().__init__(inputs, outputs, name=name, **kwargs)
+
+
+@register
+class LearnedBitSubclassed(LearnedBitModel):
+    """What `to_learned_bits` makes of a model with a `call` of its own.
+
+    Args:
+        wrapper: `LearnedBitWrapper` around such a model; its attribute `layer` is the model.
+        **kwargs: `name` and what else `keras.Model` takes.
+    """
+
+    def __init__(self, wrapper, **kwargs):
+        super().__init__(**kwargs)
+        self.wrapper = wrapper
+
+    def call(self, inputs, training=None):
+        return self.wrapper(inputs)
+
+    def get_config(self):
+        return {"wrapper": keras.saving.serialize_keras_object(self.wrapper), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        wrapper = keras.saving.deserialize_keras_object(config["wrapper"], custom_objects)
+        return cls(**{**config, "wrapper": wrapper})
 
 
 @register

@@ -7,10 +7,13 @@ gradients) and export (integer codes) both read that one grid, so they cannot di
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_learnbits import ops
 from keras_learnbits.serialization import choose, register
+
+SCALE_CANDIDATES = 40
 
 
 class Quantizer:
@@ -128,6 +131,38 @@ class LearnedScaleQuantizer(Quantizer):
         overall = tf.where(overall > 0, overall, 1.0 / fan_in)
         mean_square = tf.where(mean_square > 0, mean_square, overall)
         return tf.cast(0.5 * tf.math.log(mean_square), tf.float32)
+
+    def fitted_log_scale(self, kernel, bits, scale_shape):
+        """Logarithm of the scales with the least squared error at a bit-width.
+
+        For weights that are trained already, whatever their distribution: searched for each
+        scale by itself, between half and twice the root mean square, or further where the range
+        of the grid is to reach the largest weight.
+
+        Args:
+            kernel: Tensor, the float kernel.
+            bits: Float32 scalar, the bit-width in bits.
+            scale_shape: What `scale_shape` returned for the kernel.
+
+        Returns:
+            Float32 tensor of shape `scale_shape`.
+        """
+        kernel = tf.cast(kernel, tf.float32)
+        axes = [axis for axis, size in enumerate(scale_shape) if size == 1]
+        start = best = self.initial_log_scale(kernel, scale_shape)
+        half_range = 0.5 * ops.max_code(bits) * ops.gaussian_step(bits) * tf.exp(start)
+        largest = tf.reduce_max(tf.abs(kernel), axes, keepdims=True)
+        unclipped = tf.math.log(tf.maximum(largest / half_range, ops.TINY))
+        low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
+        low = tf.where(largest > 0, low, 0.0)
+        least = tf.fill(scale_shape, np.float32(np.inf))
+        for share in np.linspace(0, 1, SCALE_CANDIDATES, dtype="float32"):
+            candidate = start + low + share * (high - low)
+            codes = ops.encode(kernel, grid := self.grid(kernel, bits, candidate))
+            error = tf.reduce_sum(tf.square(ops.decode(codes, grid) - kernel), axes, keepdims=True)
+            best = tf.where(error < least, candidate, best)
+            least = tf.minimum(error, least)
+        return best
 
     def grid(self, kernel, bits, log_scale=None):
         max_code = ops.max_code(bits)

@@ -39,16 +39,23 @@ def warm_start(model, float_model):
                 f"Received: {shapes} in model and {their_shapes} in float_model, layer {name!r}"
             )
     for name, variables in ours.items():
-        for variable, source in zip(variables, theirs[name], strict=True):
-            variable.assign(source)
+        assign_all(variables, theirs[name])
     for kernel in quantized_kernels(model):
         kernel.fit_scale()
 
 
 def _weights_by_layer(model):
     """Names of layers with weights to their weights, without bits and scales."""
-    weights = {
-        layer.name: [v for v in layer.weights if quantized_kernel_of(v) is None]
-        for layer in model.layers
-    }
+    weights = {layer.name: float_weights(layer) for layer in model.layers}
     return {name: variables for name, variables in weights.items() if variables}
+
+
+def float_weights(layer):
+    """Weights of a layer or model without bits and scales, in order."""
+    return [v for v in layer.weights if quantized_kernel_of(v) is None]
+
+
+def assign_all(variables, values):
+    """Assigns as many values to variables, in order."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

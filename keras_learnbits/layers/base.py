@@ -102,10 +102,11 @@ class QuantizedKernel:
         return ops.integer_bits(self.latent_bits())
 
     def fit_scale(self):
-        """Sets the scales to what they would start at for the present weights."""
+        """Sets the scales to those with the least squared error at the present bit-width."""
         if self.log_scale is not None:
-            kernel = tf.convert_to_tensor(self.kernel.value)
-            self.log_scale.assign(self.quantizer.initial_log_scale(kernel, self.log_scale.shape))
+            kernel, bits, _ = self._float32()
+            shape = self.log_scale.shape
+            self.log_scale.assign(self.quantizer.fitted_log_scale(kernel, bits, shape))
 
     def project(self):
         """Moves the float kernel onto its grid."""
@@ -141,7 +142,103 @@ class QuantizedWeight:
         return self.output_axes(layer) if callable(self.output_axes) else self.output_axes
 
 
-class LearnedBitMixin:
+class OwnsBits:
+    """What owns quantized kernels: settings, and a bit-width and scales for each kernel.
+
+    Goes before a Keras layer class.
+
+    Args:
+        *args, **kwargs: The Keras layer's own.
+        bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
+        min_bits: Lowest bit-width a kernel may reach, an integer >= 1.
+        max_bits: Highest bit-width a kernel may reach, an integer <= 16.
+        kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
+
+    Raises:
+        ValueError: `1 <= min_bits <= bits <= max_bits <= 16` does not hold, or the quantizer is
+            unknown.
+    """
+
+    def __init__(
+        self,
+        *args,
+        bits=8,
+        min_bits=1,
+        max_bits=8,
+        kernel_quantizer="learned_scale",
+        **kwargs,
+    ):
+        check_bits(bits, min_bits, max_bits)
+        quantizer = quantizers.get(kernel_quantizer)
+        super().__init__(*args, **kwargs)
+        self.initial_bits = bits
+        self.min_bits = min_bits
+        self.max_bits = max_bits
+        self.kernel_quantizer = quantizer
+
+    @property
+    def quantized_kernels(self):
+        """Dictionary of weight name to `QuantizedKernel`; empty before the layer is built."""
+        return self.__dict__.get("_quantized_kernels", {})
+
+    @property
+    def bits(self):
+        """The bit-width, a scalar `keras.Variable`; a tuple of them where there are several."""
+        variables = tuple(kernel.bits for kernel in self.quantized_kernels.values())
+        if not variables:
+            raise AttributeError("You must build the layer before accessing `bits`.")
+        return variables[0] if len(variables) == 1 else variables
+
+    def quantize_weight(self, name, kernel, output_axes, prefix):
+        """Creates the bit-width and the scales of a kernel.
+
+        Args:
+            name: Name of the kernel in this layer.
+            kernel: Float `keras.Variable`.
+            output_axes: Axes of the kernel that number output channels.
+            prefix: What the names of the new variables begin with.
+        """
+        add_weight = super().add_weight
+        bits = add_weight(
+            name=f"{prefix}bits",
+            shape=(),
+            initializer=keras.initializers.Constant(float(self.initial_bits)),
+            constraint=ClipBits(self.min_bits, self.max_bits),
+            dtype="float32",
+            autocast=False,
+            trainable=False,
+            aggregation="mean",
+        )
+        quantizer, log_scale = self.kernel_quantizer, None
+        scale_shape = quantizer.scale_shape(tuple(kernel.shape), output_axes)
+        if scale_shape is not None:
+            log_scale = add_weight(
+                name=f"{prefix}log_scale",
+                shape=scale_shape,
+                initializer=lambda shape, dtype=None: quantizer.initial_log_scale(
+                    tf.convert_to_tensor(kernel.value), shape
+                ),
+                dtype="float32",
+                autocast=False,
+            )
+        quantized_kernel = QuantizedKernel(self, name, kernel, bits, log_scale, quantizer)
+        # How models and optimizers find it, however deep the layer lies.
+        for variable in (bits, log_scale):
+            if variable is not None:
+                variable.quantized_kernel = quantized_kernel
+        self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "bits": self.initial_bits,
+            "min_bits": self.min_bits,
+            "max_bits": self.max_bits,
+            "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
+        }
+
+
+class LearnedBitMixin(OwnsBits):
     """Gives a Keras layer quantized kernels with trainable bit-widths.
 
     Put it before the Keras layer. In a `LearnedBitModel` the bits move; in any other Keras model
@@ -169,17 +266,7 @@ class LearnedBitMixin:
         }
         cls.__signature__ = _merged_signature(cls)
 
-    def __init__(
-        self,
-        *args,
-        bits=8,
-        min_bits=1,
-        max_bits=8,
-        kernel_quantizer="learned_scale",
-        **kwargs,
-    ):
-        _check_bits(bits, min_bits, max_bits)
-        quantizer = quantizers.get(kernel_quantizer)
+    def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if getattr(self, "lora_rank", None):
             self.enable_lora(self.lora_rank)
@@ -188,23 +275,6 @@ class LearnedBitMixin:
                 f"{type(self).__name__} quantizes its kernel itself and takes float dtype policies "
                 f"only. Received: dtype={self.dtype_policy.name!r}"
             )
-        self.initial_bits = bits
-        self.min_bits = min_bits
-        self.max_bits = max_bits
-        self.kernel_quantizer = quantizer
-
-    @property
-    def quantized_kernels(self):
-        """Dictionary of weight name to `QuantizedKernel`; empty before the layer is built."""
-        return self.__dict__.get("_quantized_kernels", {})
-
-    @property
-    def bits(self):
-        """The bit-width, a scalar `keras.Variable`; a tuple of them where there are several."""
-        variables = tuple(kernel.bits for kernel in self.quantized_kernels.values())
-        if not variables:
-            raise AttributeError("You must build the layer before accessing `bits`.")
-        return variables[0] if len(variables) == 1 else variables
 
     def add_weight(self, *args, name=None, **kwargs):
         if name not in self.quantized_weights:
@@ -217,48 +287,10 @@ class LearnedBitMixin:
             )
         # Without autocast the kernel arrives in full precision also under mixed policies.
         kernel = super().add_weight(*args, name=name, autocast=False, **kwargs)
-        bits, log_scale = self._add_bits(name, kernel)
-        quantized_kernel = QuantizedKernel(
-            self, name, kernel, bits, log_scale, self.kernel_quantizer
-        )
-        # How models and optimizers find it, however deep the layer lies.
-        bits.quantized_kernel = quantized_kernel
-        if log_scale is not None:
-            log_scale.quantized_kernel = quantized_kernel
-        self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
+        prefix = f"{name}_" if len(self.quantized_weights) > 1 else ""
+        output_axes = self.quantized_weights[name].axes_of(self)
+        self.quantize_weight(name, kernel, output_axes, prefix)
         return kernel
-
-    def _add_bits(self, weight_name, kernel):
-        """Creates the bit-width and the scales of a kernel."""
-        prefix = f"{weight_name}_" if len(self.quantized_weights) > 1 else ""
-        bits = super().add_weight(
-            name=f"{prefix}bits",
-            shape=(),
-            initializer=keras.initializers.Constant(float(self.initial_bits)),
-            constraint=ClipBits(self.min_bits, self.max_bits),
-            dtype="float32",
-            autocast=False,
-            trainable=False,
-            aggregation="mean",
-        )
-        output_axes = self.quantized_weights[weight_name].axes_of(self)
-        scale_shape = self.kernel_quantizer.scale_shape(tuple(kernel.shape), output_axes)
-        if scale_shape is None:
-            return bits, None
-
-        def initial_log_scale(shape, dtype=None):
-            return self.kernel_quantizer.initial_log_scale(
-                tf.convert_to_tensor(kernel.value), shape
-            )
-
-        log_scale = super().add_weight(
-            name=f"{prefix}log_scale",
-            shape=scale_shape,
-            initializer=initial_log_scale,
-            dtype="float32",
-            autocast=False,
-        )
-        return bits, log_scale
 
     def enable_lora(self, rank, **kwargs):
         raise ValueError(
@@ -269,15 +301,6 @@ class LearnedBitMixin:
     # Keras's own store the `kernel` property: the quantized weights in place of the float ones.
     save_own_variables = keras.layers.Layer.save_own_variables
     load_own_variables = keras.layers.Layer.load_own_variables
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "bits": self.initial_bits,
-            "min_bits": self.min_bits,
-            "max_bits": self.max_bits,
-            "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
-        }
 
 
 def quantized_kernels(model):
@@ -314,7 +337,8 @@ def quantized_kernel_of(variable):
     return getattr(variable, "quantized_kernel", None)
 
 
-def _check_bits(bits, min_bits, max_bits):
+def check_bits(bits, min_bits, max_bits):
+    """Raises a ValueError unless `1 <= min_bits <= bits <= max_bits <= 16`, bounds integers."""
     integers = all(isinstance(bound, numbers.Integral) for bound in (min_bits, max_bits))
     if not integers or not ops.MIN_BITS <= min_bits <= max_bits <= ops.MAX_BITS:
         raise ValueError(
@@ -329,11 +353,15 @@ def _check_bits(bits, min_bits, max_bits):
         )
 
 
+def keras_twin(cls):
+    """The Keras class that a learned-bit layer class goes before."""
+    return next(base for base in cls.__mro__ if not issubclass(base, OwnsBits))
+
+
 def _merged_signature(cls):
     """Keras's arguments followed by those of the mixin, for `help` and editors."""
-    keras_layer = next(base for base in cls.__mro__ if not issubclass(base, LearnedBitMixin))
-    theirs = list(inspect.signature(keras_layer.__init__).parameters.values())[1:]
-    own = inspect.signature(LearnedBitMixin.__init__).parameters.values()
+    theirs = list(inspect.signature(keras_twin(cls).__init__).parameters.values())[1:]
+    own = inspect.signature(OwnsBits.__init__).parameters.values()
     ours = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
     rest = [p for p in theirs if p.kind is p.VAR_KEYWORD]
     return inspect.Signature([p for p in theirs if p not in rest] + ours + rest)

@@ -1,0 +1,87 @@
+"""What lies inside a layer: the layers that it holds, and their kernels."""
+
+import keras
+
+from keras_learnbits.layers import convolutional, core
+from keras_learnbits.layers.base import OwnsBits, QuantizedWeight, keras_twin
+
+LEARNED_BIT_LAYERS = (
+    core.LearnedBitDense,
+    core.LearnedBitEinsumDense,
+    core.LearnedBitEmbedding,
+    convolutional.LearnedBitConv1D,
+    convolutional.LearnedBitConv2D,
+    convolutional.LearnedBitConv3D,
+    convolutional.LearnedBitConv1DTranspose,
+    convolutional.LearnedBitConv2DTranspose,
+    convolutional.LearnedBitConv3DTranspose,
+    convolutional.LearnedBitDepthwiseConv1D,
+    convolutional.LearnedBitDepthwiseConv2D,
+    convolutional.LearnedBitSeparableConv1D,
+    convolutional.LearnedBitSeparableConv2D,
+)
+TWINS = {keras_twin(layer): layer for layer in LEARNED_BIT_LAYERS}
+CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
+PER_UNIT = QuantizedWeight(output_axes=(-1,))
+# Kernels of the Keras layers that have some: weight names and their output axes.
+KERNELS = {
+    **{layer: twin.quantized_weights for layer, twin in TWINS.items()},
+    **{cell: {"kernel": PER_UNIT, "recurrent_kernel": PER_UNIT} for cell in CELLS},
+}
+
+
+def kernels_of(layer):
+    """Weight names of a Keras layer's own kernels, and their `QuantizedWeight`s.
+
+    Returns:
+        Dictionary; empty if the layer has none, or quantizes them itself.
+
+    Example:
+    >>> list(kernels_of(keras.layers.GRUCell(3)))
+    ['kernel', 'recurrent_kernel']
+    """
+    if isinstance(layer, OwnsBits):
+        return {}
+    return next((KERNELS[base] for base in type(layer).__mro__ if base in KERNELS), {})
+
+
+def layers_inside(layer):
+    """A layer and all layers that it holds, each once, a holder before what it holds.
+
+    Args:
+        layer: `keras.layers.Layer`, also a model.
+
+    Returns:
+        Dictionary of layer to the tuple of layers that lead to it, itself last; without `layer`,
+        whose own tuple is empty.
+
+    Example:
+    >>> layer = keras.layers.TimeDistributed(keras.layers.Dense(3, name="dense"))
+    >>> [path_of(chain) for chain in layers_inside(layer).values()]
+    ['', 'dense']
+    """
+    found, seen = {layer: ()}, set()
+
+    def visit(value, chain):
+        if isinstance(value, keras.layers.Layer):
+            if value not in found:
+                found[value] = (*chain, value)
+                walk(value, found[value])
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            for each in value.values() if isinstance(value, dict) else value:
+                visit(each, chain)
+
+    def walk(holder, chain):
+        if isinstance(holder, keras.Model):
+            visit(holder.layers, chain)
+        for value in list(vars(holder).values()):
+            visit(value, chain)
+
+    walk(layer, ())
+    return found
+
+
+def path_of(chain):
+    """Names of the layers that lead to a layer, joined by `/`."""
+    return "/".join(layer.name for layer in chain)

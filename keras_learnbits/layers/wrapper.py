@@ -1,0 +1,174 @@
+"""`LearnedBitWrapper`: learned bits for the kernels of any layer, however deep they lie."""
+
+import fnmatch
+import functools
+
+import keras
+
+from keras_learnbits.layers.base import OwnsBits
+from keras_learnbits.layers.inside import kernels_of, layers_inside
+from keras_learnbits.serialization import register
+
+
+@register
+class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
+    """Quantizes all kernels inside a layer, each with a trainable bit-width of its own.
+
+    For layers that hold others, such as `MultiHeadAttention`, `Bidirectional` or a block of your
+    own, and for recurrent layers, whose kernel and recurrent kernel have bits each. The layer
+    runs as it is, with its kernels' values replaced for the time of the call; so a recurrent
+    layer's are rounded once, and not at every time step.
+
+    Kernels are those of Keras's dense, embedding and convolutional layers and recurrent cells,
+    and of classes derived from them. Layers inside that learn their bits themselves are left
+    alone.
+
+    Args:
+        layer: `keras.layers.Layer`; called as this wrapper is.
+        exclude: Patterns of kernels that stay as they are, as `fnmatch` takes them, of paths
+            inside the layer, e.g. `"query/*"`.
+        **kwargs: `bits`, `min_bits`, `max_bits`, `kernel_quantizer` and `name`.
+
+    Raises:
+        ValueError: As for every learned-bit layer; or, when it is built, the layer has no kernel
+            to quantize, or one that is no float variable.
+
+    Example:
+    >>> layer = LearnedBitWrapper(keras.layers.MultiHeadAttention(2, 4), bits=3)
+    >>> layer(np.ones((2, 5, 6)), np.ones((2, 7, 6))).shape
+    TensorShape([2, 5, 6])
+    >>> list(layer.quantized_kernels)
+    ['query/kernel', 'key/kernel', 'value/kernel', 'attention_output/kernel']
+    """
+
+    def __init__(self, layer, *, exclude=(), name=None, **kwargs):
+        if not isinstance(layer, keras.layers.Layer):
+            raise ValueError(
+                f"`LearnedBitWrapper` needs a layer to wrap. Received: layer={layer!r}"
+            )
+        self.__dict__["layer"] = layer  # for Keras reads the signature of `call` at once
+        # The layer inside casts its inputs, and its variables, as its own policy says.
+        super().__init__(name=name or layer.name, dtype="float32", autocast=False, **kwargs)
+        self.layer = layer
+        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+        self.supports_masking = layer.supports_masking
+
+    def build(self):
+        for layer, chain in layers_inside(self.layer).items():
+            if any(isinstance(holder, OwnsBits) for holder in chain):
+                continue
+            for weight_name, weight in kernels_of(layer).items():
+                name = "/".join([*(each.name for each in chain), weight_name])
+                if not any(fnmatch.fnmatch(name, pattern) for pattern in self.exclude):
+                    self._quantize(name, layer, weight_name, weight)
+        if not self.quantized_kernels:
+            raise ValueError(
+                "`LearnedBitWrapper` needs a layer with a kernel inside. "
+                f"Received: layer={self.layer.name!r}, exclude={self.exclude}"
+            )
+
+    def _quantize(self, name, layer, weight_name, weight):
+        kernel = getattr(layer, weight_name)
+        if not isinstance(kernel, keras.Variable) or "float" not in kernel.dtype:
+            raise ValueError(
+                "`LearnedBitWrapper` quantizes float kernels, without LoRA. "
+                f"Received: {name!r} of type {type(kernel).__name__} in layer {self.name!r}, dtype "
+                f"policy {layer.dtype_policy.name!r}"
+            )
+        while name in self.quantized_kernels:
+            name += "_"
+        self.quantize_weight(name, kernel, weight.axes_of(layer), name.replace("/", ".") + "_")
+
+    def __call__(self, *args, **kwargs):
+        if not self.quantized_kernels:  # Keras takes a restored layer for built
+            if not is_built(self.layer):
+                # Only the layer itself knows what to make of its arguments.
+                self.layer(*keras.tree.map_structure(_symbolic, args),
+                           **keras.tree.map_structure(_symbolic, kwargs))  # fmt: skip
+            self.build()
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def call(self):
+        """The layer's `call` with quantized kernels; of the same signature."""
+
+        def call(*args, **kwargs):
+            return self._call_quantized(*args, **kwargs)
+
+        return functools.update_wrapper(call, self.layer.call)
+
+    def _call_quantized(self, *args, **kwargs):
+        variables = self.layer.variables
+        quantized = {id(k.kernel): k.quantized() for k in self.quantized_kernels.values()}
+        values = [(v, quantized.get(id(v), v.value)) for v in variables]
+        scope = keras.StatelessScope(values, collect_losses=True)
+        before = [scope.get_current_value(v) for v in variables]
+        with scope:
+            outputs = self.layer(*args, **kwargs)
+        for variable, value in zip(variables, before, strict=True):
+            if scope.get_current_value(variable) is not value:  # statistics, seeds
+                variable.assign(scope.get_current_value(variable))
+        for loss in scope.losses:
+            self.add_loss(loss)
+        return outputs
+
+    def compute_mask(self, inputs, previous_mask):
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def compute_output_shape(self, *args, **kwargs):
+        return self.layer.compute_output_shape(*args, **kwargs)
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def get_build_config(self):
+        return {"layer": self.layer.get_build_config()}
+
+    def build_from_config(self, config):
+        if build_like(self.layer, config["layer"]):
+            self.build()
+
+    def get_config(self):
+        config = super().get_config()
+        del config["dtype"]
+        layer = keras.saving.serialize_keras_object(self.layer)
+        layer.pop("build_config", None)
+        return {**config, "layer": layer, "exclude": self.exclude}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        layer = keras.saving.deserialize_keras_object(config["layer"], custom_objects)
+        return cls(**{**config, "layer": layer})
+
+
+def is_built(layer):
+    """Whether a layer and all that it holds are built."""
+    return all(each.built for each in layers_inside(layer))
+
+
+def build_like(layer, build_config):
+    """Builds a layer and what it holds, as far as Keras knows how to before it is called.
+
+    Args:
+        layer: `keras.layers.Layer`.
+        build_config: What `get_build_config` returned for a built one.
+
+    Returns:
+        Whether all is built.
+    """
+    builds_when_called = type(layer).build is keras.layers.Layer.build
+    if isinstance(layer, keras.Model) or not builds_when_called:
+        if build_config and not is_built(layer):
+            layer.build_from_config(build_config)
+        # Keras leaves it at that for models that are built by running them.
+        layer.built = layer.built or all(
+            each.built for each in layers_inside(layer) if each is not layer
+        )
+    return is_built(layer)
+
+
+def _symbolic(value):
+    """A symbolic tensor in the place of a tensor or an array."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return keras.KerasTensor(value.shape, keras.backend.standardize_dtype(value.dtype))
+    return value
