@@ -9,7 +9,7 @@ here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "keras_learnbits/__init__.py").read_text())[1]
 
 experiments = ["tensorflow-datasets>=4.9.9", "scikit-learn>=1.6", "scipy>=1.14", "matplotlib>=3.10"]
-dev = ["pytest>=8.4", "ruff>=0.14", "build>=1.3"]
+dev = ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14", "build>=1.3"]
 
 setup(
     name="keras_learnbits",
