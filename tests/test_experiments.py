@@ -69,3 +69,20 @@ def test_an_unknown_net_is_refused(tmp_path):
     process = run("digits.py", "--model=typo", f"--output_dir={tmp_path}")
     assert process.returncode == 1
     assert "--model must be one of cnn, logistic. Received: typo" in process.stderr
+
+
+def test_two_workers_learn_the_bits_of_one_process_with_the_global_batch():
+    """On the loopback address, by the loop that stands in for `fit`."""
+    ends = []
+    for workers in (1, 2):
+        process = run("multi_worker.py", "--model=logistic", "--epochs=3", f"--workers={workers}")
+        assert process.returncode == 0, process.stderr
+        lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
+        assert len(lines) == workers
+        ends += [json.loads(line) for line in lines]
+    one, *two = ends
+    assert {end["worker"] for end in two} == {0, 1}
+    assert one["bits"]["dense"] < 8
+    for end in two:
+        assert end["bits"] == one["bits"]
+        assert end["losses"] == pytest.approx(one["losses"], rel=1e-4)
