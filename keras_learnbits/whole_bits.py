@@ -34,8 +34,9 @@ class WholeBit(BitGradient):
 
     where the gain is greater if in both, and else its gradient is 0: the bits stay. A layer that
     has moved the other way before turns only where it gains two standard errors more of the
-    predicted change, which spread between looks estimates; so noise alone turns no layer. At
-    fixed weights and sensitivities this ends where no single bit's change improves the sum.
+    predicted change, which spread between looks estimates; so noise alone rarely turns a
+    layer. At fixed weights and sensitivities this ends where no single bit's change improves the
+    sum.
 
     Args:
         interval: Training steps from one look to the next, an integer >= 1.
@@ -102,7 +103,8 @@ class WholeBit(BitGradient):
 
         Returns:
             The predicted change of the loss in each direction, shape `(layers, 2)`; its standard
-            error; and which layers were ever looked at, shape `(layers,)`.
+            error, infinite before the third look; and which layers were ever looked at, shape
+            `(layers,)`.
         """
         kept = math.exp(-1 / MEMORY)
 
@@ -116,10 +118,16 @@ class WholeBit(BitGradient):
         surprise = tf.math.divide_no_nan(changes, errors) - sensitivities(*old_means)
         variances = update(self.variances, surprise**2, tf.logical_and(seen, known[:, None]))
         means = update(self.loss_changes, changes, seen), update(self.error_changes, errors, seen)
-        known = tf.logical_or(known, tf.reduce_any(seen, axis=1))
-        self._put(self.looked_at, places, tf.cast(known, tf.float32))
-        noise = tf.sqrt(variances / (2 * MEMORY)) * tf.abs(errors)
-        return sensitivities(*means) * errors, noise, known
+        # A running mean of ones: it says by how much the other means still fall short.
+        weight = update(
+            self.looked_at, tf.ones_like(places, tf.float32), tf.reduce_any(seen, axis=1)
+        )
+        of_variances = tf.maximum(1.0 - (1.0 - weight) / kept, 0.0)  # one look less
+        of_mean = (1 - kept) / (1 + kept) * tf.math.divide_no_nan(2.0 - weight, weight)
+        variance_of_mean = tf.math.divide_no_nan(of_mean, of_variances)[:, None] * variances
+        enough = weight > 1 - kept**2.5  # three looks
+        noise = tf.where(enough[:, None], tf.sqrt(variance_of_mean) * tf.abs(errors), np.inf)
+        return sensitivities(*means) * errors, noise, weight > 0
 
     def _decide(self, places, step, predicted, noise):
         """-1, 0 or 1 for each layer."""
