@@ -12,7 +12,7 @@ from keras_learnbits.layers.base import (
     keras_twin,
     quantized_kernels,
 )
-from keras_learnbits.layers.inside import TWINS, kernels_of, layers_inside
+from keras_learnbits.layers.inside import TWINS, kernels_inside, layers_inside
 from keras_learnbits.layers.wrapper import LearnedBitWrapper, build_like
 from keras_learnbits.model import (
     KerasFunctional,
@@ -44,8 +44,8 @@ def to_learned_bits(
     Learned-bit layers are copied with their bits, so that a second call may convert other layers
     with other settings.
 
-    A layer is converted or not, wherever it is called: one that is shared is chosen by any of its
-    names.
+    A layer is converted or not, wherever it is called: one that is shared is found under the
+    path at which it comes first.
 
     Args:
         model: A built Keras model: Sequential, functional, or with a `call` of its own, which
@@ -88,6 +88,11 @@ def to_learned_bits(
             "`to_learned_bits` needs a built model: call it on data first, or give it an Input. "
             f"Received: model={model.name!r}, built={model.built}"
         )
+    if isinstance(model, keras.Sequential) and not hasattr(model, "inputs"):
+        raise ValueError(
+            "A Sequential model must have one symbolic input, as from `keras.Input`. "
+            f"Received: model={model.name!r}"
+        )
     settings = {
         "bits": bits,
         "min_bits": min_bits,
@@ -128,7 +133,14 @@ def to_keras(model):
             "`to_keras` needs a built Keras model with at least one learned-bit layer. "
             f"Received: model={model!r}"
         )
-    return _ToKeras().copy(model)
+    plain = _ToKeras().copy(model)
+    left = [layer.name for layer in layers_inside(plain) if isinstance(layer, OwnsBits)]
+    if left:
+        raise ValueError(
+            "`to_keras` replaces learned-bit layers of a model, not those that you put inside "
+            f"other layers. Received: model={model.name!r}, with {left} inside"
+        )
+    return plain
 
 
 class _Copier:
@@ -173,18 +185,19 @@ class _Copier:
     def _graph(self, model, functional, sequential):
         if isinstance(model, keras.Sequential):
             given = model.inputs[0]
-            inputs = keras.Input(batch_shape=given.shape, dtype=given.dtype, name=given.name)
+            inputs = _input_like(given)
             return sequential([inputs, *map(self._any, model.layers)], name=model.name)
         # Without the compiled state, which Keras would clone, too.
         bare = keras.Model(model.input, model.output, name=model.name)
-        clone = keras.models.clone_model(bare, clone_function=self._any)
+        inputs = keras.tree.map_structure(_input_like, model.input)
+        clone = keras.models.clone_model(bare, inputs, clone_function=self._any)
         if functional is keras.Model:
             return clone
         return functional(clone.input, clone.output, name=model.name)
 
     def _any(self, operation):
         if not isinstance(operation, keras.layers.Layer):
-            return type(operation).from_config(operation.get_config())
+            return operation  # of `keras.ops`: it holds nothing
         if operation not in self.copies:
             if _is_graph(operation):
                 copied = self._graph(operation, keras.Model, keras.Sequential)
@@ -196,6 +209,11 @@ class _Copier:
     def copy_state(self, old, new):
         """Copies weights, and what Keras keeps beside them, of two layers of one kind."""
         for source, target in zip(layers_inside(old), layers_inside(new), strict=True):
+            if type(source) is not type(target):
+                raise ValueError(
+                    "Layers of one model must not be of different classes with the same name. "
+                    f"Received: {type(source)} and {type(target)} for layer {source.name!r}"
+                )
             store = {}
             source.save_own_variables(store)
             target.load_own_variables(store)
@@ -206,10 +224,14 @@ class _Copier:
             self.copies.setdefault(source, target)
 
     def _copy_trainable(self, model):
-        """Holders first: each sets what it holds."""
-        for old in layers_inside(model):
-            if old in self.copies:
-                self.copies[old].trainable = old.trainable
+        """Holders first: each sets what it holds. Then each weight by itself."""
+        old_layers = [layer for layer in layers_inside(model) if layer in self.copies]
+        for old in sorted(old_layers, key=lambda layer: -len(layers_inside(layer))):
+            self.copies[old].trainable = old.trainable
+        for source, target in zip(
+            float_weights(model), float_weights(self.copies[model]), strict=True
+        ):
+            target.trainable = source.trainable
         for kernel in quantized_kernels(self.copies[model]):
             if kernel.log_scale is not None:
                 kernel.log_scale.trainable = kernel.kernel.trainable
@@ -234,13 +256,12 @@ class _ToLearnedBits(_Copier):
         if type(layer) in TWINS:
             twin = TWINS[type(layer)]
             self.conversions[layer] = twin.__name__
-            return twin.from_config({**layer.get_config(), **self.settings})
+            return _from_config(twin, layer, self.settings)
         self.conversions |= dict.fromkeys(wanted, f"in LearnedBitWrapper {layer.name!r}")
         unwanted = [
-            "/".join([*(holder.name for holder in chain), weight_name])
-            for each, chain in layers_inside(layer).items()
-            if each not in wanted
-            for weight_name in kernels_of(each)
+            number
+            for number, (chain, _, _) in enumerate(kernels_inside(layer))
+            if (chain[-1] if chain else layer) not in wanted
         ]
         return LearnedBitWrapper(_like(layer), exclude=unwanted, **self.settings)
 
@@ -305,6 +326,12 @@ class _ToKeras(_Copier):
         assign_all(new.weights, [quantized.get(id(weight), weight) for weight in weights])
 
 
+def _input_like(tensor):
+    return keras.Input(
+        batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name, sparse=tensor.sparse
+    )
+
+
 def _is_graph(layer):
     """Whether a layer is a Sequential or functional model that is called as such."""
     return any(
@@ -315,11 +342,17 @@ def _is_graph(layer):
 
 def _like(layer):
     """A layer of the same configuration, not built."""
+    return _from_config(type(layer), layer)
+
+
+def _from_config(layer_class, layer, settings=None):
+    """A layer of a class with the configuration of another layer, and settings beside it."""
     try:
-        return type(layer).from_config(layer.get_config())
-    except (NotImplementedError, TypeError) as error:
+        return layer_class.from_config({**layer.get_config(), **(settings or {})})
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            "A layer can be copied if its class can be made from its `get_config`. "
+            "A layer can be copied if its class can be made from its `get_config`; functions in it "
+            "must be registered with `keras.saving`, and lambdas cannot be. "
             f"Received: {layer.name!r} of class {type(layer).__name__}, {error}"
         ) from error
 

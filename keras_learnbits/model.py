@@ -79,12 +79,14 @@ class LearnedBitSubclassed(LearnedBitModel):
     def __init__(self, wrapper, **kwargs):
         super().__init__(**kwargs)
         self.wrapper = wrapper
+        self.built = bool(wrapper.quantized_kernels)
 
     def call(self, inputs, training=None):
         return self.wrapper(inputs)
 
     def get_config(self):
-        return {"wrapper": keras.saving.serialize_keras_object(self.wrapper), "name": self.name}
+        wrapper = keras.saving.serialize_keras_object(self.wrapper)
+        return {"wrapper": wrapper, "name": self.name, "trainable": self.trainable}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

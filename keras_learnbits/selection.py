@@ -119,6 +119,8 @@ def _reason(chain, included, excluded):
     layer = chain[-1]
     if any(isinstance(holder, OwnsBits) for holder in chain):
         return "learns its bits already"
+    if not layer.built:
+        return "not built"
     if not kernels_of(layer):
         many = any(len(v.shape) > 1 for v in _own(layer) if v.trainable)
         return "its kind has no learned-bit twin" if many else "no kernel"

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.base import quantized_kernel_of, quantized_kernels
 from keras_learnbits.metrics import BitMetrics
 from keras_learnbits.objective import BitObjective
 from keras_learnbits.optimizers import with_bits
@@ -121,11 +121,11 @@ class LearnedBitTraining(BitControl):
 
     @property
     def trainable_variables(self):
-        return super().trainable_variables + self._moving_bits()
+        return _without_fixed_scales(super().trainable_variables) + self._moving_bits()
 
     @property
     def trainable_weights(self):
-        return super().trainable_weights + self._moving_bits()
+        return _without_fixed_scales(super().trainable_weights) + self._moving_bits()
 
     @property
     def non_trainable_variables(self):
@@ -303,6 +303,16 @@ class LearnedBitTraining(BitControl):
         cases = tf.concat([tf.zeros_like(shifts[:1]), shifts], axis=0)
         losses = tf.map_fn(loss_at, cases, parallel_iterations=1)
         return losses[1:] - losses[0]
+
+
+def _without_fixed_scales(variables):
+    """Without the scales of kernels that are not trained, which may lie inside other layers."""
+    kernels = [quantized_kernel_of(variable) for variable in variables]
+    return [
+        variable
+        for variable, kernel in zip(variables, kernels, strict=True)
+        if kernel is None or kernel.kernel.trainable
+    ]
 
 
 def _replicas():

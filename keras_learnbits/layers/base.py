@@ -220,6 +220,7 @@ class OwnsBits:
                 ),
                 dtype="float32",
                 autocast=False,
+                trainable=kernel.trainable,
             )
         quantized_kernel = QuantizedKernel(self, name, kernel, bits, log_scale, quantizer)
         # How models and optimizers find it, however deep the layer lies.

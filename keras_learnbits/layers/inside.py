@@ -82,6 +82,21 @@ def layers_inside(layer):
     return found
 
 
+def kernels_inside(layer):
+    """The kernels of a layer and of all layers that it holds, but those that learn their bits.
+
+    Returns:
+        List of the layers that lead to the kernel's (without `layer`), the name of the weight,
+        and its `QuantizedWeight`.
+    """
+    return [
+        (chain, weight_name, weight)
+        for each, chain in layers_inside(layer).items()
+        if not any(isinstance(holder, OwnsBits) for holder in chain)
+        for weight_name, weight in kernels_of(each).items()
+    ]
+
+
 def path_of(chain):
     """Names of the layers that lead to a layer, joined by `/`."""
     return "/".join(layer.name for layer in chain)

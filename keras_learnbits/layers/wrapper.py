@@ -6,8 +6,29 @@ import functools
 import keras
 
 from keras_learnbits.layers.base import OwnsBits
-from keras_learnbits.layers.inside import kernels_of, layers_inside
+from keras_learnbits.layers.inside import kernels_inside, layers_inside
 from keras_learnbits.serialization import register
+
+
+class _KernelScope(keras.StatelessScope):
+    """Gives kernels other values; all other variables are read and assigned as without it."""
+
+    def __init__(self, kernels):
+        super().__init__(kernels, collect_losses=True, initialize_variables=False)
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is None and self.original_scope is not None:
+            return self.original_scope.get_current_value(variable)
+        return value
+
+    def add_update(self, update):
+        variable, value = update
+        self.__exit__()
+        try:
+            variable.assign(value)  # statistics, seeds, states
+        finally:
+            self.__enter__()
 
 
 @register
@@ -25,8 +46,9 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
 
     Args:
         layer: `keras.layers.Layer`; called as this wrapper is.
-        exclude: Patterns of kernels that stay as they are, as `fnmatch` takes them, of paths
-            inside the layer, e.g. `"query/*"`.
+        exclude: Kernels that stay as they are: patterns, as `fnmatch` takes them, of paths
+            inside the layer, e.g. `"query/*"`, or numbers of kernels in their order. (Names that
+            Keras made up may be others when a model is loaded, so files hold the numbers.)
         **kwargs: `bits`, `min_bits`, `max_bits`, `kernel_quantizer` and `name`.
 
     Raises:
@@ -54,18 +76,19 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         self.supports_masking = layer.supports_masking
 
     def build(self):
-        for layer, chain in layers_inside(self.layer).items():
-            if any(isinstance(holder, OwnsBits) for holder in chain):
-                continue
-            for weight_name, weight in kernels_of(layer).items():
-                name = "/".join([*(each.name for each in chain), weight_name])
-                if not any(fnmatch.fnmatch(name, pattern) for pattern in self.exclude):
-                    self._quantize(name, layer, weight_name, weight)
+        excluded = []
+        for number, (chain, weight_name, weight) in enumerate(kernels_inside(self.layer)):
+            name = "/".join([*(each.name for each in chain), weight_name])
+            if any(_means(item, number, name) for item in self.exclude):
+                excluded.append(number)
+            else:
+                self._quantize(name, chain[-1] if chain else self.layer, weight_name, weight)
         if not self.quantized_kernels:
             raise ValueError(
                 "`LearnedBitWrapper` needs a layer with a kernel inside. "
                 f"Received: layer={self.layer.name!r}, exclude={self.exclude}"
             )
+        self.exclude = excluded
 
     def _quantize(self, name, layer, weight_name, weight):
         kernel = getattr(layer, weight_name)
@@ -98,16 +121,9 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         return functools.update_wrapper(call, self.layer.call)
 
     def _call_quantized(self, *args, **kwargs):
-        variables = self.layer.variables
-        quantized = {id(k.kernel): k.quantized() for k in self.quantized_kernels.values()}
-        values = [(v, quantized.get(id(v), v.value)) for v in variables]
-        scope = keras.StatelessScope(values, collect_losses=True)
-        before = [scope.get_current_value(v) for v in variables]
-        with scope:
+        kernels = [(k.kernel, k.quantized()) for k in self.quantized_kernels.values()]
+        with _KernelScope(kernels) as scope:
             outputs = self.layer(*args, **kwargs)
-        for variable, value in zip(variables, before, strict=True):
-            if scope.get_current_value(variable) is not value:  # statistics, seeds
-                variable.assign(scope.get_current_value(variable))
         for loss in scope.losses:
             self.add_loss(loss)
         return outputs
@@ -139,6 +155,11 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
     def from_config(cls, config, custom_objects=None):
         layer = keras.saving.deserialize_keras_object(config["layer"], custom_objects)
         return cls(**{**config, "layer": layer})
+
+
+def _means(item, number, name):
+    """Whether an item of `exclude` means a kernel."""
+    return fnmatch.fnmatch(name, item) if isinstance(item, str) else item == number
 
 
 def is_built(layer):
