@@ -89,7 +89,9 @@ def main(argv):
     else:
         strategy, worker = tf.distribute.get_strategy(), 0
     losses, bits = train(strategy)
-    print(json.dumps({"worker": worker, "losses": losses, "bits": bits}), flush=True)
+    # In one write, since all workers share this output.
+    sys.stdout.write(json.dumps({"worker": worker, "losses": losses, "bits": bits}) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
