@@ -51,7 +51,7 @@ class SecondOrder(Difference):
 
     def look(self, step, errors):
         rows = []
-        for kernel, gradient in zip(step.kernels, step.kernel_gradients, strict=True):
+        for kernel, gradient in zip(step.tensors, step.kernel_gradients, strict=True):
             squares = tf.square(tf.cast(gradient, tf.float32) / step.loss_unit)
             fisher = tf.cast(step.batch_size, tf.float32) * self.share(squares)
             here, fewer, more = (
@@ -119,7 +119,7 @@ def main(argv):
 
 def _changes_at(moment, model, prober, measured_on, batches):
     """The changes of one layer at each of the widths, as dictionaries."""
-    (kernel,) = prober.kernels
+    (kernel,) = prober.tensors
     present, found = float(kernel.bits), []
     for width in WIDTHS:
         kernel.bits.assign(width)

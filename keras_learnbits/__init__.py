@@ -5,6 +5,7 @@ from keras_learnbits.callbacks import BitLogger, FreezeBits
 from keras_learnbits.collapse_guard import CollapseGuard
 from keras_learnbits.conversion import to_keras, to_learned_bits
 from keras_learnbits.distillation import LearnedBitDistiller
+from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.convolutional import (
     LearnedBitConv1D,
     LearnedBitConv1DTranspose,
@@ -37,6 +38,7 @@ __all__ = [
     "BitLogger",
     "CollapseGuard",
     "FreezeBits",
+    "LearnedBitActivation",
     "LearnedBitConv1D",
     "LearnedBitConv1DTranspose",
     "LearnedBitConv2D",

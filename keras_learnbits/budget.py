@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_learnbits import allocation, ops
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.base import QuantizedKernel, quantized_kernels
 from keras_learnbits.report import bit_table
 
 # A model this close below its target is left alone.
@@ -22,8 +22,9 @@ class BitBudget(keras.callbacks.Callback):
     end of training, integers are allocated exactly: the least predicted loss within the target,
     never above it, and so full that no layer has room for one more bit.
 
-    Give one target. Each `fit` begins with bits that move. Where a callback restores weights at the
-    end of training, as `EarlyStopping` may, put the budget behind it: it restores the integers.
+    Sizes are those of the weights; the bits of activations follow the price. Give one target.
+    Each `fit` begins with bits that move. Where a callback restores weights at the end of
+    training, as `EarlyStopping` may, put the budget behind it: it restores the integers.
 
     Args:
         target_bits: Mean bits per weight, over all quantized kernels.
@@ -149,20 +150,25 @@ class BitBudget(keras.callbacks.Callback):
         self.model.bit_budget = None
 
     def allocate(self):
-        """The integer widths to freeze at, one for each quantized kernel of the model."""
+        """The integer widths to freeze at, one for each quantized kernel, then each activation."""
         self._begin()
         kernels, choices = self.target.allocate(self.model)
         widths = {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
-        self._allocated = [
-            widths.get(id(kernel), int(kernel.integer_bits()))
-            for kernel in quantized_kernels(self.model.learner())
-        ]
+        others = zip(self.model.quantized_tensors, self.model.cheapest_integers(), strict=True)
+        self._allocated = [widths.get(id(tensor), width) for tensor, width in others]
         return self._allocated
+
+
+def _predicted_losses(model):
+    """The trained kernels, and the predicted loss of each at each width; not activations."""
+    tensors, losses = model.predicted_losses()
+    places = [i for i, tensor in enumerate(tensors) if isinstance(tensor, QuantizedKernel)]
+    return [tensors[place] for place in places], losses[places]
 
 
 def _descent(model):
     """Allocations of least predicted loss by price: kernels, prices, choices."""
-    kernels, losses = model.predicted_losses()
+    kernels, losses = _predicted_losses(model)
     everything = quantized_kernels(model.learner())
     penalties = model.bit_objective.penalty_table(everything).numpy()
     penalties = penalties[[everything.index(kernel) for kernel in kernels]]
@@ -199,7 +205,7 @@ class _Size:
         raise NotImplementedError
 
     def begin(self, model):
-        kernels, losses = model.predicted_losses()
+        kernels, losses = _predicted_losses(model)
         self._limit = self.limit(model)
         self._table = self.sizes(
             np.array([kernel.size for kernel in kernels])[:, None],
@@ -231,7 +237,7 @@ class _Size:
         model.bit_reg.assign(_price_at(prices, within[0]))
 
     def allocate(self, model):
-        kernels, losses = model.predicted_losses()
+        kernels, losses = _predicted_losses(model)
         return kernels, allocation.allocate(losses, self._table, self._limit - self._rest)
 
     def _sizes_of(self, choices):

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits.batch_norm import estimate_batch_norm
-from keras_learnbits.layers.base import quantized_kernels, unique_names
+from keras_learnbits.layers.base import quantized_kernels, quantized_tensors, unique_names
 
 
 class BitLogger(keras.callbacks.Callback):
@@ -20,9 +20,9 @@ class BitLogger(keras.callbacks.Callback):
             number draws them over steps, and `steps` and `bits` are recorded.
 
     Attributes:
-        names: Names of the quantized kernels.
+        names: Names of the quantized kernels, then of the activations.
         steps: Training steps at which bits were recorded.
-        bits: As many lists of one latent bit-width per kernel.
+        bits: As many lists of one latent bit-width for each.
 
     Raises:
         ValueError: `update_freq` is neither `"epoch"` nor a positive integer.
@@ -67,13 +67,14 @@ class BitLogger(keras.callbacks.Callback):
             errors = tf.stack([kernel.squared_error() for kernel in kernels])
             energies = tf.stack([kernel.energy() for kernel in kernels])
             relative = tf.math.divide_no_nan(errors, energies).numpy().tolist()
-            for name, error in zip(self.names, relative, strict=True):
+            # Kernels come first; the errors of activations are not known without data.
+            for name, error in zip(self.names, relative, strict=False):
                 logs[f"quantization_error/{name}"] = error
 
     def _record(self, logs):
-        kernels = quantized_kernels(self.model)
-        bits = tf.stack([kernel.bits.value for kernel in kernels]).numpy().tolist()
-        self.names = unique_names(kernels)
+        tensors = quantized_tensors(self.model)
+        bits = tf.stack([tensor.bits.value for tensor in tensors]).numpy().tolist()
+        self.names = unique_names(tensors)
         if not self.steps or self.steps[-1] != self._step:
             self.steps.append(self._step)
             self.bits.append(bits)

@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.base import quantized_kernels, quantized_tensors
 
 
 class BitControl:
@@ -44,11 +44,16 @@ class BitControl:
         return self._bit_state().bits_frozen
 
     @property
-    def trained_kernels(self):
-        """The `QuantizedKernel`s whose bits are trained: those of trainable layers."""
+    def quantized_tensors(self):
+        """All `QuantizedTensor`s whose bits may move: kernels, then activations."""
+        return quantized_tensors(self.learner())
+
+    @property
+    def trained_tensors(self):
+        """The `QuantizedTensor`s whose bits are trained: those of trainable layers."""
         if not self.trainable:
             return []
-        return [kernel for kernel in quantized_kernels(self.learner()) if kernel.kernel.trainable]
+        return [tensor for tensor in self.quantized_tensors if tensor.trainable]
 
     @property
     def bits_are_frozen(self):
@@ -59,31 +64,33 @@ class BitControl:
         """Sets every bit-width to an integer and lets it stand still from now on.
 
         Args:
-            bits: An integer for each quantized kernel; by default the one in use.
+            bits: An integer for each quantized kernel and then each activation; by default the
+                one in use.
 
         Raises:
             ValueError: `bits` are not as many integers within the layers' bounds.
         """
-        kernels = quantized_kernels(self.learner())
+        tensors = self.quantized_tensors
         if bits is None:
-            bits = [int(kernel.integer_bits()) for kernel in kernels]
-        bounds = [(kernel.layer.min_bits, kernel.layer.max_bits) for kernel in kernels]
+            bits = [int(tensor.integer_bits()) for tensor in tensors]
+        bounds = [(tensor.layer.min_bits, tensor.layer.max_bits) for tensor in tensors]
         if len(bits) != len(bounds) or not all(
             width in range(low, high + 1) for width, (low, high) in zip(bits, bounds, strict=True)
         ):
             raise ValueError(
-                "`bits` must be an integer within its layer's bounds for each quantized kernel. "
+                "`bits` must be an integer within its layer's bounds for each quantized kernel "
+                "and then for each quantized activation. "
                 f"Received: bits={list(bits)}, bounds={bounds}"
             )
-        for kernel, width in zip(kernels, bits, strict=True):
-            kernel.bits.assign(width)
+        for tensor, width in zip(tensors, bits, strict=True):
+            tensor.bits.assign(width)
         self.bits_frozen.assign(1.0)
 
     def predicted_losses(self):
         """What each layer's bit-width is predicted to do to the loss, others as they are.
 
         Returns:
-            The trained `QuantizedKernel`s, and a NumPy array of shape `(layers, 16)`: the loss at
+            The trained `QuantizedTensor`s, and a NumPy array of shape `(layers, 16)`: the loss at
             1, 2, ... bits relative to the present one, price left out; `inf` beyond a layer's
             bounds.
 
@@ -98,9 +105,9 @@ class BitControl:
                 f"'difference'. Received: bit_gradient={type(estimator).__name__}"
             )
         self.prepare_bits()
-        trained = {id(kernel) for kernel in self.trained_kernels}
-        places = [i for i, kernel in enumerate(estimator.kernels) if id(kernel) in trained]
-        return [estimator.kernels[place] for place in places], estimator.loss_table()[places]
+        trained = {id(tensor) for tensor in self.trained_tensors}
+        places = [i for i, tensor in enumerate(estimator.tensors) if id(tensor) in trained]
+        return [estimator.tensors[place] for place in places], estimator.loss_table()[places]
 
     def unfreeze_bits(self):
         """Lets the bit-widths move again."""
@@ -131,18 +138,18 @@ class BitControl:
         """The integer next to each latent bit-width that has less predicted loss plus price.
 
         Returns:
-            A list of integers, one for each quantized kernel; the nearest ones if the estimator
-            does not predict losses.
+            A list of integers, one for each quantized kernel and then each activation; the
+            nearest ones if the estimator does not predict losses.
         """
-        kernels = quantized_kernels(self.learner())
-        integers = {id(kernel): int(kernel.integer_bits()) for kernel in kernels}
+        tensors = self.quantized_tensors
+        integers = {id(tensor): int(tensor.integer_bits()) for tensor in tensors}
         if self._bit_state().bit_gradient.predicts_losses:
             moving, losses = self.predicted_losses()
-            penalties = self.bit_objective.penalty_table(kernels).numpy()
+            penalties = self.bit_objective.penalty_table(tensors).numpy()
             price = float(tf.convert_to_tensor(self.bit_reg.value))
-            for kernel, row in zip(moving, losses, strict=True):
-                totals = row + price * penalties[kernels.index(kernel)]
-                latent = float(kernel.latent_bits())
+            for tensor, row in zip(moving, losses, strict=True):
+                totals = row + price * penalties[tensors.index(tensor)]
+                latent = float(tensor.latent_bits())
                 beside = {math.floor(latent), math.ceil(latent)}
-                integers[id(kernel)] = min(beside, key=lambda b: (totals[b - 1], b))
+                integers[id(tensor)] = min(beside, key=lambda b: (totals[b - 1], b))
         return list(integers.values())

@@ -1,10 +1,12 @@
 """`to_learned_bits` and `to_keras`: a whole model, there and back."""
 
+import functools
 import math
-import tempfile
 
 import keras
 
+from keras_learnbits.copier import Copier, build_like, from_config, is_graph, like
+from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import (
     LearnedBitMixin,
     OwnsBits,
@@ -13,13 +15,8 @@ from keras_learnbits.layers.base import (
     quantized_kernels,
 )
 from keras_learnbits.layers.inside import TWINS, kernels_inside, layers_inside
-from keras_learnbits.layers.wrapper import LearnedBitWrapper, build_like
-from keras_learnbits.model import (
-    KerasFunctional,
-    LearnedBitModel,
-    LearnedBitSequential,
-    LearnedBitSubclassed,
-)
+from keras_learnbits.layers.wrapper import LearnedBitWrapper
+from keras_learnbits.model import LearnedBitModel, LearnedBitSequential, LearnedBitSubclassed
 from keras_learnbits.selection import Selection
 from keras_learnbits.warm_start import assign_all, float_weights
 
@@ -33,6 +30,7 @@ def to_learned_bits(
     min_bits=1,
     max_bits=None,
     kernel_quantizer="learned_scale",
+    activations=False,
 ):
     """Converts a Keras model to one that learns how many bits its kernels need.
 
@@ -59,15 +57,20 @@ def to_learned_bits(
         min_bits: Lowest bit-width.
         max_bits: Highest bit-width; 8 by default, or `bits` where that is more.
         kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
+        activations: Whether to quantize what flows into each converted layer, too, other than
+            the model's own inputs; or a dictionary of settings of `LearnedBitActivation`, which
+            is put before the layer. What flows inside a `LearnedBitWrapper` stays float.
 
     Returns:
-        `LearnedBitModel` or, for a Sequential model, `LearnedBitSequential`. Print its attribute
-        `conversion` to see what was converted, what was not, and why.
+        `LearnedBitModel` or, for a Sequential model without `activations`,
+        `LearnedBitSequential`. Print its attribute `conversion` to see what was converted, what
+        was not, and why.
 
     Raises:
         ValueError: The model is not built; there is nothing to convert; a pattern or class in
             `include` or `exclude` meets no layer; a layer to convert has integer weights or
-            LoRA; a layer is shared between models in a way that Keras cannot copy.
+            LoRA; a layer is shared between models in a way that Keras cannot copy; `activations`
+            are asked for of a model with a `call` of its own.
 
     Example:
     >>> model = keras.Sequential(
@@ -100,7 +103,17 @@ def to_learned_bits(
         "kernel_quantizer": kernel_quantizer,
     }
     check_bits(bits, min_bits, settings["max_bits"])
-    copier = _ToLearnedBits(Selection(model, include, exclude), settings)
+    if activations and not is_graph(model):
+        raise ValueError(
+            "`activations` are quantized in Sequential and functional models; in a `call` of your "
+            f"own use `LearnedBitActivation`. Received: model={model.name!r}"
+        )
+    quantize = None
+    if activations:
+        quantize = functools.partial(
+            LearnedBitActivation, **({} if activations is True else activations)
+        )
+    copier = _ToLearnedBits(Selection(model, include, exclude), settings, quantize)
     converted = copier.copy(model)
     converted.conversion = copier.report()
     return converted
@@ -116,10 +129,12 @@ def to_keras(model):
 
     Returns:
         A new Keras model, not compiled: Sequential, functional, or of the class that was
-        converted.
+        converted. A Sequential model with a `LearnedBitActivation` becomes a functional one, in
+        which operations of `keras.ops` do what that layer does.
 
     Raises:
-        ValueError: The model is not built, or has no learned-bit layer.
+        ValueError: The model is not built, or has no learned-bit layer; or no training data
+            flowed yet through a `LearnedBitActivation`.
 
     Example:
     >>> model = keras_learnbits.LearnedBitSequential(
@@ -134,7 +149,8 @@ def to_keras(model):
             f"Received: model={model!r}"
         )
     plain = _ToKeras().copy(model)
-    left = [layer.name for layer in layers_inside(plain) if isinstance(layer, OwnsBits)]
+    ours = OwnsBits, LearnedBitActivation
+    left = [layer.name for layer in layers_inside(plain) if isinstance(layer, ours)]
     if left:
         raise ValueError(
             "`to_keras` replaces learned-bit layers of a model, not those that you put inside "
@@ -143,131 +159,75 @@ def to_keras(model):
     return plain
 
 
-class _Copier:
-    """Copies a model: graphs of layers are built anew, a subclass says what becomes of a layer.
+class _ToLearnedBits(Copier):
+    """Puts learned-bit layers in the place of those that a selection wants.
 
-    Attributes:
-        copies: Dictionary of layer to its copy. A layer that is shared is copied once.
+    Args:
+        selection: `Selection`.
+        settings: Dictionary of settings of the learned-bit layers.
+        make_activation: Function of a name to the layer to put before each, or None.
     """
-
-    functional = keras.Model
-    sequential = keras.Sequential
-
-    def __init__(self):
-        self.copies = {}
-
-    def copy(self, model):
-        """The copy of the outermost model."""
-        with keras.saving.custom_object_scope({type(each).__name__: type(each)
-                                               for each in layers_inside(model)}):  # fmt: skip
-            if _is_graph(model):
-                new = self._graph(model, self.functional, self.sequential)
-            else:
-                new = self.holder(model)
-            self.copies[model] = new
-            for old, copied in list(self.copies.items()):
-                self.fill(old, copied)
-        self._copy_trainable(model)
-        return new
-
-    def layer(self, layer):
-        """The copy of a layer that is no graph of layers."""
-        raise NotImplementedError
-
-    def holder(self, model):
-        """The copy of an outermost model that is no graph of layers."""
-        raise NotImplementedError
-
-    def fill(self, old, new):
-        """Gives a copy, built by now, the state of its original."""
-        raise NotImplementedError
-
-    def _graph(self, model, functional, sequential):
-        if isinstance(model, keras.Sequential):
-            given = model.inputs[0]
-            inputs = _input_like(given)
-            return sequential([inputs, *map(self._any, model.layers)], name=model.name)
-        # Without the compiled state, which Keras would clone, too.
-        bare = keras.Model(model.input, model.output, name=model.name)
-        inputs = keras.tree.map_structure(_input_like, model.input)
-        clone = keras.models.clone_model(bare, inputs, clone_function=self._any)
-        if functional is keras.Model:
-            return clone
-        return functional(clone.input, clone.output, name=model.name)
-
-    def _any(self, operation):
-        if not isinstance(operation, keras.layers.Layer):
-            return operation  # of `keras.ops`: it holds nothing
-        if operation not in self.copies:
-            if _is_graph(operation):
-                copied = self._graph(operation, keras.Model, keras.Sequential)
-            else:
-                copied = self.layer(operation)
-            self.copies[operation] = copied
-        return self.copies[operation]
-
-    def copy_state(self, old, new):
-        """Copies weights, and what Keras keeps beside them, of two layers of one kind."""
-        for source, target in zip(layers_inside(old), layers_inside(new), strict=True):
-            if type(source) is not type(target):
-                raise ValueError(
-                    "Layers of one model must not be of different classes with the same name. "
-                    f"Received: {type(source)} and {type(target)} for layer {source.name!r}"
-                )
-            store = {}
-            source.save_own_variables(store)
-            target.load_own_variables(store)
-            if hasattr(source, "save_assets"):
-                with tempfile.TemporaryDirectory() as directory:
-                    source.save_assets(directory)
-                    target.load_assets(directory)
-            self.copies.setdefault(source, target)
-
-    def _copy_trainable(self, model):
-        """Holders first: each sets what it holds. Then each weight by itself."""
-        old_layers = [layer for layer in layers_inside(model) if layer in self.copies]
-        for old in sorted(old_layers, key=lambda layer: -len(layers_inside(layer))):
-            self.copies[old].trainable = old.trainable
-        for source, target in zip(
-            float_weights(model), float_weights(self.copies[model]), strict=True
-        ):
-            target.trainable = source.trainable
-        for kernel in quantized_kernels(self.copies[model]):
-            if kernel.log_scale is not None:
-                kernel.log_scale.trainable = kernel.kernel.trainable
-
-
-class _ToLearnedBits(_Copier):
-    """Puts learned-bit layers in the place of those that a selection wants."""
 
     functional = LearnedBitModel
     sequential = LearnedBitSequential
 
-    def __init__(self, selection, settings):
+    def __init__(self, selection, settings, make_activation):
         super().__init__()
         self.selection = selection
         self.settings = settings
+        self.make_activation = make_activation
         self.conversions = {}
+        self.converted = set()
+        self.activations = []
+        self.quantized = {}  # `id` of a tensor to itself and what takes its place
+
+    def rewires(self, model):
+        return self.make_activation is not None
+
+    def call(self, layer, *args, **kwargs):
+        if self.make_activation and layer in self.converted:
+            args, kwargs = keras.tree.map_structure(
+                lambda value: self._quantized(value, layer), (args, kwargs)
+            )
+        outputs = layer(*args, **kwargs)
+        if isinstance(layer, LearnedBitActivation):
+            self.quantized[id(outputs)] = outputs, outputs
+        return outputs
+
+    def _quantized(self, value, layer):
+        """What a converted layer is called with in the place of a value."""
+        is_float = isinstance(value, keras.KerasTensor) and "float" in value.dtype
+        if not is_float or any(value is given for given in keras.tree.flatten(self.inputs)):
+            return value
+        if id(value) not in self.quantized:
+            activation = self.make_activation(name=f"{layer.name}_input", dtype=value.dtype)
+            self.activations.append(activation)
+            self.quantized[id(value)] = value, activation(value)
+        return self.quantized[id(value)][1]
 
     def layer(self, layer):
         wanted = [each for each in layers_inside(layer) if self.selection.wants(each)]
         if not wanted:
-            return _like(layer)
+            return like(layer)
         if type(layer) in TWINS:
             twin = TWINS[type(layer)]
             self.conversions[layer] = twin.__name__
-            return _from_config(twin, layer, self.settings)
+            new = from_config(twin, layer, self.settings)
+            self.converted.add(new)
+            return new
         self.conversions |= dict.fromkeys(wanted, f"in LearnedBitWrapper {layer.name!r}")
         unwanted = [
             number
             for number, (chain, _, _) in enumerate(kernels_inside(layer))
             if (chain[-1] if chain else layer) not in wanted
         ]
-        return LearnedBitWrapper(_like(layer), exclude=unwanted, **self.settings)
+        new = LearnedBitWrapper(like(layer), exclude=unwanted, **self.settings)
+        self.converted.add(new)
+        return new
 
     def holder(self, model):
         wrapper = self.layer(model)
-        _build_like(model, wrapper.layer)
+        build_like(model, wrapper.layer)
         wrapper.build()
         return LearnedBitSubclassed(wrapper, name=model.name)
 
@@ -281,25 +241,35 @@ class _ToLearnedBits(_Copier):
                 assign_all(float_weights(new), old.weights)
             for kernel in new.quantized_kernels.values():
                 kernel.fit_scale()
-        elif not _is_graph(old):
+        elif not is_graph(old):
             self.copy_state(old, new)
 
     def report(self):
-        return self.selection.report(self.conversions)
+        return self.selection.report(self.conversions, self.activations)
 
 
-class _ToKeras(_Copier):
+class _ToKeras(Copier):
     """Puts plain layers with quantized weights in the place of learned-bit layers."""
 
+    def rewires(self, model):
+        return any(isinstance(layer, LearnedBitActivation) for layer in model.layers)
+
+    def call(self, layer, *args, **kwargs):
+        if isinstance(layer, LearnedBitActivation):
+            return layer.plain(*args)
+        return layer(*args, **kwargs)
+
     def layer(self, layer):
+        if isinstance(layer, LearnedBitActivation):
+            return layer  # it is not called
         if isinstance(layer, LearnedBitWrapper):
-            return _like(layer.layer)
+            return like(layer.layer)
         if isinstance(layer, LearnedBitMixin):
             config = layer.get_config()
             for setting in ("bits", "min_bits", "max_bits", "kernel_quantizer"):
                 del config[setting]
             return keras_twin(type(layer)).from_config(config)
-        return _like(layer)
+        return like(layer)
 
     def holder(self, model):
         if not isinstance(model, LearnedBitSubclassed):
@@ -308,8 +278,8 @@ class _ToKeras(_Copier):
                 "`to_learned_bits` made; in others it cannot replace the layers. "
                 f"Received: model={model.name!r}"
             )
-        plain = _like(model.wrapper.layer)
-        _build_like(model.wrapper.layer, plain)
+        plain = like(model.wrapper.layer)
+        build_like(model.wrapper.layer, plain)
         return plain
 
     def fill(self, old, new):
@@ -318,51 +288,9 @@ class _ToKeras(_Copier):
         if isinstance(old, LearnedBitWrapper):
             self.copy_state(old.layer, new)
         elif not isinstance(old, OwnsBits):
-            if not _is_graph(old):
+            if not is_graph(old):
                 self.copy_state(old, new)
             return
         quantized = {id(k.kernel): k.quantized() for k in old.quantized_kernels.values()}
         weights = old.layer.weights if isinstance(old, LearnedBitWrapper) else float_weights(old)
         assign_all(new.weights, [quantized.get(id(weight), weight) for weight in weights])
-
-
-def _input_like(tensor):
-    return keras.Input(
-        batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name, sparse=tensor.sparse
-    )
-
-
-def _is_graph(layer):
-    """Whether a layer is a Sequential or functional model that is called as such."""
-    return any(
-        isinstance(layer, kind) and type(layer).call is kind.call
-        for kind in (keras.Sequential, KerasFunctional)
-    )
-
-
-def _like(layer):
-    """A layer of the same configuration, not built."""
-    return _from_config(type(layer), layer)
-
-
-def _from_config(layer_class, layer, settings=None):
-    """A layer of a class with the configuration of another layer, and settings beside it."""
-    try:
-        return layer_class.from_config({**layer.get_config(), **(settings or {})})
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ValueError(
-            "A layer can be copied if its class can be made from its `get_config`; functions in it "
-            "must be registered with `keras.saving`, and lambdas cannot be. "
-            f"Received: {layer.name!r} of class {type(layer).__name__}, {error}"
-        ) from error
-
-
-def _build_like(model, copied):
-    """Builds the copy of a model with a `call` of its own."""
-    if not build_like(copied, model.get_build_config()):
-        unbuilt = [layer.name for layer in layers_inside(copied) if not layer.built]
-        raise ValueError(
-            "A model with a `call` of its own can be converted if its `build_from_config` builds "
-            "all its layers from what its `get_build_config` returns. "
-            f"Received: model={model.name!r}, whose copy has unbuilt layers {unbuilt}"
-        )

@@ -12,11 +12,12 @@ from keras_learnbits.serialization import register
 class BitStep(NamedTuple):
     """What a training step knows when the bits are to move.
 
-    Losses are means over this replica's examples; `layers` counts the kernels.
+    Losses are means over this replica's examples; `layers` counts the quantized tensors.
 
     Attributes:
-        kernels: The `QuantizedKernel`s that are trained.
-        kernel_gradients: Of `loss_unit` times the loss by each float kernel.
+        tensors: The `QuantizedTensor`s whose bits are trained.
+        kernel_gradients: Of `loss_unit` times the loss by each float kernel; None for
+            an activation.
         bit_gradients: Of `loss_unit` times the loss by each bit-width, straight through the
             rounding.
         loss_unit: What mixed precision and replicas have multiplied the loss by.
@@ -32,7 +33,7 @@ class BitStep(NamedTuple):
         bits_move: Whether the bits are not frozen, a boolean tensor.
     """
 
-    kernels: list
+    tensors: list
     kernel_gradients: list
     bit_gradients: list
     loss_unit: tf.Tensor
@@ -48,15 +49,15 @@ class BitStep(NamedTuple):
         """The same step for some of the layers.
 
         Args:
-            places: Their places among `kernels`, a list of integers.
+            places: Their places among `tensors`, a list of integers.
         """
 
         def pick(items):
             return [items[place] for place in places]
 
-        among_all = tf.one_hot(places, len(self.kernels))
+        among_all = tf.one_hot(places, len(self.tensors))
         return self._replace(
-            kernels=pick(self.kernels),
+            tensors=pick(self.tensors),
             kernel_gradients=pick(self.kernel_gradients),
             bit_gradients=pick(self.bit_gradients),
             price_gradients=tf.gather(self.price_gradients, places),
@@ -67,18 +68,21 @@ class BitStep(NamedTuple):
 
 
 class BitGradient:
-    """Base class of the estimators: a function from a `BitStep` to one gradient a kernel.
+    """Base class of the estimators: a function from a `BitStep` to a gradient for each
+    quantized tensor.
 
     The gradients, shape `(layers,)`, are those of the mean loss of this replica's examples; they
     are averaged over replicas before the sign is taken.
 
     Attributes:
         predicts_losses: Whether it predicts the loss at whole bits, as `WholeBit` does.
+        kernels_only: Whether it can say nothing of activations.
     """
 
     predicts_losses = False
+    kernels_only = False
 
-    def build(self, kernels, add_variable):
+    def build(self, tensors, add_variable):
         """Creates the estimator's state with an optimizer's `add_variable`."""
 
     def __call__(self, step):
@@ -95,7 +99,7 @@ class BitGradient:
         """
         raise NotImplementedError
 
-    def before_update(self, kernels):
+    def before_update(self, tensors):
         """Called between the estimate and the update of weights and bits."""
 
     def get_config(self):
@@ -141,12 +145,14 @@ class Paper(Derivative):
     Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
     """
 
+    kernels_only = True
+
     def task_gradients(self, step):
-        slopes = [self.error_slope(kernel) for kernel in step.kernels]
+        slopes = [self.error_slope(kernel) for kernel in step.tensors]
         return step.quantization_reg * tf.stack(slopes)
 
-    def before_update(self, kernels):
-        for kernel in kernels:
+    def before_update(self, tensors):
+        for kernel in tensors:
             kernel.project()
 
     @staticmethod

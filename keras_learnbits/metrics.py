@@ -16,20 +16,25 @@ class BitMetrics(keras.metrics.Metric):
 
     def __init__(self, names, name="bit_metrics", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.names = tuple(names)
+        self.names = self.present = tuple(names)
         self.total = self.add_variable((len(self.names),), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
 
     def update_state(self, values, sample_weight=1.0):
-        """Adds values, a dictionary of name to scalar, for `sample_weight` examples."""
-        values = keras.ops.stack([keras.ops.cast(values[name], "float32") for name in self.names])
+        """Adds values, a dictionary of name to scalar, for `sample_weight` examples.
+
+        Names that it leaves out are left out of the result.
+        """
+        self.present = tuple(values)
+        values = [keras.ops.cast(values.get(name, 0.0), "float32") for name in self.names]
+        values = keras.ops.stack(values)
         sample_weight = keras.ops.cast(sample_weight, "float32")
         self.total.assign_add(values * sample_weight)
         self.count.assign_add(sample_weight)
 
     def result(self):
         means = self.total / keras.ops.maximum(self.count, 1.0)
-        return {name: means[index] for index, name in enumerate(self.names)}
+        return {n: means[index] for index, n in enumerate(self.names) if n in self.present}
 
     def get_config(self):
         return {"names": self.names, "name": self.name}

@@ -1,13 +1,17 @@
-"""`BitObjective`: the two terms that are added to the task's loss, for a model's kernels."""
+"""`BitObjective`: the two terms that are added to the task's loss, for what a model quantizes."""
 
 import tensorflow as tf
 
 from keras_learnbits import ops, penalties
+from keras_learnbits.layers.base import QuantizedKernel
 from keras_learnbits.serialization import choose
 
 
 class BitObjective:
     """What bits cost and what rounding costs, without their weights in the loss.
+
+    Its methods take all `QuantizedTensor`s of a model, `layers` of them. All have a price;
+    kernels have a quantization error, too, while that of activations is seen by the task alone.
 
     Args:
         bit_penalty: `"bits"` or `"levels"`.
@@ -23,61 +27,80 @@ class BitObjective:
             quantization_error, penalties.QUANTIZATION_ERRORS, "quantization_error"
         )
 
-    def penalty(self, kernels):
+    def penalty(self, tensors):
         """Penalty at the latent bit-widths, a float32 scalar."""
-        return tf.reduce_sum(self._penalty(_bits(kernels), _sizes(kernels)))
+        return tf.reduce_sum(self._penalty(_bits(tensors), _shares(tensors)))
 
-    def mean_bits(self, kernels):
-        """Mean latent bits per weight, a float32 scalar."""
-        return tf.reduce_sum(penalties.mean_bits(_bits(kernels), _sizes(kernels)))
-
-    def quantization_error(self, kernels):
+    def quantization_error(self, tensors):
         """Quantization error of all kernels, a float32 scalar."""
+        kernels = _kernels(tensors)
         errors = tf.stack([kernel.squared_error() for kernel in kernels])
-        return self._error(errors, _energies(kernels), _sizes(kernels))
+        return self._error(errors, _energies(kernels), _shares(kernels))
 
-    def error_weights(self, kernels):
+    def error_weights(self, tensors):
         """Derivatives of the quantization error by the squared errors, shape `(layers,)`."""
+        kernels = _kernels(tensors)
         errors = tf.zeros(len(kernels))  # any will do, for the error is linear in them
         with tf.GradientTape() as tape:
             tape.watch(errors)
-            error = self._error(errors, _energies(kernels), _sizes(kernels))
-        return tape.gradient(error, errors)
+            error = self._error(errors, _energies(kernels), _shares(kernels))
+        slopes = iter(tf.unstack(tape.gradient(error, errors), num=len(kernels)))
+        return tf.stack([next(slopes) if tensor in kernels else 0.0 for tensor in tensors])
 
-    def penalty_gradients(self, kernels):
+    def penalty_gradients(self, tensors):
         """Derivatives of the penalty by the latent bit-widths, shape `(layers,)`."""
-        bits = _bits(kernels)
+        bits = _bits(tensors)
         with tf.GradientTape() as tape:
             tape.watch(bits)
-            penalty = self._penalty(bits, _sizes(kernels))
+            penalty = self._penalty(bits, _shares(tensors))
         return tape.gradient(penalty, bits)
 
-    def penalty_table(self, kernels):
+    def penalty_table(self, tensors):
         """Penalty of each layer at 1, 2, ... bits, relative to its present width.
 
         Returns:
             Float32 tensor of shape `(layers, 16)`.
         """
         widths = tf.range(ops.MIN_BITS, ops.MAX_BITS + 1, dtype=tf.float32)
-        return self._penalty_at(kernels, lambda bits: 0.0 * bits + widths[:, None])
+        return self._penalty_at(tensors, lambda bits: 0.0 * bits + widths[:, None])
 
-    def penalty_changes(self, kernels):
+    def penalty_changes(self, tensors):
         """Changes of the penalty with one bit fewer and with one more, shape `(layers, 2)`."""
-        return self._penalty_at(kernels, lambda bits: bits + tf.constant([[-1.0], [1.0]]))
+        return self._penalty_at(tensors, lambda bits: bits + tf.constant([[-1.0], [1.0]]))
 
-    def _penalty_at(self, kernels, other):
+    def _penalty_at(self, tensors, other):
         """Changes of each layer's penalty at `other(bits)`, shape `(cases, layers)` transposed."""
-        bits, sizes = tf.stack([kernel.integer_bits() for kernel in kernels]), _sizes(kernels)
-        return tf.transpose(self._penalty(other(bits), sizes) - self._penalty(bits, sizes))
+        bits, shares = tf.stack([tensor.integer_bits() for tensor in tensors]), _shares(tensors)
+        return tf.transpose(self._penalty(other(bits), shares) - self._penalty(bits, shares))
 
 
-def _bits(kernels):
-    return tf.stack([kernel.bits.value for kernel in kernels])
+def mean_bits(tensors):
+    """Mean latent bits per weight, or per value of activations.
+
+    Args:
+        tensors: List of `QuantizedTensor` of one kind.
+
+    Returns:
+        Float32 scalar, in bits.
+    """
+    return tf.reduce_sum(penalties.mean_bits(_bits(tensors), _shares(tensors)))
+
+
+def _kernels(tensors):
+    return [tensor for tensor in tensors if isinstance(tensor, QuantizedKernel)]
+
+
+def _bits(tensors):
+    return tf.stack([tensor.latent_bits() for tensor in tensors])
 
 
 def _energies(kernels):
     return tf.stack([kernel.energy() for kernel in kernels])
 
 
-def _sizes(kernels):
-    return [kernel.size for kernel in kernels]
+def _shares(tensors):
+    """Share of each among all of its kind, a float32 tensor of shape `(layers,)`."""
+    totals = {}
+    for tensor in tensors:
+        totals[type(tensor)] = totals.get(type(tensor), 0) + tensor.size
+    return tf.constant([tensor.size / totals[type(tensor)] for tensor in tensors], tf.float32)

@@ -107,7 +107,7 @@ def encode(kernel, grid):
     Returns:
         Float32 tensor of the kernel's shape with integers in `0..max_code`.
     """
-    position = tf.cast(kernel, tf.float32) / grid.step - grid.offset
+    position = tf.cast(kernel, tf.float32) * (1.0 / grid.step) - grid.offset
     return tf.clip_by_value(tf.floor(position + 0.5), 0.0, grid.max_code)
 
 

@@ -3,7 +3,7 @@
 import keras
 
 from keras_learnbits import bit_gradients
-from keras_learnbits.layers.base import quantized_kernel_of
+from keras_learnbits.layers.base import QuantizedKernel, quantized_tensor_of
 from keras_learnbits.serialization import register
 
 
@@ -133,16 +133,23 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         if self.built:
             return
         super().build(variables)
-        owners = [quantized_kernel_of(variable) for variable in variables]
+        owners = [quantized_tensor_of(variable) for variable in variables]
         pairs = zip(owners, variables, strict=True)
-        kernels = [owner for owner, variable in pairs if owner and variable is owner.bits]
-        self.bit_gradient.build(kernels, self.add_variable)
+        tensors = [owner for owner, variable in pairs if owner and variable is owner.bits]
+        activations = [t.name() for t in tensors if not isinstance(t, QuantizedKernel)]
+        if self.bit_gradient.kernels_only and activations:
+            raise ValueError(
+                "The bits of activations are learned with bit_gradient='measured' or "
+                "'straight_through'. Received: "
+                f"bit_gradient={type(self.bit_gradient).__name__}, activations={activations}"
+            )
+        self.bit_gradient.build(tensors, self.add_variable)
 
     def _choose(self, variable):
-        kernel = quantized_kernel_of(variable)
-        if kernel is None:
+        tensor = quantized_tensor_of(variable)
+        if tensor is None:
             return self.weight_optimizer
-        return self.bit_optimizer if variable is kernel.bits else self.scale_optimizer
+        return self.bit_optimizer if variable is tensor.bits else self.scale_optimizer
 
     def _split(self, items, variables):
         """Pairs each optimizer with its share of `items`; the weights' comes last.

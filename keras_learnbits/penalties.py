@@ -5,47 +5,48 @@ import tensorflow as tf
 from keras_learnbits import ops
 
 
-def mean_bits(bits, sizes):
+def mean_bits(bits, shares):
     """Mean bits per weight, `sum N_l b_l / sum N_l`: the storage, whoever uses it.
 
-    `bit_reg` times this is what one mean bit may cost in loss, the same for every model.
+    `bit_reg` times this is what one mean bit may cost in loss, the same for every model. Where
+    activations are quantized, too, their mean bits per value are added.
 
     Args:
         bits: Float32 tensor of shape `(..., layers)`.
-        sizes: Number of weights of each layer.
+        shares: Each layer's share of the weights, or of the values of activations.
 
     Returns:
         Each layer's term of the sum, of the shape of `bits`, in bits.
 
     Example:
-    >>> mean_bits(tf.constant([2.0, 4.0]), [300, 100]).numpy().tolist()
+    >>> mean_bits(tf.constant([2.0, 4.0]), tf.constant([0.75, 0.25])).numpy().tolist()
     [1.5, 1.0]
     """
-    return bits * tf.constant([size / sum(sizes) for size in sizes], tf.float32)
+    return bits * shares
 
 
-def levels(bits, sizes):
+def levels(bits, shares):
     """The published price, `sum_l 2**b_l`, which charges a small layer as much as a big one.
 
     Args:
         bits: Float32 tensor of shape `(..., layers)`.
-        sizes: Not used.
+        shares: Not used.
 
     Returns:
         Each layer's term of the sum, of the shape of `bits`.
 
     Example:
-    >>> levels(tf.constant([1.0, 3.0]), [300, 100]).numpy().tolist()
+    >>> levels(tf.constant([1.0, 3.0]), None).numpy().tolist()
     [2.0, 8.0]
     """
-    del sizes
+    del shares
     return 2.0**bits
 
 
 BIT_PENALTIES = {"bits": mean_bits, "levels": levels}
 
 
-def relative_error(squared_errors, energies, sizes):
+def relative_error(squared_errors, energies, shares):
     """Quantization error of a model: squared error over energy, `||q - W||^2 / ||W||^2`.
 
     The mean over layers weighted by their numbers of weights, without a unit: 0 is exact, 1 is
@@ -54,28 +55,28 @@ def relative_error(squared_errors, energies, sizes):
     Args:
         squared_errors: `||q - W||^2`, shape `(layers,)`.
         energies: `||W||^2`, shape `(layers,)`; taken as constants.
-        sizes: Number of weights of each layer.
+        shares: Each layer's share of the weights, shape `(layers,)`.
 
     Returns:
         Float32 scalar.
 
     Example:
-    >>> relative_error(tf.constant([1.0, 0.0]), tf.constant([4.0, 1.0]), [30, 10]).numpy().item()
+    >>> shares = tf.constant([0.75, 0.25])
+    >>> relative_error(tf.constant([1.0, 0.0]), tf.constant([4.0, 1.0]), shares).numpy().item()
     0.1875
     """
-    shares = tf.constant([size / sum(sizes) for size in sizes], tf.float32)
     energies = tf.maximum(tf.stop_gradient(energies), ops.TINY)
     return tf.reduce_sum(shares * squared_errors / energies)
 
 
-def half_squared_error(squared_errors, energies, sizes):
+def half_squared_error(squared_errors, energies, shares):
     """The published quantization error, `sum_l 1/2 ||q - W||^2`.
 
     Example:
     >>> half_squared_error(tf.constant([1.0, 3.0]), None, None).numpy().item()
     2.0
     """
-    del energies, sizes
+    del energies, shares
     return 0.5 * tf.reduce_sum(squared_errors)
 
 

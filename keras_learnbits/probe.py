@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits import bit_gradients
-from keras_learnbits.layers.base import unique_names
+from keras_learnbits.layers.base import QuantizedKernel, unique_names
 from keras_learnbits.report import aligned_table
 from keras_learnbits.whole_bits import room, whole_bit_gradients
 
@@ -114,7 +114,7 @@ class BitProber:
     Args:
         model, layers, batch_size: As for `probe_bits`.
         estimators: Dictionary of name to `keras_learnbits.bit_gradients.BitGradient`; by default
-            those of the library.
+            those of the library that can say something of the model's bits.
 
     Example:
     >>> model = keras_learnbits.LearnedBitSequential(
@@ -132,21 +132,26 @@ class BitProber:
                 f"Received: model={model}"
             )
         model.prepare_bits()
-        kernels = model.trained_kernels
-        names = unique_names(kernels)
+        tensors = model.trained_tensors
+        names = unique_names(tensors)
         unknown = set(layers or ()) - set(names)
         if unknown:
             raise ValueError(f"`layers` must be among {names}. Received: {sorted(unknown)}")
         places = [i for i, name in enumerate(names) if layers is None or name in layers]
         self.names = [names[place] for place in places]
-        self.kernels = [kernels[place] for place in places]
+        self.tensors = [tensors[place] for place in places]
         self.batch_size = batch_size
         if estimators is None:
-            estimators = {name: cls() for name, cls in bit_gradients.BIT_GRADIENTS.items()}
+            kernels_only = all(isinstance(tensor, QuantizedKernel) for tensor in self.tensors)
+            estimators = {
+                name: estimator()
+                for name, estimator in bit_gradients.BIT_GRADIENTS.items()
+                if kernels_only or not estimator.kernels_only
+            }
 
         @tf.function(reduce_retracing=True)
         def measure(batch):
-            shifts = tf.one_hot(places, len(kernels))
+            shifts = tf.one_hot(places, len(tensors))
             both = model.loss_changes(batch, tf.concat([-shifts, shifts], axis=0))
             return tf.transpose(tf.reshape(both, (2, len(places))))
 
@@ -169,18 +174,18 @@ class BitProber:
             name: _mean([predictions[name].numpy() for predictions, _ in found], seen)[0]
             for name in found[0][0]
         }
-        allowed = [each.numpy() for each in room(self.kernels)]
+        allowed = [each.numpy() for each in room(self.tensors)]
         changes = [
             BitChange(
                 layer=name,
-                bits=int(kernel.integer_bits()),
+                bits=int(tensor.integer_bits()),
                 step=step,
                 measured=float(losses[row, side]),
                 standard_error=float(errors[row, side]),
                 price=float(prices[row, side]),
                 predicted={key: float(table[row, side]) for key, table in predicted.items()},
             )
-            for row, (name, kernel) in enumerate(zip(self.names, self.kernels, strict=True))
+            for row, (name, tensor) in enumerate(zip(self.names, self.tensors, strict=True))
             for side, step in enumerate((-1, 1))
             if allowed[side][row]
         ]

@@ -176,6 +176,32 @@ class LearnedScaleQuantizer(Quantizer):
         return {"per_channel": self.per_channel}
 
 
+class ActivationQuantizer(LearnedScaleQuantizer):
+    """Grid of `2**bits` levels, one of them 0, with a trained scale, for what flows.
+
+    Codes times the step: `-2**(bits - 1) .. 2**(bits - 1) - 1` if signed, else `0 .. 2**bits - 1`
+    at half the step. For the same scale both reach equally far upwards.
+
+    Args:
+        signed: Float32 scalar tensor, 1.0 or 0.0.
+
+    Example:
+    >>> quantizer = ActivationQuantizer(tf.constant(0.0))
+    >>> values = tf.constant([-1.0, 0.3, 0.8, 9.0])
+    >>> print(quantizer.quantize(values, tf.constant(2.0), tf.constant(0.0)).numpy().round(3))
+    [0.    0.498 0.996 1.494]
+    """
+
+    def __init__(self, signed):
+        super().__init__(per_channel=False)
+        self.signed = signed
+
+    def grid(self, kernel, bits, log_scale=None):
+        max_code = ops.max_code(bits)
+        step = 0.5 * (1.0 + self.signed) * ops.gaussian_step(bits) * tf.exp(log_scale)
+        return ops.Grid(step, -0.5 * self.signed * (max_code + 1.0), max_code)
+
+
 @register
 class MinMaxQuantizer(Quantizer):
     """The published method's affine grid on `[min W, max W]`, re-read from `W` at every use.

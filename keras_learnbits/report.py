@@ -4,7 +4,13 @@ import itertools
 import math
 from typing import NamedTuple
 
-from keras_learnbits.layers.base import quantized_kernels, unique_names
+from keras_learnbits.layers.activation import QuantizedActivation
+from keras_learnbits.layers.base import (
+    quantized_kernels,
+    quantized_tensor_of,
+    quantized_tensors,
+    unique_names,
+)
 
 FLOAT_BYTES = 4
 
@@ -63,17 +69,35 @@ class BitRow(NamedTuple):
         return self.code_bytes + self.scale_bytes
 
 
+class ActivationRow(NamedTuple):
+    """One quantized activation.
+
+    Attributes:
+        layer: Name of the `LearnedBitActivation`; its path where names repeat.
+        values: Number of values that flow for one example.
+        bits: Integer bit-width in use.
+        bounds: Lowest and highest level; None before its range is fitted.
+    """
+
+    layer: str
+    values: int
+    bits: int
+    bounds: tuple | None
+
+
 class BitTable:
     """Rows and totals of a model; prints as an aligned table.
 
     Attributes:
         rows: List of `BitRow`.
+        activations: List of `ActivationRow`.
         float_parameters: Number of parameters that stay in float32: biases, normalization
             (with its moving statistics) and layers that are not quantized.
     """
 
-    def __init__(self, rows, float_parameters):
+    def __init__(self, rows, activations, float_parameters):
         self.rows = rows
+        self.activations = activations
         self.float_parameters = float_parameters
 
     @property
@@ -85,6 +109,14 @@ class BitTable:
     def mean_bits(self):
         """Mean bits over all quantized weights, `sum N_l B_l / sum N_l`."""
         return sum(row.weights * row.bits for row in self.rows) / self.weights
+
+    @property
+    def mean_activation_bits(self):
+        """Mean bits over all values of quantized activations; None if there are none."""
+        values = sum(row.values for row in self.activations)
+        if not values:
+            return None
+        return sum(row.values * row.bits for row in self.activations) / values
 
     @property
     def packed_bytes(self):
@@ -129,6 +161,7 @@ class BitTable:
         return "\n".join(
             [
                 aligned_table([[head], body, [total, others]], left=2),
+                *self._activation_lines(),
                 f"{self.packed_bytes:,} bytes packed, {self.float_bytes:,} in float32: "
                 f"{self.compression:.1f} times smaller, "
                 f"{8 * self.packed_bytes / (self.weights + self.float_parameters):.2f} bits a "
@@ -138,6 +171,23 @@ class BitTable:
 
     __repr__ = __str__
 
+    def _activation_lines(self):
+        if not self.activations:
+            return []
+        body = [
+            (
+                row.layer,
+                f"{row.values:,}",
+                str(row.bits),
+                *("?" if row.bounds is None else f"{bound:.3g}" for bound in row.bounds or "??"),
+            )
+            for row in self.activations
+        ]
+        values = sum(row.values for row in self.activations)
+        total = ("activations", f"{values:,}", f"{self.mean_activation_bits:.2f}", "", "")
+        head = ("activation", "values", "bits", "lowest", "highest")
+        return [aligned_table([[head], body, [total]], left=1)]
+
 
 def bit_table(model):
     """What the bits of a model have come to, layer by layer, and what it weighs.
@@ -146,7 +196,8 @@ def bit_table(model):
         model: A built Keras model with learned-bit layers.
 
     Returns:
-        `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`.
+        `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`,
+        `.activations`.
 
     Raises:
         ValueError: The model has no learned-bit layer, or is not built.
@@ -181,6 +232,13 @@ def bit_table(model):
                 scale_bytes=FLOAT_BYTES * (learned_scales or grid.step.shape.num_elements() * 2),
             )
         )
+    tensors = quantized_tensors(model)
+    activations = [
+        ActivationRow(name, tensor.size, int(tensor.integer_bits()), tensor.bounds())
+        for tensor, name in zip(tensors, unique_names(tensors), strict=True)
+        if isinstance(tensor, QuantizedActivation)
+    ]
     own = {id(v) for k in kernels for v in (k.kernel, k.bits, k.log_scale)}
+    own |= {id(v) for v in model.weights if isinstance(quantized_tensor_of(v), QuantizedActivation)}
     floats = sum(math.prod(v.shape) for v in model.weights if id(v) not in own)
-    return BitTable(rows, floats)
+    return BitTable(rows, activations, floats + len(activations))  # with the scale of each

@@ -47,11 +47,12 @@ class Selection:
         """Whether a layer's own kernels are to be converted."""
         return layer in self.reasons and self.reasons[layer] is None
 
-    def report(self, conversions):
+    def report(self, conversions, activations=()):
         """What becomes of each layer that has weights of its own.
 
         Args:
             conversions: Dictionary of layer to what it was converted to; others may be missing.
+            activations: Layers that were put in.
 
         Returns:
             `ConversionReport`.
@@ -62,6 +63,7 @@ class Selection:
             if weights:
                 conversion = f"left: {reason}" if reason else conversions.get(layer)
                 rows.append((self.names[layer], type(layer).__name__, weights, conversion))
+        rows += [(layer.name, "", 0, f"{type(layer).__name__} put in") for layer in activations]
         return ConversionReport(rows)
 
 

@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
-from keras_learnbits.layers.base import quantized_kernel_of, quantized_kernels
+from keras_learnbits.layers.base import quantized_kernels, quantized_tensor_of
 from keras_learnbits.metrics import BitMetrics
-from keras_learnbits.objective import BitObjective
+from keras_learnbits.objective import BitObjective, mean_bits
 from keras_learnbits.optimizers import with_bits
 
 
@@ -26,7 +26,14 @@ class LearnedBitTraining(BitControl):
     def _add_bit_metrics(self):
         """Creates the metrics, once the Keras class is initialized."""
         self.bit_metrics = BitMetrics(
-            ["task_loss", "quantization_error", "bit_penalty", "mean_bits", "bit_reg"]
+            [
+                "task_loss",
+                "quantization_error",
+                "bit_penalty",
+                "mean_bits",
+                "mean_activation_bits",
+                "bit_reg",
+            ]
         )
 
     def compile(
@@ -113,7 +120,7 @@ class LearnedBitTraining(BitControl):
     # they are trained.
 
     def _moving_bits(self):
-        return [kernel.bits for kernel in self.trained_kernels]
+        return [tensor.bits for tensor in self.trained_tensors]
 
     def _without_moving_bits(self, variables):
         moving = {id(bits) for bits in self._moving_bits()}
@@ -142,24 +149,25 @@ class LearnedBitTraining(BitControl):
         two terms out.
         """
         task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        tensors = self.quantized_tensors
         kernels = quantized_kernels(self.learner())
         self._check_kernels(kernels)
-        error = self.bit_objective.quantization_error(kernels)
-        penalty = self.bit_objective.penalty(kernels)
+        error = self.bit_objective.quantization_error(tensors)
+        penalty = self.bit_objective.penalty(tensors)
         bit_reg = tf.convert_to_tensor(self.bit_reg.value)
         quantization_reg = tf.convert_to_tensor(self.quantization_reg.value)
         # Keras has divided the task's loss by the number of replicas; metrics want the whole.
         replicas = _replicas()
-        self.bit_metrics.update_state(
-            {
-                "task_loss": task_loss * replicas,
-                "quantization_error": error,
-                "bit_penalty": penalty,
-                "mean_bits": self.bit_objective.mean_bits(kernels),
-                "bit_reg": bit_reg,
-            },
-            sample_weight=_batch_size(x, y),
-        )
+        parts = {
+            "task_loss": task_loss * replicas,
+            "quantization_error": error,
+            "bit_penalty": penalty,
+            "mean_bits": mean_bits(kernels),
+            "bit_reg": bit_reg,
+        }
+        if activations := tensors[len(kernels) :]:
+            parts["mean_activation_bits"] = mean_bits(activations)
+        self.bit_metrics.update_state(parts, sample_weight=_batch_size(x, y))
         terms = (quantization_reg * error + bit_reg * penalty) / replicas
         return task_loss + tf.cast(terms, task_loss.dtype)
 
@@ -167,7 +175,7 @@ class LearnedBitTraining(BitControl):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not all(layer.built for layer in (self, *self.layers)):  # bits to watch must exist
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
-        moving = self.trained_kernels
+        moving = self.trained_tensors
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         bit_gradient = self._bit_state().bit_gradient
@@ -175,8 +183,8 @@ class LearnedBitTraining(BitControl):
         if moving:
             step = self._bit_step((x, y, sample_weight), moving, gradients, index)
             moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
-            for kernel, gradient in zip(moving, tf.unstack(bit_gradient(step)), strict=True):
-                gradients[index[id(kernel.bits)]] = moves * gradient
+            for tensor, gradient in zip(moving, tf.unstack(bit_gradient(step)), strict=True):
+                gradients[index[id(tensor.bits)]] = moves * gradient
         bit_gradient.before_update(moving)
         self.optimizer.apply(gradients, self.trainable_variables)
         for metric in self.metrics:
@@ -188,7 +196,7 @@ class LearnedBitTraining(BitControl):
         """Loss, predictions, the scaled loss's gradients, and each variable's place in them."""
         x, y, sample_weight = data
         with tf.GradientTape() as tape:
-            tape.watch([kernel.bits.value for kernel in moving])
+            tape.watch([tensor.bits.value for tensor in moving])
             y_pred = self(x, **self._training_argument(True))
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
@@ -207,7 +215,7 @@ class LearnedBitTraining(BitControl):
         Returns:
             `keras_learnbits.bit_gradients.BitStep`.
         """
-        moving = self.trained_kernels
+        moving = self.trained_tensors
         with self._changing_nothing():
             _, _, gradients, index = self._differentiate(data, moving)
         return self._bit_step(data, moving, gradients, index)
@@ -243,28 +251,29 @@ class LearnedBitTraining(BitControl):
 
         Args:
             data: Tuple `(x, y, sample_weight)` of this step.
-            moving: The `QuantizedKernel`s whose bits are trained.
+            moving: The `QuantizedTensor`s whose bits are trained.
             gradients: Of the scaled loss by the trainable variables.
             index: Dictionary of a variable's `id` to its place in `gradients`.
 
         Returns:
             `BitStep`.
         """
-        kernels = quantized_kernels(self.learner())
-        places = [kernels.index(kernel) for kernel in moving]
+        tensors = self.quantized_tensors
+        places = [tensors.index(tensor) for tensor in moving]
         price = self.bit_reg.value
+        kernels = [getattr(tensor, "kernel", None) for tensor in moving]
         return bit_gradients.BitStep(
-            kernels=moving,
-            kernel_gradients=[gradients[index[id(kernel.kernel)]] for kernel in moving],
-            bit_gradients=[gradients[index[id(kernel.bits)]] for kernel in moving],
+            tensors=moving,
+            kernel_gradients=[k if k is None else gradients[index[id(k)]] for k in kernels],
+            bit_gradients=[gradients[index[id(tensor.bits)]] for tensor in moving],
             loss_unit=tf.cast(self.optimizer.scale_loss(1.0), tf.float32) / _replicas(),
             price_gradients=price
-            * tf.gather(self.bit_objective.penalty_gradients(kernels), places),
-            price_changes=price * tf.gather(self.bit_objective.penalty_changes(kernels), places),
+            * tf.gather(self.bit_objective.penalty_gradients(tensors), places),
+            price_changes=price * tf.gather(self.bit_objective.penalty_changes(tensors), places),
             quantization_reg=tf.convert_to_tensor(self.quantization_reg.value),
             error_weights=lambda: (
                 self.quantization_reg.value
-                * tf.gather(self.bit_objective.error_weights(kernels), places)
+                * tf.gather(self.bit_objective.error_weights(tensors), places)
             ),
             loss_changes=lambda shifts: self.loss_changes(data, shifts),
             batch_size=_batch_size(*data[:2]),
@@ -278,26 +287,24 @@ class LearnedBitTraining(BitControl):
 
         Args:
             data: Tuple `(x, y, sample_weight)`.
-            shifts: Integers to add to the widths of `trained_kernels`, which stay within their
+            shifts: Integers to add to the widths of `trained_tensors`, which stay within their
                 bounds; shape `(cases, layers)`.
 
         Returns:
             Float32 tensor of shape `(cases,)`: changes of the loss, price left out.
         """
         x, y, sample_weight = data
-        moving = self.trained_kernels
-        bits = tf.stack([kernel.integer_bits() for kernel in moving])
-        low = [float(kernel.layer.min_bits) for kernel in moving]
-        high = [float(kernel.layer.max_bits) for kernel in moving]
+        moving = self.trained_tensors
+        bits = tf.stack([tensor.integer_bits() for tensor in moving])
+        low = [float(tensor.layer.min_bits) for tensor in moving]
+        high = [float(tensor.layer.max_bits) for tensor in moving]
 
         def loss_at(shift):
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
-            with self._changing_nothing([(k.bits, w) for k, w in zip(moving, widths, strict=True)]):
+            with self._changing_nothing([(t.bits, w) for t, w in zip(moving, widths, strict=True)]):
                 y_pred = self(x, **self._training_argument(False))
                 loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-                price = self.bit_reg.value * self.bit_objective.penalty(
-                    quantized_kernels(self.learner())
-                )
+                price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)
             return tf.cast(loss * _replicas(), tf.float32) - price
 
         cases = tf.concat([tf.zeros_like(shifts[:1]), shifts], axis=0)
@@ -307,11 +314,11 @@ class LearnedBitTraining(BitControl):
 
 def _without_fixed_scales(variables):
     """Without the scales of kernels that are not trained, which may lie inside other layers."""
-    kernels = [quantized_kernel_of(variable) for variable in variables]
+    tensors = [quantized_tensor_of(variable) for variable in variables]
     return [
         variable
-        for variable, kernel in zip(variables, kernels, strict=True)
-        if kernel is None or kernel.kernel.trainable
+        for variable, tensor in zip(variables, tensors, strict=True)
+        if tensor is None or tensor.trainable
     ]
 
 

@@ -1,6 +1,6 @@
 """`warm_start`: begin at the weights of a trained float model."""
 
-from keras_learnbits.layers.base import quantized_kernel_of, quantized_kernels
+from keras_learnbits.layers.base import quantized_kernels, quantized_tensor_of
 
 
 def warm_start(model, float_model):
@@ -52,7 +52,7 @@ def _weights_by_layer(model):
 
 def float_weights(layer):
     """Weights of a layer or model without bits and scales, in order."""
-    return [v for v in layer.weights if quantized_kernel_of(v) is None]
+    return [v for v in layer.weights if quantized_tensor_of(v) is None]
 
 
 def assign_all(variables, values):

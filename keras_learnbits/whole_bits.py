@@ -54,9 +54,9 @@ class WholeBit(BitGradient):
             )
         self.interval = interval
 
-    def build(self, kernels, add_variable):
-        shape = (len(kernels), 2)
-        self.kernels = kernels
+    def build(self, tensors, add_variable):
+        shape = (len(tensors), 2)
+        self.tensors = tensors
 
         # Replicas see other examples: what is assigned is averaged over them.
         def add(name, shape):
@@ -72,10 +72,10 @@ class WholeBit(BitGradient):
         self.widths = add("decided_at", shape[:1])
 
     def __call__(self, step):
-        if not movable(step.kernels):
-            return tf.zeros(len(step.kernels))
+        if not movable(step.tensors):
+            return tf.zeros(len(step.tensors))
         # Of the layers there were at the start, some may have been frozen since.
-        places = [self.kernels.index(kernel) for kernel in step.kernels]
+        places = [self.tensors.index(tensor) for tensor in step.tensors]
         due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
         changes, seen, errors = tf.cond(
             due, lambda: self._look(step), lambda: self._no_look(len(places))
@@ -85,7 +85,7 @@ class WholeBit(BitGradient):
         gradients = self._decide(places, step, predicted, noise)
         # Where nothing was seen yet, nothing is known: the bits stay.
         gradients = tf.where(known, gradients, 0.0)
-        bits = tf.stack([kernel.integer_bits() for kernel in step.kernels])
+        bits = tf.stack([tensor.integer_bits() for tensor in step.tensors])
         moved = tf.logical_and(due, gradients != 0)
         for variable, new, where in (
             (self.gradients, gradients, due),
@@ -131,7 +131,7 @@ class WholeBit(BitGradient):
 
     def _decide(self, places, step, predicted, noise):
         """-1, 0 or 1 for each layer."""
-        rule = step.price_changes, *room(step.kernels)
+        rule = step.price_changes, *room(step.tensors)
         gradients = whole_bit_gradients(predicted, *rule)
         certain = tf.equal(whole_bit_gradients(predicted + CERTAINTY * noise, *rule), gradients)
         directions = tf.gather(self.directions.value, places)
@@ -143,7 +143,7 @@ class WholeBit(BitGradient):
         variable.assign(tf.tensor_scatter_nd_update(variable.value, at, rows))
 
     def _look(self, step):
-        errors = error_changes(step.kernels)
+        errors = error_changes(step.tensors)
         changes, seen = self.look(step, errors)
         usable = tf.logical_and(seen, tf.math.is_finite(changes))
         return tf.where(usable, changes, 0.0), usable, errors
@@ -164,15 +164,13 @@ class WholeBit(BitGradient):
         raise NotImplementedError
 
     def predict(self, step):
-        return self.look(step, error_changes(step.kernels))[0]
+        return self.look(step, error_changes(step.tensors))[0]
 
     def has_seen_all(self):
         """Whether every trained layer was looked at, so that no prediction is a guess."""
         looked_at = tf.convert_to_tensor(self.looked_at.value).numpy()
         return all(
-            looked_at[place]
-            for place in movable(self.kernels)
-            if self.kernels[place].kernel.trainable
+            looked_at[place] for place in movable(self.tensors) if self.tensors[place].trainable
         )
 
     def loss_table(self):
@@ -185,11 +183,11 @@ class WholeBit(BitGradient):
         """
         sensitivity = sensitivities(self.loss_changes.value, self.error_changes.value).numpy()
         seen = tf.convert_to_tensor(self.looked_at.value).numpy() > 0
-        per_weight = np.array([float(k.energy()) / k.size for k in self.kernels])
+        per_weight = np.array([float(t.energy()) / t.size for t in self.tensors])
         # Layers that were not looked at yet: as sensitive to relative error as the others.
         typical = np.mean((sensitivity.mean(axis=1) * per_weight)[seen]) if seen.any() else 1.0
         sensitivity[~seen] = (typical / np.maximum(per_weight[~seen], ops.TINY))[:, None]
-        rows = list(map(_loss_row, self.kernels, sensitivity))
+        rows = list(map(_loss_row, self.tensors, sensitivity))
         return np.reshape(rows, (len(rows), ops.MAX_BITS))
 
     def get_config(self):
@@ -210,9 +208,11 @@ class Difference(WholeBit):
     regularizer, which rounding does not change, is taken for the task's.
     """
 
+    kernels_only = True
+
     def look(self, step, errors):
-        rows, error_weights = [], tf.unstack(step.error_weights(), num=len(step.kernels))
-        for place, kernel in enumerate(step.kernels):
+        rows, error_weights = [], tf.unstack(step.error_weights(), num=len(step.tensors))
+        for place, kernel in enumerate(step.tensors):
             quantized, kernel_value = kernel.quantized(), tf.cast(kernel.kernel.value, tf.float32)
             gradient = tf.cast(step.kernel_gradients[place], tf.float32) / step.loss_unit
             of_error = error_weights[place]
@@ -235,59 +235,59 @@ class Measured(WholeBit):
     """
 
     def look(self, step, errors):
-        layers = len(step.kernels)
-        turns = movable(step.kernels)
+        layers = len(step.tensors)
+        turns = movable(step.tensors)
         turn = tf.cast(self.steps.value // self.interval, tf.int32) % len(turns)
         at_turn = tf.one_hot(tf.gather(turns, turn), layers)
         cases = tf.stack([-at_turn, at_turn])
-        allowed = tf.stack(room(step.kernels), axis=1)
+        allowed = tf.stack(room(step.tensors), axis=1)
         changes = at_turn[:, None] * step.loss_changes(cases)
         return changes, tf.logical_and(at_turn[:, None] > 0, allowed)
 
     def predict(self, step):
-        identity = tf.eye(len(step.kernels))
+        identity = tf.eye(len(step.tensors))
         return tf.stack([step.loss_changes(-identity), step.loss_changes(identity)], axis=1)
 
 
-def _neighbours(kernel):
+def _neighbours(tensor):
     """The bit-widths one below and one above, within what grids allow."""
-    bits = kernel.integer_bits()
+    bits = tensor.integer_bits()
     return tf.maximum(bits - 1, ops.MIN_BITS), tf.minimum(bits + 1, ops.MAX_BITS)
 
 
-def _loss_row(kernel, sensitivity):
+def _loss_row(tensor, sensitivity):
     """One row of `loss_table`, from a layer's sensitivities to fewer and to more bits."""
-    low, high, bits = kernel.layer.min_bits, kernel.layer.max_bits, int(kernel.integer_bits())
+    low, high, bits = tensor.layer.min_bits, tensor.layer.max_bits, int(tensor.integer_bits())
     widths = np.arange(low, high + 1)
-    errors = np.array([float(kernel.squared_error_at(tf.constant(b, tf.float32))) for b in widths])
+    errors = np.array([float(tensor.squared_error_at(tf.constant(b, tf.float32))) for b in widths])
     fewer, more = sensitivity
     losses = np.where(widths < bits, fewer, more) * (errors - errors[bits - low])
-    trace = TRACE * kernel.size * np.take(ops.GAUSSIAN_STEPS, widths - 1) ** 2
+    trace = TRACE * tensor.size * np.take(ops.GAUSSIAN_STEPS, widths - 1) ** 2
     row = np.full(ops.MAX_BITS, np.inf)
     row[low - 1 : high] = np.minimum.accumulate(losses) + trace
     return row
 
 
-def error_changes(kernels):
+def error_changes(tensors):
     """Changes of `||q - W||^2` with one bit fewer and with one more, shape `(layers, 2)`."""
     rows = []
-    for kernel in kernels:
-        error = kernel.squared_error_at(kernel.integer_bits())
-        rows.append([kernel.squared_error_at(b) - error for b in _neighbours(kernel)])
+    for tensor in tensors:
+        error = tensor.squared_error_at(tensor.integer_bits())
+        rows.append([tensor.squared_error_at(b) - error for b in _neighbours(tensor)])
     return tf.stop_gradient(tf.convert_to_tensor(rows))
 
 
-def movable(kernels):
+def movable(tensors):
     """Places of the layers whose bounds leave them more than one width."""
-    bounds = [(kernel.layer.min_bits, kernel.layer.max_bits) for kernel in kernels]
+    bounds = [(tensor.layer.min_bits, tensor.layer.max_bits) for tensor in tensors]
     return [place for place, (low, high) in enumerate(bounds) if low < high]
 
 
-def room(kernels):
+def room(tensors):
     """Whether each layer may take a bit fewer, and a bit more: two tensors `(layers,)`."""
-    bits = tf.stack([kernel.integer_bits() for kernel in kernels])
-    low = tf.constant([float(kernel.layer.min_bits) for kernel in kernels])
-    high = tf.constant([float(kernel.layer.max_bits) for kernel in kernels])
+    bits = tf.stack([tensor.integer_bits() for tensor in tensors])
+    low = tf.constant([float(tensor.layer.min_bits) for tensor in tensors])
+    high = tf.constant([float(tensor.layer.max_bits) for tensor in tensors])
     return bits > low, bits < high
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import keras_learnbits as klb
 from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.objective import mean_bits
 
 L = keras.layers
 
@@ -127,7 +128,7 @@ def test_a_sequential_model_stays_one_and_freezes_what_was_frozen(x):
     assert_close(learned(x), model(x), 1e-3)
     assert not learned.get_layer("conv").trainable
     learned.compile("sgd", "mse")
-    assert [kernel.layer.name for kernel in learned.trained_kernels] == ["inner", "head"]
+    assert [kernel.layer.name for kernel in learned.trained_tensors] == ["inner", "head"]
     assert_close(klb.to_keras(learned)(x), learned(x), 1e-5)
 
 
@@ -362,9 +363,9 @@ def test_networks_of_keras_applications_are_converted_and_go_back(name, size, tm
     learned.save(tmp_path / "model.keras")
     assert_close(keras.models.load_model(tmp_path / "model.keras")(x), learned(x), 0)
     learned.compile("sgd", "mse", bit_reg=100.0, bit_gradient="straight_through", run_eagerly=True)
-    before = learned.bit_objective.mean_bits(quantized_kernels(learned))
+    before = mean_bits(quantized_kernels(learned))
     learned.train_on_batch(x, np.ones((2, 10)))
-    assert learned.bit_objective.mean_bits(quantized_kernels(learned)) < before - 0.005
+    assert mean_bits(quantized_kernels(learned)) < before - 0.005
 
 
 def test_a_stateful_layer_keeps_its_state_between_calls():

@@ -2,7 +2,8 @@
 
 import keras
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import keras_learnbits as klb
@@ -69,14 +70,20 @@ def largest_difference(ys, others):
     return max(np.abs(y - z).max() for y, z in zip(ys, others, strict=True)) / scale
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None,
-          suppress_health_check=list(HealthCheck))  # fmt: skip
-@given(st.data(), st.integers(1, 8), st.integers(0, 2**16))
-def test_random_graphs_are_converted_go_back_and_come_back_from_files(
-    tmp_path_factory, data, bits, seed
-):
-    model = graph(data.draw)
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("part", range(4))  # for as many processes
+def test_two_hundred_random_graphs_are_converted_go_back_and_come_back_from_files(part, tmp_path):
+    @seed(part)
+    @settings(max_examples=50, deadline=None, database=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(st.data(), st.integers(1, 8))
+    def holds(data, bits):
+        check(graph(data.draw), bits, tmp_path / "model.keras")
+
+    holds()
+
+
+def check(model, bits, path):
+    rng = np.random.default_rng(0)
     for weight in model.weights:
         low, high = (0.5, 1.5) if "variance" in weight.name else (-0.7, 0.7)
         weight.assign(rng.uniform(low, high, weight.shape))
@@ -86,11 +93,11 @@ def test_random_graphs_are_converted_go_back_and_come_back_from_files(
 
     assert largest_difference(expected, predictions(klb.to_learned_bits(model, bits=16), x)) < 1e-3
 
-    learned = klb.to_learned_bits(model, bits=bits)
+    learned = klb.to_learned_bits(model, bits=bits, activations=bits > 4)
+    learned(x, training=True)  # which fits the ranges of activations
     predicted = predictions(learned, x)
     assert largest_difference(predicted, predictions(klb.to_keras(learned), x)) < 1e-5
 
-    path = tmp_path_factory.mktemp("graph") / "model.keras"
     learned.save(path)
     assert largest_difference(predicted, predictions(keras.models.load_model(path), x)) == 0
     keras.utils.clear_session()

@@ -66,7 +66,7 @@ def test_a_prediction_by_difference_is_the_printed_formula(make_model, data):
     model = compiled(make_model(bits=3), data, "difference")
     step = step_of(model, data)
     predicted = Difference().predict(step).numpy()
-    kernel, gradient = step.kernels[0], step.kernel_gradients[0].numpy()
+    kernel, gradient = step.tensors[0], step.kernel_gradients[0].numpy()
     w = kernel.kernel.numpy()
     q, up = kernel.quantized().numpy(), kernel.quantized_at(tf.constant(4.0)).numpy()
     fisher = 64 * np.mean(gradient**2)

@@ -30,29 +30,61 @@ class ClipBits(keras.constraints.Constraint):
         return keras.ops.clip(bits, self.min_bits, self.max_bits)
 
 
-class QuantizedKernel:
-    """One float kernel with its bit-width, its scales and its quantizer.
+class QuantizedTensor:
+    """What has a bit-width: a kernel, or what flows through a `LearnedBitActivation`.
 
     Attributes:
         layer: The layer it belongs to.
+        bits: Scalar `keras.Variable`, the latent real bit-width in bits.
+        size: Number of weights, or of values that flow for one example.
+        trainable: Whether its bits are trained.
+    """
+
+    def __init__(self, layer, bits):
+        self.layer = layer
+        self.bits = bits
+
+    def name(self, of_layer=None):
+        """The layer's name, or `of_layer`."""
+        return of_layer or self.layer.name
+
+    def latent_bits(self):
+        """The real bit-width that is trained, a float32 scalar tensor."""
+        return tf.convert_to_tensor(self.bits.value)
+
+    def integer_bits(self):
+        """The bit-width in use, a float32 scalar tensor."""
+        return ops.integer_bits(self.latent_bits())
+
+    def squared_error_at(self, bits):
+        """Squared quantization error at another bit-width, a float32 scalar."""
+        raise NotImplementedError
+
+    def energy(self):
+        """Sum of squares of what is quantized, a float32 scalar."""
+        raise NotImplementedError
+
+
+class QuantizedKernel(QuantizedTensor):
+    """One float kernel with its bit-width, its scales and its quantizer.
+
+    Attributes, beside those of every quantized tensor:
         weight_name: Name of the kernel in the layer, e.g. `"kernel"` or `"pointwise_kernel"`.
         kernel: Float `keras.Variable`.
-        bits: Scalar `keras.Variable`, the latent real bit-width in bits.
         log_scale: `keras.Variable` with the natural logarithm of the scales, or None.
         quantizer: `keras_learnbits.quantizers.Quantizer`.
     """
 
     def __init__(self, layer, weight_name, kernel, bits, log_scale, quantizer):
-        self.layer = layer
+        super().__init__(layer, bits)
         self.weight_name = weight_name
         self.kernel = kernel
-        self.bits = bits
         self.log_scale = log_scale
         self.quantizer = quantizer
 
     def name(self, of_layer=None):
         """The layer's name, or `of_layer`; where a layer has several kernels, `layer/kernel`."""
-        of_layer = of_layer or self.layer.name
+        of_layer = super().name(of_layer)
         several = len(self.layer.quantized_kernels) > 1
         return f"{of_layer}/{self.weight_name}" if several else of_layer
 
@@ -60,6 +92,10 @@ class QuantizedKernel:
     def size(self):
         """Number of weights."""
         return math.prod(self.kernel.shape)
+
+    @property
+    def trainable(self):
+        return self.kernel.trainable
 
     def _float32(self):
         """The tensors a quantizer takes: kernel, bits, log_scale."""
@@ -92,14 +128,6 @@ class QuantizedKernel:
     def energy(self):
         """`||W||^2`, a float32 scalar."""
         return tf.reduce_sum(tf.square(self._float32()[0]))
-
-    def latent_bits(self):
-        """The real bit-width that is trained, a float32 scalar tensor."""
-        return tf.convert_to_tensor(self.bits.value)
-
-    def integer_bits(self):
-        """The bit-width in use, a float32 scalar tensor."""
-        return ops.integer_bits(self.latent_bits())
 
     def fit_scale(self):
         """Sets the scales to those with the least squared error at the present bit-width."""
@@ -223,10 +251,7 @@ class OwnsBits:
                 trainable=kernel.trainable,
             )
         quantized_kernel = QuantizedKernel(self, name, kernel, bits, log_scale, quantizer)
-        # How models and optimizers find it, however deep the layer lies.
-        for variable in (bits, log_scale):
-            if variable is not None:
-                variable.quantized_kernel = quantized_kernel
+        mark_variables(quantized_kernel, bits, log_scale)
         self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
 
     def get_config(self):
@@ -304,6 +329,19 @@ class LearnedBitMixin(OwnsBits):
     load_own_variables = keras.layers.Layer.load_own_variables
 
 
+def quantized_tensors(model):
+    """All that has a bit-width in a model or layer: kernels, then activations.
+
+    Args:
+        model: A built Keras model or layer.
+
+    Returns:
+        List of `QuantizedTensor`, each once, in the order of the variables.
+    """
+    kernels = quantized_kernels(model)
+    return kernels + [each for each in _marking(model) if not isinstance(each, QuantizedKernel)]
+
+
 def quantized_kernels(model):
     """All quantized kernels of a model or layer, each once, in the order of the variables.
 
@@ -313,29 +351,40 @@ def quantized_kernels(model):
     Returns:
         List of `QuantizedKernel`.
     """
-    owners = [quantized_kernel_of(variable) for variable in model.variables]
+    return [each for each in _marking(model) if isinstance(each, QuantizedKernel)]
+
+
+def _marking(model):
+    owners = [quantized_tensor_of(variable) for variable in model.variables]
     return list({id(owner): owner for owner in owners if owner is not None}.values())
 
 
-def unique_names(kernels):
+def unique_names(tensors):
     """Names for logs and tables: the layers' own, and their paths where names repeat.
 
     Args:
-        kernels: List of `QuantizedKernel`.
+        tensors: List of `QuantizedTensor`.
 
     Returns:
         List of as many different strings.
     """
-    names = [kernel.name() for kernel in kernels]
+    names = [tensor.name() for tensor in tensors]
     if len(set(names)) < len(names):
-        names = [kernel.name(of_layer=kernel.layer.path) for kernel in kernels]
+        names = [tensor.name(of_layer=tensor.layer.path) for tensor in tensors]
     repeated = {name for name in names if names.count(name) > 1}
     return [f"{name}_{index}" if name in repeated else name for index, name in enumerate(names)]
 
 
-def quantized_kernel_of(variable):
-    """The `QuantizedKernel` whose bit-width or scales a variable holds, else None."""
-    return getattr(variable, "quantized_kernel", None)
+def mark_variables(tensor, *variables):
+    """Marks variables (or None) as a quantized tensor's, so that it is found however deep."""
+    for variable in variables:
+        if variable is not None:
+            variable.quantized_tensor = tensor
+
+
+def quantized_tensor_of(variable):
+    """The `QuantizedTensor` whose bit-width or scales a variable holds, else None."""
+    return getattr(variable, "quantized_tensor", None)
 
 
 def check_bits(bits, min_bits, max_bits):

@@ -1,0 +1,221 @@
+"""`LearnedBitActivation`: what flows between layers, at a learned bit-width."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_learnbits.layers.base import ClipBits, QuantizedTensor, check_bits, mark_variables
+from keras_learnbits.quantizers import ActivationQuantizer
+from keras_learnbits.serialization import register
+
+# Values of a batch that its range is fitted to.
+SAMPLE = 2**14
+
+
+class QuantizedActivation(QuantizedTensor):
+    """What flows through a `LearnedBitActivation`, with its bit-width and its scale."""
+
+    def __init__(self, layer, bits, size):
+        super().__init__(layer, bits)
+        self.size = size
+
+    @property
+    def trainable(self):
+        return self.layer.trainable
+
+    def squared_error_at(self, bits):
+        """A twelfth of the squared step for each value, as for values between the levels."""
+        step = self.layer.quantizer().grid(None, bits, self.layer.log_scale()).step
+        return self.size * tf.square(step) / 12.0
+
+    def bounds(self):
+        """The lowest and the highest level, two numbers; None before the range is fitted."""
+        if not self.layer.is_fitted():
+            return None
+        step, offset, max_code = map(float, self.layer.grid())
+        return step * offset + 0.0, step * (offset + max_code)  # no -0.0
+
+    def energy(self):
+        """The squared scale for each value, as for values from a Gaussian."""
+        return self.size * tf.exp(2.0 * self.layer.log_scale())
+
+
+@register
+class LearnedBitActivation(keras.layers.Layer):
+    """Rounds what flows through it to `2**bits` levels, with a trainable range and bit-width.
+
+    The grid has a level at 0; it reaches from 0 upwards, or to both sides if negative values
+    flow. In the first training batches the range is fitted to what flows, at the least squared
+    error; from then on it is trained. Before the first one, values pass as they are. In a
+    `LearnedBitModel` the bits move, at a price of `bit_reg` for a mean bit per value, which needs
+    `bit_gradient="measured"` or `"straight_through"`.
+
+    Args:
+        bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
+        min_bits: Lowest bit-width, an integer >= 2 (at 1 bit a signed grid has no level above 0).
+        max_bits: Highest bit-width, an integer <= 16.
+        calibration_batches: Training batches that the range is fitted to, an integer >= 1.
+        **kwargs: `name`, `dtype` and what else `keras.layers.Layer` takes.
+
+    Input shape: any, `(batch_size, ...)`; dimensions that are not fixed count as 1 where values
+        are counted for the price.
+
+    Output shape: the same.
+
+    Raises:
+        ValueError: `2 <= min_bits <= bits <= max_bits <= 16` does not hold, or
+            `calibration_batches` is no integer >= 1.
+
+    Source: levels and gradients as in LSQ (arXiv 1902.08153), with bits that are learned.
+
+    Example:
+    >>> layer = LearnedBitActivation(bits=2)
+    >>> _ = layer(np.array([[0.1, 0.6, 1.5]]), training=True)
+    >>> layer(np.array([[-1.0, 0.1, 0.6, 9.0]])).numpy().round(1).tolist()
+    [[0.0, 0.0, 0.5, 1.5]]
+    """
+
+    def __init__(self, bits=8, min_bits=2, max_bits=8, calibration_batches=10, **kwargs):
+        check_bits(bits, min_bits, max_bits)
+        if min_bits < 2:
+            raise ValueError(
+                "Activations need `min_bits` >= 2, since with 1 bit a signed grid has no level "
+                f"above 0. Received: min_bits={min_bits}"
+            )
+        if not isinstance(calibration_batches, int) or calibration_batches < 1:
+            raise ValueError(
+                "`calibration_batches` must be an integer number of batches >= 1. "
+                f"Received: calibration_batches={calibration_batches}"
+            )
+        super().__init__(**kwargs)
+        self.initial_bits = bits
+        self.min_bits = min_bits
+        self.max_bits = max_bits
+        self.calibration_batches = calibration_batches
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        def add_scalar(name, value=0.0, **kwargs):
+            initializer = keras.initializers.Constant(value)
+            return self.add_weight(
+                (), initializer, "float32", name=name, autocast=False, aggregation="mean", **kwargs
+            )
+
+        bounds = ClipBits(self.min_bits, self.max_bits)
+        self.bits = add_scalar("bits", self.initial_bits, constraint=bounds, trainable=False)
+        # The scale is what was fitted times what was trained since.
+        self.trained_log_scale = add_scalar("log_scale")
+        self.fitted_log_scale = add_scalar("fitted_log_scale", trainable=False)
+        self.signed = add_scalar("signed", trainable=False)
+        self.batches_seen = add_scalar("batches_seen", trainable=False)
+        self.size = math.prod(dimension or 1 for dimension in input_shape[1:])
+        mark_variables(
+            QuantizedActivation(self, self.bits, self.size),
+            *(self.bits, self.trained_log_scale, self.fitted_log_scale),
+            *(self.signed, self.batches_seen),
+        )
+
+    def call(self, inputs, training=False):
+        values = tf.cast(inputs, tf.float32)
+        if training:
+            self._calibrate(values)
+        quantized = tf.cond(
+            self.batches_seen.value > 0,
+            lambda: self._quantized(values),
+            lambda: values,
+        )
+        return tf.cast(quantized, self.compute_dtype)
+
+    def _quantized(self, values):
+        log_scale, share = self.log_scale(), self.size**-0.5
+        # All values pull at one scale: LSQ divides its gradient by the root of their number.
+        log_scale = tf.stop_gradient(log_scale) + share * (log_scale - tf.stop_gradient(log_scale))
+        return self.quantizer().quantize(values, self.bits.value, log_scale)
+
+    def _calibrate(self, values):
+        """Takes a batch into the mean of the scales that fit best."""
+        values = tf.stop_gradient(values)
+        seen, log_scale, signed = (
+            tf.convert_to_tensor(variable.value)
+            for variable in (self.batches_seen, self.fitted_log_scale, self.signed)
+        )
+
+        def fitted():
+            negative = tf.cast(tf.reduce_min(values) < 0, tf.float32)
+            quantizer = ActivationQuantizer(tf.maximum(signed, negative))
+            fit = quantizer.fitted_log_scale(_sample(values), self.bits.value, (1,))[0]
+            usable = tf.math.is_finite(fit + tf.reduce_mean(values))
+            new = log_scale + (fit - log_scale) / (seen + 1.0)
+            return (
+                seen + tf.cast(usable, tf.float32),
+                tf.where(usable, new, log_scale),
+                tf.where(usable, quantizer.signed, signed),
+            )
+
+        calibrating = seen < self.calibration_batches
+        results = tf.cond(calibrating, fitted, lambda: (seen, log_scale, signed))
+        # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
+        variables = (self.batches_seen, self.fitted_log_scale, self.signed)
+        for variable, value in zip(variables, results, strict=True):
+            variable.assign(value)
+
+    def log_scale(self):
+        """The natural logarithm of the scale in use, a float32 scalar."""
+        return self.fitted_log_scale.value + self.trained_log_scale.value
+
+    def quantizer(self):
+        """`ActivationQuantizer` of this layer, signed or not."""
+        return ActivationQuantizer(tf.convert_to_tensor(self.signed.value))
+
+    def is_fitted(self):
+        """Whether a batch of training data flowed through it."""
+        return self.built and bool(tf.convert_to_tensor(self.batches_seen.value) > 0)
+
+    def grid(self):
+        """The `keras_learnbits.ops.Grid` in use.
+
+        Raises:
+            ValueError: The range was not fitted yet.
+        """
+        if not self.is_fitted():
+            raise ValueError(
+                "A `LearnedBitActivation` has a grid once a batch of training data flowed "
+                f"through it. Received: layer={self.name!r}, which saw none"
+            )
+        return self.quantizer().grid(None, self.bits.value, self.log_scale())
+
+    def plain(self, inputs):
+        """What this layer computes, with `keras.ops` and constants alone.
+
+        Args:
+            inputs: Tensor or `keras.KerasTensor`.
+
+        Returns:
+            Tensor of the shape and, as the layer's compute dtype, the dtype of its output.
+
+        Raises:
+            ValueError: The range was not fitted yet.
+        """
+        step, offset, max_code = map(float, self.grid())
+        position = keras.ops.cast(inputs, "float32") * float(1.0 / self.grid().step) - offset
+        codes = keras.ops.clip(keras.ops.floor(position + 0.5), 0.0, max_code)
+        return keras.ops.cast((codes + offset) * step, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "bits": self.initial_bits,
+            "min_bits": self.min_bits,
+            "max_bits": self.max_bits,
+            "calibration_batches": self.calibration_batches,
+        }
+
+
+def _sample(values):
+    """`SAMPLE` values, evenly spaced in a batch; some more than once in a small one."""
+    flat = tf.reshape(values, [-1])
+    return tf.gather(flat, tf.range(SAMPLE, dtype=tf.int64) * tf.size(flat, tf.int64) // SAMPLE)
