@@ -1,0 +1,151 @@
+"""`save_packed`, `load_packed`, `load_packed_model`: a Keras model and its packed file."""
+
+import json
+
+import keras
+
+import keras_learnbits
+from keras_learnbits.export.packed import reader, weights, writer
+from keras_learnbits.layers.base import quantized_kernels
+
+FLOAT_DTYPES = ("float32", "bfloat16")
+
+
+def save_packed(model, path, float_dtype="float32", include_config=False):
+    """Writes a model to a file about as small as `bit_table(model).packed_bytes`.
+
+    Each kernel is stored as integer codes of its own bit-width, with its steps and offsets; biases,
+    normalization and layers that are not quantized as `float_dtype`; weights of integers as they
+    are. States of optimizers, metrics and random seeds are left out. The file is in the
+    safetensors format, laid out as `docs/packed_format.md` says. It is written beside `path`
+    first and then renamed: whenever the process is killed, the old file stands or the new one.
+
+    Args:
+        model: A built Keras model with learned-bit layers.
+        path: Path of the file.
+        float_dtype: `"float32"`, or `"bfloat16"`, which halves and rounds what is not quantized;
+            scalars stay float32.
+        include_config: Whether the file holds the model's configuration, too, so that
+            `load_packed_model` can make the model; some 1 to 3 kB.
+
+    Raises:
+        ValueError: The model is not built, has no learned-bit layer, a kernel that is not finite
+            or that two layers quantize, or no configuration; or `float_dtype` is unknown.
+        ImportError: safetensors is not installed.
+        OSError: The file cannot be written. The old one stands.
+
+    Example:
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> model = keras_learnbits.LearnedBitSequential(
+    ...     [keras.Input((64,)), keras_learnbits.LearnedBitDense(256, bits=2, name="dense")])
+    >>> save_packed(model, path)
+    >>> os.path.getsize(path) - keras_learnbits.bit_table(model).packed_bytes < 600
+    True
+    """
+    if float_dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"`float_dtype` must be one of {FLOAT_DTYPES}. Received: float_dtype={float_dtype!r}"
+        )
+    if not isinstance(model, keras.Model) or not quantized_kernels(model):
+        raise ValueError(
+            "`save_packed` needs a built Keras model with at least one learned-bit layer. "
+            f"Received: model={model!r}"
+        )
+    config = _config(model) if include_config else None
+    packed = weights.packed_weights(model, float_dtype)
+    writer.write_atomically(path, writer.packed_bytes(packed, keras_learnbits.__version__, config))
+
+
+def load_packed(path, into=None):
+    """Reads the weights of a packed file, and puts them into a model if one is given.
+
+    Without `into` it needs NumPy and safetensors only: where there is no TensorFlow, copy
+    `keras_learnbits/export/packed/reader.py`, whose `read_packed(path).arrays()` is the same.
+
+    Args:
+        path: Path of the file.
+        into: A built Keras model with the layers of the one that was packed, or None. If they
+            learn their bits, kernels, bit-widths and scales are set so that the model predicts
+            what the packed one did; plain layers get the quantized weights. Weights are matched
+            by name; where names differ, as those that Keras makes up do, by order.
+
+    Returns:
+        Dictionary of name to array: float32 for quantized kernels, equal to the model's quantized
+        weights bit for bit, and for other weights of floats; weights of integers as they were.
+
+    Raises:
+        PackedFileError: The file is no packed file, of an unknown version, cut short or damaged.
+        ValueError: `into` has other weights, or kernels that cannot hold these: of other
+            quantizers, bounds of bits, or a type too narrow. Nothing is changed then.
+        ImportError: safetensors is not installed.
+        OSError: The file cannot be opened.
+
+    Example:
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> model = keras_learnbits.LearnedBitSequential(
+    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1, name="dense")])
+    >>> save_packed(model, path)
+    >>> arrays = load_packed(path)
+    >>> bool(np.all(arrays["learned_bit_sequential/dense/kernel"] == model.layers[0].kernel))
+    True
+    """
+    file = reader.read_packed(path)
+    if into is not None:
+        weights.fill(into, file.weights)
+    return file.arrays()
+
+
+def load_packed_model(path, custom_objects=None):
+    """Makes the model of a packed file that was saved with its configuration.
+
+    Keras makes the model as `keras.models.load_model` does, in safe mode: it may import the
+    modules that the file names, so load models of those whom you trust. (`load_packed` executes
+    nothing.)
+
+    Args:
+        path: Path of a file that `save_packed(..., include_config=True)` wrote.
+        custom_objects: Dictionary of name to class or function that Keras does not know.
+
+    Returns:
+        A model that predicts what the packed one did. It is not compiled.
+
+    Raises:
+        PackedFileError: The file has no configuration, or cannot be read.
+        ValueError: Keras cannot make or build the model.
+        ImportError: safetensors is not installed.
+        OSError: The file cannot be opened.
+
+    Example:
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> model = keras_learnbits.LearnedBitSequential(
+    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1)])
+    >>> save_packed(model, path, include_config=True)
+    >>> x = np.ones((3, 8))
+    >>> bool(np.all(load_packed_model(path).predict(x, verbose=0) == model.predict(x, verbose=0)))
+    True
+    """
+    file = reader.read_packed(path)
+    if file.config is None:
+        raise reader.PackedFileError(
+            "To make a model from a packed file, save it with `include_config=True`; or fill one "
+            f"with `load_packed(path, into=model)`. Received: path={str(path)!r}"
+        )
+    model = keras.models.model_from_json(json.dumps(file.config), custom_objects)
+    weights.fill(model, file.weights)
+    return model
+
+
+def _config(model):
+    """What `keras.models.model_from_json` makes the model from, not compiled."""
+    try:
+        config = json.loads(model.to_json())
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            "`include_config=True` needs a model with a `get_config`. "
+            f"Received: model={model.name!r}, {error}"
+        ) from error
+    config.pop("compile_config", None)
+    return config

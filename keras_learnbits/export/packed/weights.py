@@ -1,0 +1,234 @@
+"""The weights of a model as a packed file holds them: taken from a model, and put into one."""
+
+import itertools
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits.export.packed import reader
+from keras_learnbits.layers.base import QuantizedKernel, quantized_kernels
+
+# How far rounding may carry a scale from where its formula is solved, in units in the last place.
+SEARCHED_ULPS = 8
+
+
+class _Weight(NamedTuple):
+    """A weight of a model: its name, its variable, and its `QuantizedKernel` or None."""
+
+    name: str
+    variable: keras.Variable
+    kernel: QuantizedKernel | None
+
+
+def packed_weights(model, float_dtype):
+    """The weights of a model, in its order, without bit-widths and logarithms of scales.
+
+    Args:
+        model: A built Keras model with learned-bit layers.
+        float_dtype: `"float32"` or `"bfloat16"`, for arrays that are not quantized.
+
+    Returns:
+        List of `reader.PackedKernel` and `reader.PackedArray`.
+
+    Raises:
+        ValueError: A kernel is quantized by two layers, is not finite, or has no weights.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
+    >>> [weight.shape for weight in packed_weights(model, "float32")]
+    [(4, 2), (2,)]
+    """
+    return [
+        _packed_array(weight.name, weight.variable, float_dtype)
+        if weight.kernel is None
+        else _packed_kernel(weight.name, weight.kernel)
+        for weight in _weights(model)
+    ]
+
+
+def _weights(model):
+    kernels = quantized_kernels(model)
+    owners = {id(kernel.kernel): kernel for kernel in kernels}
+    if len(owners) < len(kernels):
+        raise ValueError(
+            "A packed file holds each kernel at one bit-width. "
+            f"Received: model={model.name!r}, with a kernel that two layers quantize"
+        )
+    own = {id(variable) for kernel in kernels for variable in (kernel.bits, kernel.log_scale)}
+    variables = [variable for variable in model.weights if id(variable) not in own]
+    names = [variable.path for variable in variables]
+    repeated = {name for name in names if names.count(name) > 1}
+    return [
+        _Weight(f"{name}_{index}" if name in repeated else name, variable, owners.get(id(variable)))
+        for index, (name, variable) in enumerate(zip(names, variables, strict=True))
+    ]
+
+
+def _packed_kernel(name, kernel):
+    codes, grid = kernel.encode()
+    codes, shape, bits = codes.numpy(), codes.shape, int(kernel.integer_bits())
+    # Steps and offsets of one shape, with as many axes as the kernel.
+    step, offset = np.broadcast_arrays(grid.step.numpy(), grid.offset.numpy())
+    step, offset = (each.reshape((1,) * (len(shape) - each.ndim) + each.shape)
+                    for each in (step, offset))  # fmt: skip
+    if not (np.isfinite([step, offset]).all() and codes.min() >= 0 and codes.max() < 2**bits):
+        raise ValueError(
+            f"Kernels that are packed must be finite. Received: {name!r} with weights that are not"
+        )
+    mid_rise = (offset == -0.5 * (2**bits - 1)).all()
+    scales = [step.ravel()] if mid_rise else [step.ravel(), offset.ravel()]
+    return reader.PackedKernel(
+        name,
+        tuple(shape),
+        bits,
+        "mid_rise" if mid_rise else "affine",
+        tuple(axis for axis, size in enumerate(step.shape) if size > 1),
+        {"codes": reader.pack_codes(codes, bits), "scales": np.concatenate(scales)},
+    )
+
+
+def _packed_array(name, variable, float_dtype):
+    value = tf.convert_to_tensor(variable.value)
+    dtype = value.dtype.name
+    if value.dtype.is_floating:
+        dtype = float_dtype if value.shape.rank else "float32"  # a scalar gains nothing
+    elements = tf.reshape(tf.cast(value, dtype), [-1]).numpy()
+    _, numpy_type = reader.TYPES[dtype]
+    return reader.PackedArray(name, tuple(value.shape), dtype, {dtype: elements.view(numpy_type)})
+
+
+def fill(model, weights):
+    """Gives a model the weights of a packed file.
+
+    They are matched by name; where names differ, as those that Keras makes up do, by order.
+
+    Args:
+        model: A built Keras model with the layers of the one that was packed; of learned bits,
+            or plain, whose kernels then hold the quantized weights.
+        weights: List of `reader.PackedKernel` and `reader.PackedArray`.
+
+    Raises:
+        ValueError: The model has other weights, or kernels that cannot hold these: of other
+            quantizers, bounds of bits, or a type too narrow. Nothing is changed then.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
+    >>> weights = packed_weights(model, "float32")
+    >>> plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> fill(plain, weights)
+    >>> bool(np.all(plain.layers[0].kernel == weights[0].array()))
+    True
+    """
+    values = []
+    for target, weight in _matched(model, weights):
+        if target.kernel is None:
+            values.append((target.variable, weight.array()))
+        else:
+            values += _kernel_values(target, weight)
+    for variable, value in values:
+        variable.assign(value)
+
+
+def _matched(model, weights):
+    """Pairs of `_Weight` and the weight of the file that belongs there."""
+    targets = _weights(model)
+    by_name = {weight.name: weight for weight in weights}
+    if by_name.keys() == {target.name for target in targets}:
+        weights = [by_name[target.name] for target in targets]
+    if len(weights) != len(targets):
+        raise ValueError(
+            "The model must have as many weights as the file. "
+            f"Received: {len(targets)} in model {model.name!r}, {len(weights)} in the file"
+        )
+    for target, weight in zip(targets, weights, strict=True):
+        shape = tuple(target.variable.shape)
+        own_name, file_name = (name.rpartition("/")[2] for name in (target.name, weight.name))
+        if shape != weight.shape or own_name != file_name:
+            raise ValueError(
+                "The model must have the weights of the file, in its order. "
+                f"Received: {target.name!r} of shape {shape} in model {model.name!r}, "
+                f"{weight.name!r} of shape {weight.shape} in the file"
+            )
+        quantized = isinstance(weight, reader.PackedKernel)
+        if target.kernel is not None and not quantized:
+            raise ValueError(
+                "What the model quantizes must be quantized in the file. "
+                f"Received: {target.name!r}, with {weight.name!r} of {weight.dtype} in the file"
+            )
+    return zip(targets, weights, strict=True)
+
+
+def _kernel_values(target, weight):
+    """Values of kernel, bits and scales such that the model computes with the file's weights."""
+    kernel, levels = target.kernel, weight.array()
+    if not kernel.layer.min_bits <= weight.bits <= kernel.layer.max_bits:
+        raise ValueError(
+            "Bits must be within the bounds of the layer. "
+            f"Received: {weight.bits} bits in the file, {kernel.layer.min_bits} to "
+            f"{kernel.layer.max_bits} of {target.name!r}"
+        )
+    bits = tf.constant(float(weight.bits))
+    if kernel.log_scale is None:
+        floats, log_scale = _on_range(kernel, bits, weight), None
+    else:
+        floats, log_scale = levels, _log_scale(kernel, bits, weight)
+    quantized = kernel.quantizer.quantize(_stored(kernel, floats), bits, log_scale)
+    fits = log_scale is None or log_scale.shape == tuple(kernel.log_scale.shape)
+    # On another machine `exp` may round a step in another way.
+    if not fits or not np.allclose(quantized, levels, rtol=1e-6, atol=0):
+        raise ValueError(
+            "The model must be able to quantize its kernels as in the file. "
+            f"Received: {target.name!r} of {kernel.kernel.dtype} with {kernel.quantizer}, "
+            f"{weight.bits} bits, {weight.grid} scales of shape {weight.scale_shape} in the file"
+        )
+    values = [(kernel.kernel, floats), (kernel.bits, bits), (kernel.log_scale, log_scale)]
+    return values if log_scale is not None else values[:2]
+
+
+def _stored(kernel, floats):
+    """What a kernel's variable makes of float32 values."""
+    return tf.cast(tf.cast(floats, kernel.kernel.dtype), tf.float32)
+
+
+def _log_scale(kernel, bits, weight):
+    """Logarithms of the scales that give the steps of the file; the nearest ones if none do."""
+    step, _ = weight.step_and_offset()
+
+    def step_of(log_scale):
+        return kernel.quantizer.grid(kernel.kernel.value, bits, tf.constant(log_scale)).step.numpy()
+
+    unit = step_of(np.zeros(kernel.log_scale.shape, "float32"))
+    with np.errstate(divide="ignore", invalid="ignore"):  # no scale gives a step <= 0
+        start = np.log(step.astype("float64") / unit).astype("float32")
+        spacing = np.maximum(np.spacing(np.abs(start)), 2.0**-25)
+    best, least = start, np.full(start.shape, np.inf)
+    for ulps in range(-SEARCHED_ULPS, SEARCHED_ULPS + 1):
+        candidate = (start + ulps * spacing).astype("float32")
+        error = np.abs(step_of(candidate) - step)
+        best, least = np.where(error < least, candidate, best), np.minimum(error, least)
+    return best
+
+
+def _on_range(kernel, bits, weight):
+    """The levels of the file, their ends moved so that the quantizer reads the file's grid there.
+
+    Between the ends of a kernel a `MinMaxQuantizer` finds a step and an offset, from which the
+    levels at the ends come out a rounding away from where the kernel had them. If the kernel
+    spreads over less than a hundredth of its size, there may be no such ends; levels then differ
+    in the last place.
+    """
+    levels, codes = weight.array(), weight.codes()
+    step, offset = weight.step_and_offset()
+
+    def near(level):
+        ulps = sorted(range(-SEARCHED_ULPS, SEARCHED_ULPS + 1), key=abs)
+        return [_stored(kernel, level + each * np.spacing(level)) for each in ulps]
+
+    for low, high in itertools.product(near(levels.min()), near(levels.max())):
+        grid = kernel.quantizer.grid(tf.stack([low, high]), bits)
+        if (grid.step.numpy() == step).all() and (grid.offset.numpy() == offset).all():
+            levels = np.where(codes == codes.min(), low, levels)
+            return np.where(codes == codes.max(), high, levels)
+    return levels

@@ -1,0 +1,85 @@
+"""Writes packed files: weights to bytes, and bytes to a file that is whole or not there."""
+
+import json
+import os
+import uuid
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits.export.packed import reader
+
+
+def packed_bytes(weights, library, config=None):
+    """The bytes of a packed file.
+
+    Args:
+        weights: List of `reader.PackedKernel` and `reader.PackedArray`.
+        library: Version of this library.
+        config: Dictionary to make the model from, or None to leave it out.
+
+    Raises:
+        reader.PackedFileError: The file could not be read back, e.g. for a name of no printable
+            characters.
+
+    Example:
+    >>> bias = reader.PackedArray("bias", (2,), "float32", {"float32": np.ones(2, "float32")})
+    >>> content = packed_bytes([bias], library="0.1.0")
+    >>> reader.parse(content).arrays()
+    {'bias': array([1., 1.], dtype=float32)}
+    """
+    tensors = {
+        name: np.concatenate([w.data[name] for w in weights if name in w.data])
+        for name in reader.total_lengths(weights)
+    }
+    header = {
+        "library": library,
+        "crc32": reader.checksum(tensors),
+        "weights": [
+            {name: value for name, value in weight._asdict().items() if name != "data"}
+            for weight in weights
+        ],
+    }
+    if config is not None:
+        header["config"] = config
+    text = json.dumps(header, separators=(",", ":")).encode()
+    tensors["header"] = np.frombuffer(zlib.compress(text, 9), np.uint8)
+    _, container = reader.safetensors()
+    content = container.save(_typed(tensors), {reader.FORMAT: reader.VERSION})
+    reader.parse(content)
+    return content
+
+
+def _typed(tensors):
+    """The tensors, those of types that NumPy lacks or that were read as others under their own."""
+    return {
+        name: tensor.view(tf.as_dtype(name).as_numpy_dtype)
+        if name in ("bfloat16", "bool")
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def write_atomically(path, content):
+    """Writes a file that, whenever the process is killed, is the old one or the new one.
+
+    Args:
+        path: Path of the file; its directory must exist.
+        content: Bytes.
+
+    Raises:
+        OSError: It cannot be written; the old file stands.
+    """
+    path = os.path.abspath(path)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
