@@ -1,0 +1,25 @@
+"""Packages that only exports need."""
+
+import importlib
+
+
+def import_extra(*names):
+    """Imports modules of packages that only exports need.
+
+    Args:
+        *names: Names of modules, e.g. `"onnx"`, `"onnx.version_converter"`.
+
+    Returns:
+        The module; a list of them if there are several.
+
+    Raises:
+        ImportError: One is not installed.
+    """
+    try:
+        modules = [importlib.import_module(name) for name in names]
+    except ImportError as error:
+        raise ImportError(
+            "Exports need the packages that `pip install keras_learnbits[export]` brings. "
+            f"Received: {error}"
+        ) from error
+    return modules[0] if len(modules) == 1 else modules
