@@ -8,7 +8,21 @@ from setuptools import find_packages, setup
 here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "keras_learnbits/__init__.py").read_text())[1]
 
-experiments = ["tensorflow-datasets>=4.9.9", "scikit-learn>=1.6", "scipy>=1.14", "matplotlib>=3.10"]
+export = [
+    "safetensors>=0.8",
+    "tf2onnx>=1.17",
+    "onnx>=1.20.1",
+    "onnxruntime>=1.24.1",
+    "qonnx>=1.0",
+    "ai-edge-litert>=2.1",
+]
+experiments = [
+    "tensorflow-datasets>=4.9.9",
+    "scikit-learn>=1.6",
+    "scipy>=1.14",
+    "matplotlib>=3.10",
+    "safetensors>=0.8",
+]
 dev = ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14", "build>=1.3"]
 
 setup(
@@ -29,7 +43,8 @@ setup(
     ],
     extras_require={
         "experiments": experiments,
-        "dev": experiments + dev,
+        "export": export,
+        "dev": experiments + export + dev,
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -188,6 +188,7 @@ def _run(problem, recipe):
     }
     model.save(os.path.join(output_dir, "model.keras"))
     if not FLAGS.float:
+        klb.save_packed(model, os.path.join(output_dir, "model.safetensors"))
         table = klb.bit_table(model)
         result |= {
             "mean_bits": table.mean_bits,

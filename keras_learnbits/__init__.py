@@ -5,6 +5,10 @@ from keras_learnbits.callbacks import BitLogger, FreezeBits
 from keras_learnbits.collapse_guard import CollapseGuard
 from keras_learnbits.conversion import to_keras, to_learned_bits
 from keras_learnbits.distillation import LearnedBitDistiller
+from keras_learnbits.export.litert import export_litert
+from keras_learnbits.export.onnx import export_onnx
+from keras_learnbits.export.packed import load_packed, load_packed_model, save_packed
+from keras_learnbits.export.qonnx import export_qonnx
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.convolutional import (
     LearnedBitConv1D,
@@ -60,7 +64,13 @@ __all__ = [
     "MinMaxQuantizer",
     "SignSGD",
     "bit_table",
+    "export_litert",
+    "export_onnx",
+    "export_qonnx",
+    "load_packed",
+    "load_packed_model",
     "probe_bits",
+    "save_packed",
     "to_keras",
     "to_learned_bits",
     "warm_start",

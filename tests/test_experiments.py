@@ -7,6 +7,8 @@ import sys
 import keras
 import pytest
 
+import keras_learnbits as klb
+
 ROOT = pathlib.Path(__file__).parent.parent
 RESULT_KEYS = {
     "command", "versions", "seed", "epochs", "test_accuracy", "test_loss", "float_test_accuracy",
@@ -39,6 +41,8 @@ def test_the_digits_program_leaves_its_files(tmp_path):
     model = keras.models.load_model(tmp_path / "model.keras")
     assert type(model).__name__ == "LearnedBitFunctional"
     assert list((tmp_path / "logs").rglob("events*"))
+    arrays = klb.load_packed(tmp_path / "model.safetensors", into=model)
+    assert len(arrays) == len(result["bits"]) + 4 == 8  # with the biases
 
 
 @pytest.mark.parametrize(

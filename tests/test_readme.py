@@ -82,6 +82,36 @@ def test_the_table_of_learned_and_uniform_bits_is_that_of_its_files(bits):
     assert all(run["mean_bits"] <= bits for run in learned)
 
 
+EXPORTS = (ROOT / "docs" / "exports.md").read_text()
+
+
+@pytest.mark.parametrize("program", ["mnist", "cifar10"])
+def test_sizes_and_accuracies_of_exports_are_those_of_their_file(program):
+    study = json.loads((RESULTS / "studies" / f"exports-{program}.json").read_text())
+    sizes = [f"{size:,}" for size in study["bytes"].values()]
+    assert f"{study['mean_bits']:.2f} mean bits | {' | '.join(sizes)} |" in README
+    section = EXPORTS[EXPORTS.index(f"`{study['command']}`") :]
+    for (name, accuracy), size in zip(
+        list(study["test_accuracy"].items())[1:],
+        (size for name, size in zip(study["bytes"], sizes, strict=True) if "gzip" not in name),
+        strict=True,
+    ):
+        row = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
+        cells = [size, f"{accuracy:.2%}", f"{study['largest_difference'][name]:.1e}"]
+        found = [cell.strip() for cell in row.split("|")]
+        assert [found[2], found[4], found[5]] == cells
+        assert abs(accuracy - study["test_accuracy"]["model"]) <= 0.0005
+    assert study["bytes"]["packed"] <= 1.02 * study["bytes_of_bit_table"]
+    assert study["mean_bits_in_qonnx"] == pytest.approx(study["mean_bits"])
+
+
+def test_the_figures_of_the_fuzzing_are_those_of_its_file():
+    study = json.loads((RESULTS / "studies" / "fuzz_packed.json").read_text())
+    assert (study["crashes"], study["hangs"], study["read_otherwise_unnoticed"]) == (0, 0, 0)
+    for figure in (study["files"], study["refused"], study["read"]):
+        assert f"{figure:,}" in EXPORTS
+
+
 METHOD = (ROOT / "docs" / "method.md").read_text()
 
 
