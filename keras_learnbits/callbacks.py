@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits.batch_norm import estimate_batch_norm
-from keras_learnbits.layers.base import quantized_kernels, quantized_tensors, unique_names
+from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensors, unique_names
 
 
 class BitLogger(keras.callbacks.Callback):

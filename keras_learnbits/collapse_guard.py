@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_learnbits.layers.base import quantized_kernels, unique_names
+from keras_learnbits.layers.tensors import quantized_kernels, unique_names
 from keras_learnbits.serialization import choose
 
 

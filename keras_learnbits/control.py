@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_learnbits.layers.base import quantized_kernels, quantized_tensors
+from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensors
 
 
 class BitControl:

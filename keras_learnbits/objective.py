@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_learnbits import ops, penalties
-from keras_learnbits.layers.base import QuantizedKernel
+from keras_learnbits.layers.tensors import QuantizedKernel
 from keras_learnbits.serialization import choose
 
 

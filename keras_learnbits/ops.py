@@ -107,7 +107,8 @@ def encode(kernel, grid):
     Returns:
         Float32 tensor of the kernel's shape with integers in `0..max_code`.
     """
-    position = tf.cast(kernel, tf.float32) * (1.0 / grid.step) - grid.offset
+    # Not times a reciprocal: compilers would fuse it with the sum, and round otherwise.
+    position = tf.cast(kernel, tf.float32) / grid.step - grid.offset
     return tf.clip_by_value(tf.floor(position + 0.5), 0.0, grid.max_code)
 
 
@@ -124,10 +125,35 @@ def _sum_to(values, shape):
     return tf.reduce_sum(values, axes, keepdims=True)
 
 
+def _total(values):
+    """The sum of all values; along the last axis at the end, which compilers can vectorize."""
+    return tf.reduce_sum(tf.reduce_sum(values, range(max(values.shape.rank - 1, 0))))
+
+
 def _outside(kernel, grid):
     """Where weights lie below and above the range of a grid."""
     position = kernel / grid.step - grid.offset
     return position < -0.5, position >= grid.max_code + 0.5
+
+
+def _to_kernel_and_step(kernel, grid, quantized, upstream):
+    """Gradients by kernel and step, straight through the rounding."""
+    below, above = _outside(kernel, grid)
+    inside = tf.logical_not(tf.logical_or(below, above))
+    residual = tf.where(inside, quantized - kernel, quantized)
+    to_step = _sum_to(upstream * residual, grid.step.shape) / grid.step
+    return tf.where(inside, upstream, 0.0), to_step
+
+
+def _to_offset_and_max_code(kernel, grid, upstream):
+    """Gradients by offset and highest code, which come from weights beyond the range."""
+    below, above = _outside(kernel, grid)
+    outside = tf.where(tf.logical_or(below, above), upstream, 0.0)
+    to_max_code = tf.where(above, upstream, 0.0)
+    return (
+        _sum_to(grid.step * outside, grid.offset.shape),
+        _sum_to(grid.step * to_max_code, grid.max_code.shape),
+    )
 
 
 def fake_quantize(kernel, grid):
@@ -162,18 +188,80 @@ def fake_quantize(kernel, grid):
 
         def gradient(upstream):
             upstream = tf.convert_to_tensor(upstream)
-            below, above = _outside(kernel, grid)
-            inside = tf.logical_not(tf.logical_or(below, above))
-            to_kernel = tf.where(inside, upstream, 0.0)
-            residual = tf.where(inside, quantized - kernel, quantized)
-            to_step = _sum_to(upstream * residual, step.shape) / step
-            to_offset = _sum_to(step * (upstream - to_kernel), offset.shape)
-            to_max_code = _sum_to(step * tf.where(above, upstream, 0.0), max_code.shape)
-            return to_kernel, to_step, to_offset, to_max_code
+            return (
+                *_to_kernel_and_step(kernel, grid, quantized, upstream),
+                *_to_offset_and_max_code(kernel, grid, upstream),
+            )
 
         return quantized, gradient
 
     return rounded(kernel, *grid)
+
+
+def quantize_with_error(kernel, grid, error_step, dtype="float32"):
+    """`fake_quantize` and what it costs, in one pass over the kernel, and one pass back.
+
+    Kernels of `COMPILED_SIZE` weights or more are handled by functions that XLA compiles.
+
+    Args:
+        kernel: Float32 tensor of a fixed shape.
+        grid: `Grid` whose tensors broadcast against `kernel`.
+        error_step: The step once more; it gets the gradient of the error, whose offset is constant.
+        dtype: Of the quantized kernel.
+
+    Returns:
+        `fake_quantize(kernel, grid)` in `dtype`; `squared_error` of the same; and the energy,
+        `sum kernel**2`, taken as a constant.
+
+    Example:
+    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
+    >>> quantized, error, energy = quantize_with_error(tf.constant([0.5, 1.0]), grid, grid.step)
+    >>> quantized.numpy().tolist(), float(error), float(energy)
+    ([0.5, 1.5], 0.25, 1.25)
+    """
+    large = kernel.shape.num_elements() >= COMPILED_SIZE
+    forward, backward, range_backward = _COMPILED if large else _PASSES
+
+    @tf.custom_gradient
+    def rounded(kernel, step, offset, max_code, error_step):
+        def gradient(by_quantized, by_error, by_energy):
+            del by_energy
+            arguments = kernel, step, offset, max_code, by_quantized
+            to_kernel, to_step, to_error_step = backward(*arguments, by_error)
+            # By itself, so that it is left out where no gradient by the bits is asked for.
+            return to_kernel, to_step, *range_backward(*arguments), to_error_step
+
+        return forward(kernel, step, offset, max_code, dtype), gradient
+
+    return rounded(kernel, *grid, error_step)
+
+
+def _forward(kernel, step, offset, max_code, dtype):
+    grid = Grid(step, offset, max_code)
+    quantized = decode(encode(kernel, grid), grid)
+    error = _total(tf.square(quantized - kernel))
+    return tf.cast(quantized, dtype), error, _total(tf.square(kernel))
+
+
+def _backward(kernel, step, offset, max_code, by_quantized, by_error):
+    grid = Grid(step, offset, max_code)
+    quantized = decode(encode(kernel, grid), grid)
+    upstream = tf.cast(by_quantized, tf.float32)
+    to_kernel, to_step = _to_kernel_and_step(kernel, grid, quantized, upstream)
+    by_residual = 2.0 * by_error * (quantized - kernel)
+    to_error_step = _sum_to(by_residual * quantized, step.shape) / step
+    return to_kernel - by_residual, to_step, to_error_step
+
+
+def _range_backward(kernel, step, offset, max_code, by_quantized):
+    grid = Grid(step, offset, max_code)
+    return _to_offset_and_max_code(kernel, grid, tf.cast(by_quantized, tf.float32))
+
+
+# From so many weights on, what XLA saves in a step is worth the time that it compiles.
+COMPILED_SIZE = 2**16
+_PASSES = (_forward, _backward, _range_backward)
+_COMPILED = tuple(tf.function(function, jit_compile=True) for function in _PASSES)
 
 
 def squared_error(kernel, grid):
@@ -196,7 +284,7 @@ def squared_error(kernel, grid):
     0.25
     """
     codes = tf.stop_gradient(encode(kernel, grid))
-    return tf.reduce_sum(tf.square(decode(codes, grid) - kernel))
+    return _total(tf.square(decode(codes, grid) - kernel))
 
 
 def with_error_slope(error, bits, log_step_slope):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits import bit_gradients
-from keras_learnbits.layers.base import QuantizedKernel, unique_names
+from keras_learnbits.layers.tensors import QuantizedKernel, unique_names
 from keras_learnbits.report import aligned_table
 from keras_learnbits.whole_bits import room, whole_bit_gradients
 

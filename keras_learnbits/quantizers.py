@@ -63,6 +63,13 @@ class Quantizer:
         error = ops.squared_error(kernel, grid)
         return ops.with_error_slope(error, bits, self.log_step_slope(bits))
 
+    def quantize_with_error(self, kernel, bits, log_scale=None, dtype="float32"):
+        """What `quantize`, in `dtype`, and `squared_error` give, and `sum w**2`, in one pass."""
+        grid = self.grid(kernel, bits, log_scale)
+        error_step = self.grid(kernel, tf.stop_gradient(bits), log_scale).step
+        quantized, error, energy = ops.quantize_with_error(kernel, grid, error_step, dtype)
+        return quantized, ops.with_error_slope(error, bits, self.log_step_slope(bits)), energy
+
     def get_config(self):
         return {}
 
@@ -195,6 +202,12 @@ class ActivationQuantizer(LearnedScaleQuantizer):
     def __init__(self, signed):
         super().__init__(per_channel=False)
         self.signed = signed
+
+    def quantize(self, kernel, bits, log_scale=None):
+        # As exported, with a constant step, whose reciprocal TensorFlow multiplies by.
+        step, offset, max_code = self.grid(kernel, bits, log_scale)
+        unit = ops.Grid(tf.ones_like(step), offset, max_code)
+        return step * ops.fake_quantize(kernel * (1.0 / step), unit)
 
     def grid(self, kernel, bits, log_scale=None):
         max_code = ops.max_code(bits)

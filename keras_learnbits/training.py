@@ -7,7 +7,12 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
-from keras_learnbits.layers.base import quantized_kernels, quantized_tensor_of
+from keras_learnbits.layers.tensors import (
+    QuantizedKernel,
+    quantized_kernels,
+    quantized_tensor_of,
+    rounding_once,
+)
 from keras_learnbits.metrics import BitMetrics
 from keras_learnbits.objective import BitObjective, mean_bits
 from keras_learnbits.optimizers import with_bits
@@ -112,7 +117,7 @@ class LearnedBitTraining(BitControl):
     def _check_kernels(self, kernels):
         if not kernels:
             raise ValueError(
-                "A LearnedBitModel needs at least one learned-bit layer, such as LearnedBitDense. "
+                "A LearnedBitModel needs at least one learned-bit kernel, as of LearnedBitDense. "
                 f"Received: layers={[layer.name for layer in self.layers]}"
             )
 
@@ -179,12 +184,13 @@ class LearnedBitTraining(BitControl):
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         bit_gradient = self._bit_state().bit_gradient
+        self._check_training_argument()
         loss, y_pred, gradients, index = self._differentiate((x, y, sample_weight), moving)
         if moving:
             step = self._bit_step((x, y, sample_weight), moving, gradients, index)
             moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
             for tensor, gradient in zip(moving, tf.unstack(bit_gradient(step)), strict=True):
-                gradients[index[id(tensor.bits)]] = moves * gradient
+                gradients[index[id(tensor.bits)]] = moves * tensor.may_move() * gradient
         bit_gradient.before_update(moving)
         self.optimizer.apply(gradients, self.trainable_variables)
         for metric in self.metrics:
@@ -192,10 +198,14 @@ class LearnedBitTraining(BitControl):
                 metric.update_state(loss * _replicas(), sample_weight=_batch_size(x, y))
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
+    def test_step(self, data):
+        with rounding_once():
+            return super().test_step(data)
+
     def _differentiate(self, data, moving):
         """Loss, predictions, the scaled loss's gradients, and each variable's place in them."""
         x, y, sample_weight = data
-        with tf.GradientTape() as tape:
+        with rounding_once(), tf.GradientTape() as tape:
             tape.watch([tensor.bits.value for tensor in moving])
             y_pred = self(x, **self._training_argument(True))
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
@@ -226,6 +236,16 @@ class LearnedBitTraining(BitControl):
         regularized = [v for v in super().trainable_variables if v.regularizer is not None]
         state = [(v, v.value) for v in regularized] + list(state)
         return keras.StatelessScope(state_mapping=state, collect_losses=True)
+
+    def _check_training_argument(self):
+        """Without it, no `LearnedBitActivation` would see that this is training."""
+        tensors = self.quantized_tensors
+        activations = [t.name() for t in tensors if not isinstance(t, QuantizedKernel)]
+        if activations and not self._training_argument(True):
+            raise ValueError(
+                "A model with a `LearnedBitActivation` needs a `call` that takes `training`. "
+                f"Received: model={self.name!r}, with activations {activations}"
+            )
 
     def _training_argument(self, training):
         takes = inspect.signature(self.call).parameters
@@ -301,7 +321,8 @@ class LearnedBitTraining(BitControl):
 
         def loss_at(shift):
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
-            with self._changing_nothing([(t.bits, w) for t, w in zip(moving, widths, strict=True)]):
+            state = [(tensor.bits, width) for tensor, width in zip(moving, widths, strict=True)]
+            with self._changing_nothing(state), rounding_once():
                 y_pred = self(x, **self._training_argument(False))
                 loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
                 price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)

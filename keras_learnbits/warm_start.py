@@ -1,6 +1,6 @@
 """`warm_start`: begin at the weights of a trained float model."""
 
-from keras_learnbits.layers.base import quantized_kernels, quantized_tensor_of
+from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensor_of
 
 
 def warm_start(model, float_model):

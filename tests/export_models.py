@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 import keras_learnbits as klb
-from keras_learnbits.layers.base import quantized_kernels, quantized_tensor_of
+from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensor_of
 
 
 def with_random_weights(model):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 
 def disturb(model, seed=0):

@@ -6,7 +6,7 @@ import tensorflow as tf
 import keras_learnbits as klb
 from keras_learnbits import ops
 from keras_learnbits.bit_gradients import Paper
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_learnbits as klb
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 # learned-bit layer, Keras twin, input shape, arguments
 TWINS = [

@@ -17,7 +17,7 @@ from export_models import (
 
 import keras_learnbits as klb
 from keras_learnbits.export.litert import export_litert, packed_integers
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 QUANTIZERS = ("learned_scale", "min_max")
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_learnbits as klb
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 from keras_learnbits.model import LearnedBitTraining
 
 
@@ -497,3 +497,28 @@ def test_bits_to_freeze_at_are_checked_before_any_is_set(bits, make_model):
     with pytest.raises(ValueError, match="`bits` must be an integer within its layer's bounds"):
         model.freeze_bits(bits)
     assert bits_of(model) == [8.0, 8.0]
+
+
+class Counting(klb.LearnedScaleQuantizer):
+    """Counts how often it rounds."""
+
+    count = 0
+
+    def quantize_with_error(self, *args, **kwargs):
+        type(self).count += 1
+        return super().quantize_with_error(*args, **kwargs)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_step_rounds_each_kernel_once_also_where_its_layer_is_shared(policy, data):
+    keras.config.set_dtype_policy(policy)
+    x, y = (tf.constant(each) for each in data)
+    inputs = keras.Input((6,))
+    shared = klb.LearnedBitDense(6, kernel_quantizer=Counting())
+    outputs = klb.LearnedBitDense(2, kernel_quantizer=Counting())(shared(shared(inputs)))
+    model = klb.LearnedBitModel(inputs, outputs)
+    model.compile("sgd", "mse", bit_gradient="straight_through", run_eagerly=True)
+    for step in (model.train_step, model.test_step):
+        Counting.count = 0
+        step((x, y))
+        assert Counting.count == 2

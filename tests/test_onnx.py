@@ -17,7 +17,7 @@ from export_models import (
 import keras_learnbits as klb
 from keras_learnbits.export._kernels import kernel_codes, narrowest, shared
 from keras_learnbits.export.onnx import export_onnx
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 QUANTIZERS = ("learned_scale", "min_max")
 WIDTHS = (2, 4, 8, 16)

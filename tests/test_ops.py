@@ -120,3 +120,46 @@ def test_slopes_in_the_bits_are_those_of_real_bit_widths():
     steps = ops.GAUSSIAN_STEPS
     slope = steps[2] * np.log(steps[3] / steps[1]) / 2
     np.testing.assert_allclose(tape.gradient(step, bits), slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5])
+@pytest.mark.parametrize("size", [0, 2**62], ids=["compiled", "not compiled"])
+def test_one_pass_gives_what_rounding_and_its_error_give_by_themselves(bits, size, monkeypatch):
+    monkeypatch.setattr(ops, "COMPILED_SIZE", size)
+    rng = np.random.default_rng(bits)
+    step = tf.constant(rng.uniform(0.2, 0.6, (1, 7)), tf.float32)
+    grid = grid_of(1.0, bits)._replace(step=step)
+    upstream = rng.normal(size=(50, 7)).astype("float32")
+    kernel = tf.constant(rng.normal(size=(50, 7)), tf.float32)
+
+    def gradients(together):
+        error_step = tf.identity(step)
+        with tf.GradientTape() as tape:
+            tape.watch([kernel, *grid, error_step])
+            if together:
+                quantized, error, energy = ops.quantize_with_error(kernel, grid, error_step)
+                assert float(energy) == pytest.approx(np.square(kernel).sum(), rel=1e-5)
+            else:
+                quantized = ops.fake_quantize(kernel, grid)
+                offset = tf.stop_gradient(grid.offset)
+                error = ops.squared_error(kernel, grid._replace(step=error_step, offset=offset))
+            total = tf.reduce_sum(upstream * quantized) + 0.3 * error
+        return quantized, error, tape.gradient(total, [kernel, *grid, error_step])
+
+    (quantized, error, found), (expected, expected_error, others) = map(gradients, (True, False))
+    np.testing.assert_array_equal(quantized, expected)
+    assert float(error) == pytest.approx(float(expected_error), rel=1e-5)
+    for one, other in zip(found, others, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_functions_round_weights_at_the_border_of_two_levels_alike(monkeypatch):
+    """Fused multiplications and additions would move some, and files differ from training."""
+    monkeypatch.setattr(ops, "COMPILED_SIZE", 0)
+    rng = np.random.default_rng(0)
+    step = tf.constant(rng.uniform(0.01, 1, (1, 256)), tf.float32)
+    grid = grid_of(1.0, 3)._replace(step=step)
+    borders = (step * rng.integers(-4, 5, (512, 256))).numpy().astype("float32")
+    kernel = tf.constant(np.nextafter(borders, rng.choice([-9, 9], borders.shape).astype("f")))
+    quantized, _, _ = ops.quantize_with_error(kernel, grid, step)
+    np.testing.assert_array_equal(quantized, ops.decode(ops.encode(kernel, grid), grid))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_learnbits import SignSGD
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 
 def test_sign_sgd_moves_by_exactly_the_step_whatever_the_size_of_the_gradient():

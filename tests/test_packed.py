@@ -13,7 +13,7 @@ from packing import assert_same_bits, assert_same_predictions, disturb, quantize
 
 import keras_learnbits as klb
 from keras_learnbits.export.packed import load_packed, load_packed_model, save_packed
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 L = keras.layers
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import keras_learnbits as klb
 from keras_learnbits.export.packed import load_packed, reader, save_packed
 from keras_learnbits.export.packed.__main__ import main
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import Measured
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 SETTINGS = {"bit_reg": 0.05, "bit_gradient": Measured(interval=1)}
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import BIT_GRADIENTS, Difference, Measured, get
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 from keras_learnbits.whole_bits import error_changes, sensitivities, whole_bit_gradients
 
 ESTIMATORS = ["difference", "measured"]

@@ -5,7 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_learnbits.layers.base import ClipBits, QuantizedTensor, check_bits, mark_variables
+from keras_learnbits.layers.base import ClipBits, check_bits
+from keras_learnbits.layers.tensors import QuantizedTensor, mark_variables
 from keras_learnbits.quantizers import ActivationQuantizer
 from keras_learnbits.serialization import register
 
@@ -29,6 +30,9 @@ class QuantizedActivation(QuantizedTensor):
         step = self.layer.quantizer().grid(None, bits, self.layer.log_scale()).step
         return self.size * tf.square(step) / 12.0
 
+    def may_move(self):
+        return tf.cast(self.layer.batches_seen.value > 0, tf.float32)
+
     def bounds(self):
         """The lowest and the highest level, two numbers; None before the range is fitted."""
         if not self.layer.is_fitted():
@@ -49,13 +53,14 @@ class LearnedBitActivation(keras.layers.Layer):
     flow. In the first training batches the range is fitted to what flows, at the least squared
     error; from then on it is trained. Before the first one, values pass as they are. In a
     `LearnedBitModel` the bits move, at a price of `bit_reg` for a mean bit per value, which needs
-    `bit_gradient="measured"` or `"straight_through"`.
+    `bit_gradient="measured"` or `"straight_through"`, and a model with a learned-bit kernel, too.
 
     Args:
         bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
         min_bits: Lowest bit-width, an integer >= 2 (at 1 bit a signed grid has no level above 0).
         max_bits: Highest bit-width, an integer <= 16.
-        calibration_batches: Training batches that the range is fitted to, an integer >= 1.
+        calibration_batches: Training batches that the range is fitted to, an integer >= 1. Where
+            the layer is called several times a step, each call counts.
         **kwargs: `name`, `dtype` and what else `keras.layers.Layer` takes.
 
     Input shape: any, `(batch_size, ...)`; dimensions that are not fixed count as 1 where values
@@ -106,14 +111,15 @@ class LearnedBitActivation(keras.layers.Layer):
         self.bits = add_scalar("bits", self.initial_bits, constraint=bounds, trainable=False)
         # The scale is what was fitted times what was trained since.
         self.trained_log_scale = add_scalar("log_scale")
-        self.fitted_log_scale = add_scalar("fitted_log_scale", trainable=False)
-        self.signed = add_scalar("signed", trainable=False)
+        # Sums, which are still right when replicas take the mean of theirs.
+        self.total_log_scale = add_scalar("total_log_scale", trainable=False)
         self.batches_seen = add_scalar("batches_seen", trainable=False)
+        self.signed = add_scalar("signed", trainable=False)
         self.size = math.prod(dimension or 1 for dimension in input_shape[1:])
         mark_variables(
             QuantizedActivation(self, self.bits, self.size),
-            *(self.bits, self.trained_log_scale, self.fitted_log_scale),
-            *(self.signed, self.batches_seen),
+            *(self.bits, self.trained_log_scale),
+            *(self.total_log_scale, self.batches_seen, self.signed),
         )
 
     def call(self, inputs, training=False):
@@ -128,45 +134,46 @@ class LearnedBitActivation(keras.layers.Layer):
         return tf.cast(quantized, self.compute_dtype)
 
     def _quantized(self, values):
-        log_scale, share = self.log_scale(), self.size**-0.5
         # All values pull at one scale: LSQ divides its gradient by the root of their number.
+        examples = tf.shape(values)[0] if values.shape.rank else 1
+        number = tf.maximum(tf.size(values) / tf.maximum(examples, 1), 1)
+        share = tf.cast(number, tf.float32) ** -0.5
+        log_scale = self.log_scale()
         log_scale = tf.stop_gradient(log_scale) + share * (log_scale - tf.stop_gradient(log_scale))
         return self.quantizer().quantize(values, self.bits.value, log_scale)
 
     def _calibrate(self, values):
-        """Takes a batch into the mean of the scales that fit best."""
+        """Takes the scale that fits a batch best into the mean."""
         values = tf.stop_gradient(values)
-        seen, log_scale, signed = (
-            tf.convert_to_tensor(variable.value)
-            for variable in (self.batches_seen, self.fitted_log_scale, self.signed)
-        )
+        variables = (self.total_log_scale, self.batches_seen, self.signed)
+        total, seen, signed = (tf.convert_to_tensor(variable.value) for variable in variables)
 
         def fitted():
             negative = tf.cast(tf.reduce_min(values) < 0, tf.float32)
             quantizer = ActivationQuantizer(tf.maximum(signed, negative))
-            fit = quantizer.fitted_log_scale(_sample(values), self.bits.value, (1,))[0]
+            sample = _sample(values, seed=tf.cast(seen, tf.int32))
+            fit = quantizer.fitted_log_scale(sample, self.bits.value, (1,))[0]
+            # Batches of no examples, of zeros, and of what is no number say nothing.
             usable = tf.math.is_finite(fit + tf.reduce_mean(values))
-            new = log_scale + (fit - log_scale) / (seen + 1.0)
-            return (
-                seen + tf.cast(usable, tf.float32),
-                tf.where(usable, new, log_scale),
-                tf.where(usable, quantizer.signed, signed),
-            )
+            usable = tf.logical_and(usable, tf.reduce_any(sample != 0))
+            new = (total + fit, seen + 1.0, quantizer.signed)
+            return [tf.where(usable, *pair) for pair in zip(new, old, strict=True)]
 
-        calibrating = seen < self.calibration_batches
-        results = tf.cond(calibrating, fitted, lambda: (seen, log_scale, signed))
+        old = (total, seen, signed)
+        results = tf.cond(seen < self.calibration_batches, fitted, lambda: list(old))
         # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
-        variables = (self.batches_seen, self.fitted_log_scale, self.signed)
         for variable, value in zip(variables, results, strict=True):
             variable.assign(value)
 
     def log_scale(self):
         """The natural logarithm of the scale in use, a float32 scalar."""
-        return self.fitted_log_scale.value + self.trained_log_scale.value
+        fitted = tf.math.divide_no_nan(self.total_log_scale.value, self.batches_seen.value)
+        return fitted + self.trained_log_scale.value
 
     def quantizer(self):
         """`ActivationQuantizer` of this layer, signed or not."""
-        return ActivationQuantizer(tf.convert_to_tensor(self.signed.value))
+        # Replicas that disagree average to a fraction.
+        return ActivationQuantizer(tf.cast(self.signed.value > 0, tf.float32))
 
     def is_fitted(self):
         """Whether a batch of training data flowed through it."""
@@ -185,14 +192,15 @@ class LearnedBitActivation(keras.layers.Layer):
             )
         return self.quantizer().grid(None, self.bits.value, self.log_scale())
 
-    def plain(self, inputs):
+    def plain(self, inputs, dtype=None):
         """What this layer computes, with `keras.ops` and constants alone.
 
         Args:
             inputs: Tensor or `keras.KerasTensor`.
+            dtype: Of the result; by default the layer's compute dtype.
 
         Returns:
-            Tensor of the shape and, as the layer's compute dtype, the dtype of its output.
+            Tensor of the shape of the layer's output.
 
         Raises:
             ValueError: The range was not fitted yet.
@@ -200,7 +208,7 @@ class LearnedBitActivation(keras.layers.Layer):
         step, offset, max_code = map(float, self.grid())
         position = keras.ops.cast(inputs, "float32") * float(1.0 / self.grid().step) - offset
         codes = keras.ops.clip(keras.ops.floor(position + 0.5), 0.0, max_code)
-        return keras.ops.cast((codes + offset) * step, self.compute_dtype)
+        return keras.ops.cast((codes + offset) * step, dtype or self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -215,7 +223,11 @@ class LearnedBitActivation(keras.layers.Layer):
         }
 
 
-def _sample(values):
-    """`SAMPLE` values, evenly spaced in a batch; some more than once in a small one."""
-    flat = tf.reshape(values, [-1])
-    return tf.gather(flat, tf.range(SAMPLE, dtype=tf.int64) * tf.size(flat, tf.int64) // SAMPLE)
+def _sample(values, seed):
+    """`SAMPLE` values of a batch at random; zeros of an empty one."""
+    flat = tf.concat([tf.reshape(values, [-1]), [0.0]], axis=0)
+    number = tf.maximum(tf.size(values, tf.int64), 1)
+    seeds = tf.stack([0, seed])
+    return tf.gather(
+        flat, tf.random.stateless_uniform([SAMPLE], seeds, maxval=number, minval=0, dtype=tf.int64)
+    )

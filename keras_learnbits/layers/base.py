@@ -10,13 +10,13 @@ bit-width and the scales; Keras's own `call` reads `self.kernel`, which is then 
 """
 
 import inspect
-import math
 import numbers
 
 import keras
 import tensorflow as tf
 
 from keras_learnbits import ops, quantizers
+from keras_learnbits.layers.tensors import QuantizedKernel, mark_variables
 
 
 class ClipBits(keras.constraints.Constraint):
@@ -28,117 +28,6 @@ class ClipBits(keras.constraints.Constraint):
 
     def __call__(self, bits):
         return keras.ops.clip(bits, self.min_bits, self.max_bits)
-
-
-class QuantizedTensor:
-    """What has a bit-width: a kernel, or what flows through a `LearnedBitActivation`.
-
-    Attributes:
-        layer: The layer it belongs to.
-        bits: Scalar `keras.Variable`, the latent real bit-width in bits.
-        size: Number of weights, or of values that flow for one example.
-        trainable: Whether its bits are trained.
-    """
-
-    def __init__(self, layer, bits):
-        self.layer = layer
-        self.bits = bits
-
-    def name(self, of_layer=None):
-        """The layer's name, or `of_layer`."""
-        return of_layer or self.layer.name
-
-    def latent_bits(self):
-        """The real bit-width that is trained, a float32 scalar tensor."""
-        return tf.convert_to_tensor(self.bits.value)
-
-    def integer_bits(self):
-        """The bit-width in use, a float32 scalar tensor."""
-        return ops.integer_bits(self.latent_bits())
-
-    def squared_error_at(self, bits):
-        """Squared quantization error at another bit-width, a float32 scalar."""
-        raise NotImplementedError
-
-    def energy(self):
-        """Sum of squares of what is quantized, a float32 scalar."""
-        raise NotImplementedError
-
-
-class QuantizedKernel(QuantizedTensor):
-    """One float kernel with its bit-width, its scales and its quantizer.
-
-    Attributes, beside those of every quantized tensor:
-        weight_name: Name of the kernel in the layer, e.g. `"kernel"` or `"pointwise_kernel"`.
-        kernel: Float `keras.Variable`.
-        log_scale: `keras.Variable` with the natural logarithm of the scales, or None.
-        quantizer: `keras_learnbits.quantizers.Quantizer`.
-    """
-
-    def __init__(self, layer, weight_name, kernel, bits, log_scale, quantizer):
-        super().__init__(layer, bits)
-        self.weight_name = weight_name
-        self.kernel = kernel
-        self.log_scale = log_scale
-        self.quantizer = quantizer
-
-    def name(self, of_layer=None):
-        """The layer's name, or `of_layer`; where a layer has several kernels, `layer/kernel`."""
-        of_layer = super().name(of_layer)
-        several = len(self.layer.quantized_kernels) > 1
-        return f"{of_layer}/{self.weight_name}" if several else of_layer
-
-    @property
-    def size(self):
-        """Number of weights."""
-        return math.prod(self.kernel.shape)
-
-    @property
-    def trainable(self):
-        return self.kernel.trainable
-
-    def _float32(self):
-        """The tensors a quantizer takes: kernel, bits, log_scale."""
-        kernel = tf.cast(tf.convert_to_tensor(self.kernel.value), tf.float32)
-        log_scale = None if self.log_scale is None else tf.convert_to_tensor(self.log_scale.value)
-        return kernel, tf.convert_to_tensor(self.bits.value), log_scale
-
-    def quantized(self):
-        """The kernel at its bit-width, a float32 tensor of the kernel's shape."""
-        return self.quantizer.quantize(*self._float32())
-
-    def quantized_at(self, bits):
-        """The kernel at another bit-width, a float32 tensor of the kernel's shape."""
-        kernel, _, log_scale = self._float32()
-        return self.quantizer.quantize(kernel, bits, log_scale)
-
-    def encode(self):
-        """Integer codes (int32, the kernel's shape) and the `Grid` that decodes them."""
-        return self.quantizer.encode(*self._float32())
-
-    def squared_error(self):
-        """`||q - W||^2`, a float32 scalar."""
-        return self.quantizer.squared_error(*self._float32())
-
-    def squared_error_at(self, bits):
-        """`||q - W||^2` at another bit-width, a float32 scalar."""
-        kernel, _, log_scale = self._float32()
-        return self.quantizer.squared_error(kernel, bits, log_scale)
-
-    def energy(self):
-        """`||W||^2`, a float32 scalar."""
-        return tf.reduce_sum(tf.square(self._float32()[0]))
-
-    def fit_scale(self):
-        """Sets the scales to those with the least squared error at the present bit-width."""
-        if self.log_scale is not None:
-            kernel, bits, _ = self._float32()
-            shape = self.log_scale.shape
-            self.log_scale.assign(self.quantizer.fitted_log_scale(kernel, bits, shape))
-
-    def project(self):
-        """Moves the float kernel onto its grid."""
-        self.kernel.assign(tf.cast(self.quantized(), self.kernel.dtype))
 
 
 class QuantizedWeight:
@@ -161,7 +50,7 @@ class QuantizedWeight:
         quantized_kernel = layer.quantized_kernels.get(self.name)
         if quantized_kernel is None:
             raise AttributeError(f"You must build the layer before accessing `{self.name}`.")
-        return tf.cast(quantized_kernel.quantized(), layer.compute_dtype)
+        return quantized_kernel.rounded()[0]
 
     def __set__(self, layer, value):
         """Where Keras's `build` assigns the weight, `add_weight` has already kept it."""
@@ -327,64 +216,6 @@ class LearnedBitMixin(OwnsBits):
     # Keras's own store the `kernel` property: the quantized weights in place of the float ones.
     save_own_variables = keras.layers.Layer.save_own_variables
     load_own_variables = keras.layers.Layer.load_own_variables
-
-
-def quantized_tensors(model):
-    """All that has a bit-width in a model or layer: kernels, then activations.
-
-    Args:
-        model: A built Keras model or layer.
-
-    Returns:
-        List of `QuantizedTensor`, each once, in the order of the variables.
-    """
-    kernels = quantized_kernels(model)
-    return kernels + [each for each in _marking(model) if not isinstance(each, QuantizedKernel)]
-
-
-def quantized_kernels(model):
-    """All quantized kernels of a model or layer, each once, in the order of the variables.
-
-    Args:
-        model: A built Keras model or layer.
-
-    Returns:
-        List of `QuantizedKernel`.
-    """
-    return [each for each in _marking(model) if isinstance(each, QuantizedKernel)]
-
-
-def _marking(model):
-    owners = [quantized_tensor_of(variable) for variable in model.variables]
-    return list({id(owner): owner for owner in owners if owner is not None}.values())
-
-
-def unique_names(tensors):
-    """Names for logs and tables: the layers' own, and their paths where names repeat.
-
-    Args:
-        tensors: List of `QuantizedTensor`.
-
-    Returns:
-        List of as many different strings.
-    """
-    names = [tensor.name() for tensor in tensors]
-    if len(set(names)) < len(names):
-        names = [tensor.name(of_layer=tensor.layer.path) for tensor in tensors]
-    repeated = {name for name in names if names.count(name) > 1}
-    return [f"{name}_{index}" if name in repeated else name for index, name in enumerate(names)]
-
-
-def mark_variables(tensor, *variables):
-    """Marks variables (or None) as a quantized tensor's, so that it is found however deep."""
-    for variable in variables:
-        if variable is not None:
-            variable.quantized_tensor = tensor
-
-
-def quantized_tensor_of(variable):
-    """The `QuantizedTensor` whose bit-width or scales a variable holds, else None."""
-    return getattr(variable, "quantized_tensor", None)
 
 
 def check_bits(bits, min_bits, max_bits):

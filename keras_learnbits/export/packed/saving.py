@@ -6,7 +6,7 @@ import keras
 
 import keras_learnbits
 from keras_learnbits.export.packed import reader, weights, writer
-from keras_learnbits.layers.base import quantized_kernels
+from keras_learnbits.layers.tensors import quantized_kernels
 
 FLOAT_DTYPES = ("float32", "bfloat16")
 

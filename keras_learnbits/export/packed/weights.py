@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.export.packed import reader
-from keras_learnbits.layers.base import QuantizedKernel, quantized_kernels
+from keras_learnbits.layers.tensors import QuantizedKernel, quantized_kernels
 
 # How far rounding may carry a scale from where its formula is solved, in units in the last place.
 SEARCHED_ULPS = 8

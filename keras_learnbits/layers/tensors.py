@@ -1,0 +1,214 @@
+"""What has a bit-width: `QuantizedTensor`, `QuantizedKernel`, and how a model's are found."""
+
+import contextlib
+import math
+import threading
+
+import tensorflow as tf
+
+from keras_learnbits import ops
+
+
+class QuantizedTensor:
+    """What has a bit-width: a kernel, or what flows through a `LearnedBitActivation`.
+
+    Attributes:
+        layer: The layer it belongs to.
+        bits: Scalar `keras.Variable`, the latent real bit-width in bits.
+        size: Number of weights, or of values that flow for one example.
+        trainable: Whether its bits are trained.
+    """
+
+    def __init__(self, layer, bits):
+        self.layer = layer
+        self.bits = bits
+
+    def name(self, of_layer=None):
+        """The layer's name, or `of_layer`."""
+        return of_layer or self.layer.name
+
+    def latent_bits(self):
+        """The real bit-width that is trained, a float32 scalar tensor."""
+        return tf.convert_to_tensor(self.bits.value)
+
+    def integer_bits(self):
+        """The bit-width in use, a float32 scalar tensor."""
+        return ops.integer_bits(self.latent_bits())
+
+    def may_move(self):
+        """1.0 where its bits may move by now, else 0.0, a float32 scalar."""
+        return 1.0
+
+    def squared_error_at(self, bits):
+        """Squared quantization error at another bit-width, a float32 scalar."""
+        raise NotImplementedError
+
+    def energy(self):
+        """Sum of squares of what is quantized, a float32 scalar."""
+        raise NotImplementedError
+
+
+class QuantizedKernel(QuantizedTensor):
+    """One float kernel with its bit-width, its scales and its quantizer.
+
+    Attributes, beside those of every quantized tensor:
+        weight_name: Name of the kernel in the layer, e.g. `"kernel"` or `"pointwise_kernel"`.
+        kernel: Float `keras.Variable`.
+        log_scale: `keras.Variable` with the natural logarithm of the scales, or None.
+        quantizer: `keras_learnbits.quantizers.Quantizer`.
+    """
+
+    def __init__(self, layer, weight_name, kernel, bits, log_scale, quantizer):
+        super().__init__(layer, bits)
+        self.weight_name = weight_name
+        self.kernel = kernel
+        self.log_scale = log_scale
+        self.quantizer = quantizer
+
+    def name(self, of_layer=None):
+        """The layer's name, or `of_layer`; where a layer has several kernels, `layer/kernel`."""
+        of_layer = super().name(of_layer)
+        several = len(self.layer.quantized_kernels) > 1
+        return f"{of_layer}/{self.weight_name}" if several else of_layer
+
+    @property
+    def size(self):
+        """Number of weights."""
+        return math.prod(self.kernel.shape)
+
+    @property
+    def trainable(self):
+        return self.kernel.trainable
+
+    def _float32(self):
+        """The tensors a quantizer takes: kernel, bits, log_scale."""
+        kernel = tf.cast(tf.convert_to_tensor(self.kernel.value), tf.float32)
+        log_scale = None if self.log_scale is None else tf.convert_to_tensor(self.log_scale.value)
+        return kernel, tf.convert_to_tensor(self.bits.value), log_scale
+
+    def quantized(self):
+        """The kernel at its bit-width, a float32 tensor of the kernel's shape."""
+        return self.quantizer.quantize(*self._float32())
+
+    def quantized_at(self, bits):
+        """The kernel at another bit-width, a float32 tensor of the kernel's shape."""
+        kernel, _, log_scale = self._float32()
+        return self.quantizer.quantize(kernel, bits, log_scale)
+
+    def encode(self):
+        """Integer codes (int32, the kernel's shape) and the `Grid` that decodes them."""
+        return self.quantizer.encode(*self._float32())
+
+    def rounded(self):
+        """The kernel at its bit-width in the layer's compute dtype, squared error, and energy.
+
+        Within `rounding_once` the same three tensors each time.
+        """
+        results = {} if _ROUNDED.results is None else _ROUNDED.results
+        key = self, tf.compat.v1.get_default_graph()
+        if key not in results:
+            results[key] = self.quantizer.quantize_with_error(
+                *self._float32(), self.layer.compute_dtype
+            )
+        return results[key]
+
+    def squared_error(self):
+        """`||q - W||^2`, a float32 scalar."""
+        return self.rounded()[1]
+
+    def squared_error_at(self, bits):
+        """`||q - W||^2` at another bit-width, a float32 scalar."""
+        kernel, _, log_scale = self._float32()
+        return self.quantizer.quantize_with_error(kernel, bits, log_scale)[1]
+
+    def energy(self):
+        """`||W||^2`, a float32 scalar; taken as a constant."""
+        return self.rounded()[2]
+
+    def fit_scale(self):
+        """Sets the scales to those with the least squared error at the present bit-width."""
+        if self.log_scale is not None:
+            kernel, bits, _ = self._float32()
+            shape = self.log_scale.shape
+            self.log_scale.assign(self.quantizer.fitted_log_scale(kernel, bits, shape))
+
+    def project(self):
+        """Moves the float kernel onto its grid."""
+        self.kernel.assign(tf.cast(self.quantized(), self.kernel.dtype))
+
+
+def quantized_tensors(model):
+    """All that has a bit-width in a model or layer: kernels, then activations.
+
+    Args:
+        model: A built Keras model or layer.
+
+    Returns:
+        List of `QuantizedTensor`, each once, in the order of the variables.
+    """
+    kernels = quantized_kernels(model)
+    return kernels + [each for each in _marking(model) if not isinstance(each, QuantizedKernel)]
+
+
+def quantized_kernels(model):
+    """All quantized kernels of a model or layer, each once, in the order of the variables.
+
+    Args:
+        model: A built Keras model or layer.
+
+    Returns:
+        List of `QuantizedKernel`.
+    """
+    return [each for each in _marking(model) if isinstance(each, QuantizedKernel)]
+
+
+def _marking(model):
+    owners = [quantized_tensor_of(variable) for variable in model.variables]
+    return list({id(owner): owner for owner in owners if owner is not None}.values())
+
+
+def unique_names(tensors):
+    """Names for logs and tables: the layers' own, and their paths where names repeat.
+
+    Args:
+        tensors: List of `QuantizedTensor`.
+
+    Returns:
+        List of as many different strings.
+    """
+    names = [tensor.name() for tensor in tensors]
+    if len(set(names)) < len(names):
+        names = [tensor.name(of_layer=tensor.layer.path) for tensor in tensors]
+    repeated = {name for name in names if names.count(name) > 1}
+    return [f"{name}_{index}" if name in repeated else name for index, name in enumerate(names)]
+
+
+def mark_variables(tensor, *variables):
+    """Marks variables (or None) as a quantized tensor's, so that it is found however deep."""
+    for variable in variables:
+        if variable is not None:
+            variable.quantized_tensor = tensor
+
+
+def quantized_tensor_of(variable):
+    """The `QuantizedTensor` whose bit-width or scales a variable holds, else None."""
+    return getattr(variable, "quantized_tensor", None)
+
+
+class _Rounded(threading.local):
+    """Results of `QuantizedKernel.rounded` by kernel and graph; None outside of a scope."""
+
+    results = None
+
+
+_ROUNDED = _Rounded()
+
+
+@contextlib.contextmanager
+def rounding_once():
+    """A scope in which kernels, bits and scales do not change: each kernel is rounded once."""
+    outer, _ROUNDED.results = _ROUNDED.results, {}
+    try:
+        yield
+    finally:
+        _ROUNDED.results = outer
