@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_learnbits import allocation, ops
-from keras_learnbits.layers.base import QuantizedKernel, quantized_kernels
+from keras_learnbits.layers.tensors import QuantizedKernel, quantized_kernels
 from keras_learnbits.report import bit_table
 
 # A model this close below its target is left alone.
@@ -47,7 +47,7 @@ class BitBudget(keras.callbacks.Callback):
         ValueError: Not exactly one target is given; it is no positive number; it is smaller than
             the model at its lowest bit-widths (on `fit`; the smallest feasible size is named);
             `max_accuracy_drop` comes without `float_accuracy` or `validation_data`; or the
-            model's `bit_gradient` does not predict losses.
+            model's `bit_gradient` does not predict losses, or no kernel of it is trainable.
 
     Example:
     >>> model = keras_learnbits.LearnedBitSequential(
@@ -152,10 +152,14 @@ class BitBudget(keras.callbacks.Callback):
     def allocate(self):
         """The integer widths to freeze at, one for each quantized kernel, then each activation."""
         self._begin()
+        tensors = self.model.quantized_tensors
+        widths = dict(zip(map(id, tensors), self.model.cheapest_integers(), strict=True))
+        for tensor in tensors:  # that an accuracy is measured with what it is to hold for
+            if not isinstance(tensor, QuantizedKernel):
+                tensor.bits.assign(float(widths[id(tensor)]))
         kernels, choices = self.target.allocate(self.model)
-        widths = {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
-        others = zip(self.model.quantized_tensors, self.model.cheapest_integers(), strict=True)
-        self._allocated = [widths.get(id(tensor), width) for tensor, width in others]
+        widths |= {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
+        self._allocated = [widths[id(tensor)] for tensor in tensors]
         return self._allocated
 
 
@@ -163,6 +167,11 @@ def _predicted_losses(model):
     """The trained kernels, and the predicted loss of each at each width; not activations."""
     tensors, losses = model.predicted_losses()
     places = [i for i, tensor in enumerate(tensors) if isinstance(tensor, QuantizedKernel)]
+    if not places:
+        raise ValueError(
+            "`BitBudget` needs a model with a trainable kernel that learns its bits. "
+            f"Received: model={model.name!r}"
+        )
     return [tensors[place] for place in places], losses[places]
 
 

@@ -1,20 +1,16 @@
 """`to_learned_bits` and `to_keras`: a whole model, there and back."""
 
 import functools
+import itertools
 import math
 
 import keras
 
 from keras_learnbits.copier import Copier, build_like, from_config, is_graph, like
 from keras_learnbits.layers.activation import LearnedBitActivation
-from keras_learnbits.layers.base import (
-    LearnedBitMixin,
-    OwnsBits,
-    check_bits,
-    keras_twin,
-    quantized_kernels,
-)
+from keras_learnbits.layers.base import LearnedBitMixin, OwnsBits, check_bits, keras_twin
 from keras_learnbits.layers.inside import TWINS, kernels_inside, layers_inside
+from keras_learnbits.layers.tensors import quantized_kernels
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
 from keras_learnbits.model import LearnedBitModel, LearnedBitSequential, LearnedBitSubclassed
 from keras_learnbits.selection import Selection
@@ -57,9 +53,10 @@ def to_learned_bits(
         min_bits: Lowest bit-width.
         max_bits: Highest bit-width; 8 by default, or `bits` where that is more.
         kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
-        activations: Whether to quantize what flows into each converted layer, too, other than
-            the model's own inputs; or a dictionary of settings of `LearnedBitActivation`, which
-            is put before the layer. What flows inside a `LearnedBitWrapper` stays float.
+        activations: Whether to quantize what flows into each converted layer, too; or a
+            dictionary of settings of `LearnedBitActivation`, which is put before the layer. The
+            model's own inputs are not quantized where its graph reads them, but those of nested
+            models are. What flows inside a `LearnedBitWrapper` stays float.
 
     Returns:
         `LearnedBitModel` or, for a Sequential model without `activations`,
@@ -103,29 +100,26 @@ def to_learned_bits(
         "kernel_quantizer": kernel_quantizer,
     }
     check_bits(bits, min_bits, settings["max_bits"])
-    if activations and not is_graph(model):
+    if activations not in (False, None) and not is_graph(model):
         raise ValueError(
             "`activations` are quantized in Sequential and functional models; in a `call` of your "
             f"own use `LearnedBitActivation`. Received: model={model.name!r}"
         )
-    quantize = None
-    if activations:
-        quantize = functools.partial(
-            LearnedBitActivation, **({} if activations is True else activations)
-        )
-    copier = _ToLearnedBits(Selection(model, include, exclude), settings, quantize)
+    make_activation = _make_activation(activations)
+    copier = _ToLearnedBits(Selection(model, include, exclude), settings, make_activation)
     converted = copier.copy(model)
     converted.conversion = copier.report()
     return converted
 
 
-def to_keras(model):
+def to_keras(model, float32=False):
     """The model in plain Keras layers that hold the quantized weights.
 
     It predicts what the model predicts, and loads without this library.
 
     Args:
         model: A built Keras model with learned-bit layers.
+        float32: Whether layers of a mixed precision are to compute in float32.
 
     Returns:
         A new Keras model, not compiled: Sequential, functional, or of the class that was
@@ -148,7 +142,7 @@ def to_keras(model):
             "`to_keras` needs a built Keras model with at least one learned-bit layer. "
             f"Received: model={model!r}"
         )
-    plain = _ToKeras().copy(model)
+    plain = _ToKeras(float32).copy(model)
     ours = OwnsBits, LearnedBitActivation
     left = [layer.name for layer in layers_inside(plain) if isinstance(layer, ours)]
     if left:
@@ -157,6 +151,20 @@ def to_keras(model):
             f"other layers. Received: model={model.name!r}, with {left} inside"
         )
     return plain
+
+
+def _make_activation(activations):
+    """Function of `name` and `dtype` to a `LearnedBitActivation`; None for none."""
+    if activations in (False, None):
+        return None
+    settings = {} if activations is True else activations
+    if not isinstance(settings, dict) or {"name", "dtype"} & settings.keys():
+        raise ValueError(
+            "`activations` must be True, False, or a dictionary of settings of "
+            "`LearnedBitActivation` without `name` and `dtype`. "
+            f"Received: activations={activations!r}"
+        )
+    return functools.partial(LearnedBitActivation, **settings)
 
 
 class _ToLearnedBits(Copier):
@@ -179,6 +187,7 @@ class _ToLearnedBits(Copier):
         self.conversions = {}
         self.converted = set()
         self.activations = []
+        self.names = {layer.name for layer in selection.names}
         self.quantized = {}  # `id` of a tensor to itself and what takes its place
 
     def rewires(self, model):
@@ -200,10 +209,18 @@ class _ToLearnedBits(Copier):
         if not is_float or any(value is given for given in keras.tree.flatten(self.inputs)):
             return value
         if id(value) not in self.quantized:
-            activation = self.make_activation(name=f"{layer.name}_input", dtype=value.dtype)
+            activation = self.make_activation(name=self._free_name(layer), dtype=value.dtype)
             self.activations.append(activation)
             self.quantized[id(value)] = value, activation(value)
         return self.quantized[id(value)][1]
+
+    def _free_name(self, layer):
+        name = base = f"{layer.name}_input"
+        for number in itertools.count(1):
+            if name not in self.names:
+                self.names.add(name)
+                return name
+            name = f"{base}_{number}"
 
     def layer(self, layer):
         wanted = [each for each in layers_inside(layer) if self.selection.wants(each)]
@@ -251,12 +268,24 @@ class _ToLearnedBits(Copier):
 class _ToKeras(Copier):
     """Puts plain layers with quantized weights in the place of learned-bit layers."""
 
+    def __init__(self, float32):
+        super().__init__()
+        self.float32 = float32
+
+    def copy(self, model):
+        plain = super().copy(model)
+        for layer in layers_inside(plain) if self.float32 else ():
+            if layer.dtype_policy.name.startswith("mixed_"):
+                layer.dtype_policy = "float32"
+        return plain
+
     def rewires(self, model):
         return any(isinstance(layer, LearnedBitActivation) for layer in model.layers)
 
     def call(self, layer, *args, **kwargs):
         if isinstance(layer, LearnedBitActivation):
-            return layer.plain(*args)
+            (inputs,) = [*args, *(kwargs[name] for name in kwargs if name == "inputs")]
+            return layer.plain(inputs, "float32" if self.float32 else None)
         return layer(*args, **kwargs)
 
     def layer(self, layer):

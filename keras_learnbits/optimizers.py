@@ -3,7 +3,7 @@
 import keras
 
 from keras_learnbits import bit_gradients
-from keras_learnbits.layers.base import QuantizedKernel, quantized_tensor_of
+from keras_learnbits.layers.tensors import QuantizedKernel, quantized_tensor_of
 from keras_learnbits.serialization import register
 
 
@@ -140,7 +140,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         if self.bit_gradient.kernels_only and activations:
             raise ValueError(
                 "The bits of activations are learned with bit_gradient='measured' or "
-                "'straight_through'. Received: "
+                "'straight_through'; with others let them stand, trainable=False. Received: "
                 f"bit_gradient={type(self.bit_gradient).__name__}, activations={activations}"
             )
         self.bit_gradient.build(tensors, self.add_variable)

@@ -5,7 +5,7 @@ import math
 from typing import NamedTuple
 
 from keras_learnbits.layers.activation import QuantizedActivation
-from keras_learnbits.layers.base import (
+from keras_learnbits.layers.tensors import (
     quantized_kernels,
     quantized_tensor_of,
     quantized_tensors,
@@ -77,12 +77,14 @@ class ActivationRow(NamedTuple):
         values: Number of values that flow for one example.
         bits: Integer bit-width in use.
         bounds: Lowest and highest level; None before its range is fitted.
+        scale_bytes: Bytes of its scale.
     """
 
     layer: str
     values: int
     bits: int
     bounds: tuple | None
+    scale_bytes: int = FLOAT_BYTES
 
 
 class BitTable:
@@ -121,7 +123,8 @@ class BitTable:
     @property
     def packed_bytes(self):
         """Bytes of everything that inference needs: codes, scales and float parameters."""
-        return sum(row.bytes for row in self.rows) + FLOAT_BYTES * self.float_parameters
+        scales = sum(row.scale_bytes for row in self.activations)
+        return sum(row.bytes for row in self.rows) + scales + FLOAT_BYTES * self.float_parameters
 
     @property
     def float_bytes(self):
@@ -180,12 +183,14 @@ class BitTable:
                 f"{row.values:,}",
                 str(row.bits),
                 *("?" if row.bounds is None else f"{bound:.3g}" for bound in row.bounds or "??"),
+                str(row.scale_bytes),
             )
             for row in self.activations
         ]
         values = sum(row.values for row in self.activations)
         total = ("activations", f"{values:,}", f"{self.mean_activation_bits:.2f}", "", "")
-        head = ("activation", "values", "bits", "lowest", "highest")
+        total += (str(sum(row.scale_bytes for row in self.activations)),)
+        head = ("activation", "values", "bits", "lowest", "highest", "scales [B]")
         return [aligned_table([[head], body, [total]], left=1)]
 
 
@@ -241,4 +246,4 @@ def bit_table(model):
     own = {id(v) for k in kernels for v in (k.kernel, k.bits, k.log_scale)}
     own |= {id(v) for v in model.weights if isinstance(quantized_tensor_of(v), QuantizedActivation)}
     floats = sum(math.prod(v.shape) for v in model.weights if id(v) not in own)
-    return BitTable(rows, activations, floats + len(activations))  # with the scale of each
+    return BitTable(rows, activations, floats)

@@ -13,8 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.conversion import to_keras
-from keras_learnbits.layers.base import quantized_kernels, unique_names
-from keras_learnbits.layers.inside import layers_inside
+from keras_learnbits.layers.tensors import quantized_kernels, unique_names
 from keras_learnbits.warm_start import float_weights
 
 
@@ -96,10 +95,7 @@ def function_of_kernels(model, input_signature=None):
             layers; it has no symbolic inputs and there is no `input_signature`; a kernel is not
             of float32.
     """
-    plain = to_keras(model)
-    for layer in layers_inside(plain):
-        if layer.dtype_policy.name.startswith("mixed_"):
-            layer.dtype_policy = "float32"
+    plain = to_keras(model, float32=True)
     kernels = quantized_kernels(model)
     copies = {
         id(old): new for old, new in zip(float_weights(model), float_weights(plain), strict=True)
