@@ -17,18 +17,16 @@ tf.config.set_logical_device_configuration(
 )
 
 
-gc.freeze()  # so that collections do not walk through TensorFlow
-
-
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Each test starts with the same seeds, in float32, with no names taken."""
-    keras.utils.clear_session()
+    keras.utils.clear_session()  # collects garbage, too
+    # TensorFlow keeps each graph with a custom gradient for good; let collections pass them by.
+    gc.freeze()
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy("float32")
     yield
     keras.config.set_dtype_policy("float32")
-    gc.collect()  # models are cycles, which Python leaves about for gigabytes
 
 
 @pytest.fixture(scope="session")
