@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import onnxruntime
 import tensorflow as tf
+import tf2onnx
 from absl import app, flags
 from ai_edge_litert.interpreter import Interpreter
 
@@ -35,7 +36,9 @@ def onnx_predictor(path, x, decode_once=False):
     if decode_once:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(path, options)
-    feed = {session.get_inputs()[0].name: x}
+    given, *constants = session.get_inputs()
+    # tf2onnx takes the constants of `Normalization` for inputs; in float files they still are.
+    feed = {given.name: x} | {each.name: np.ones(each.shape, "float32") for each in constants}
     return lambda: session.run(None, feed)
 
 
@@ -46,6 +49,18 @@ def litert_predictor(path, x):
     interpreter.allocate_tensors()
     interpreter.set_tensor(given["index"], x)
     return interpreter.invoke
+
+
+def write_float_files(model, onnx_path, litert_path):
+    """The files that tf2onnx and LiteRT's converter make of a Keras model."""
+    specs = [tf.TensorSpec(model.input.shape, name="image")]
+    predict = tf.function(lambda x: model(x, training=False), input_signature=specs)
+    tf2onnx.convert.from_function(predict, specs, opset=18, output_path=onnx_path)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [predict.get_concrete_function()], model
+    )
+    with open(litert_path, "wb") as file:
+        file.write(converter.convert())
 
 
 def fastest(predictors):
@@ -63,8 +78,6 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     model = keras.models.load_model(FLAGS.trained, compile=False)
-    for layer in model.layers:
-        layer.dtype_policy = "float32"
     directory = FLAGS.output_dir or os.path.join("runs", "latency")
     os.makedirs(directory, exist_ok=True)
     paths = {
@@ -76,9 +89,8 @@ def main(argv):
             "LiteRT": ".tflite",
         }.items()
     }
-    plain = klb.to_keras(model)
-    plain.export(paths["float ONNX"], format="onnx", verbose=False)
-    plain.export(paths["float LiteRT"], format="litert", verbose=False)
+    plain = klb.to_keras(model, float32=True)
+    write_float_files(plain, paths["float ONNX"], paths["float LiteRT"])
     klb.export_onnx(model, paths["ONNX"])
     klb.export_litert(model, paths["LiteRT"])
 

@@ -292,13 +292,16 @@ class _ToKeras(Copier):
         if isinstance(layer, LearnedBitActivation):
             return layer  # it is not called
         if isinstance(layer, LearnedBitWrapper):
-            return like(layer.layer)
+            layer = layer.layer
+        settings = {}
+        if self.float32 and layer.dtype_policy.name.startswith("mixed_"):
+            settings["dtype"] = "float32"  # by now, for layers that cast constants when built
         if isinstance(layer, LearnedBitMixin):
-            config = layer.get_config()
+            config = {**layer.get_config(), **settings}
             for setting in ("bits", "min_bits", "max_bits", "kernel_quantizer"):
                 del config[setting]
             return keras_twin(type(layer)).from_config(config)
-        return like(layer)
+        return from_config(type(layer), layer, settings)
 
     def holder(self, model):
         if not isinstance(model, LearnedBitSubclassed):
