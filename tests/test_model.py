@@ -446,7 +446,7 @@ def test_unknown_names_are_refused(name, make_model):
 def test_a_model_without_learned_bit_layers_is_refused(data):
     inputs = keras.Input((6,))
     model = klb.LearnedBitModel(inputs, keras.layers.Dense(2)(inputs))
-    with pytest.raises(ValueError, match="needs at least one learned-bit layer"):
+    with pytest.raises(ValueError, match="needs at least one learned-bit kernel"):
         model.compile("adam", "mse")
 
 

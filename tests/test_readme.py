@@ -105,6 +105,16 @@ def test_sizes_and_accuracies_of_exports_are_those_of_their_file(program):
     assert study["mean_bits_in_qonnx"] == pytest.approx(study["mean_bits"])
 
 
+@pytest.mark.parametrize("program", ["mnist", "cifar10"])
+def test_the_latencies_of_exports_are_those_of_their_file(program):
+    study = json.loads((RESULTS / "studies" / f"latency-{program}.json").read_text())
+    section = EXPORTS[EXPORTS.index(f"`{study['command']}`") :]
+    for name in study["ratios"]["1"]:
+        row = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
+        ratios = [f"{study['ratios'][size][name]:.2f}" for size in ("1", "32")]
+        assert [cell.strip() for cell in row.split("|")][4:6] == ratios
+
+
 def test_the_figures_of_the_fuzzing_are_those_of_its_file():
     study = json.loads((RESULTS / "studies" / "fuzz_packed.json").read_text())
     assert (study["crashes"], study["hangs"], study["read_otherwise_unnoticed"]) == (0, 0, 0)
