@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_learnbits import allocation, ops
-from keras_learnbits.layers.tensors import QuantizedKernel, quantized_kernels
+from keras_learnbits.layers.tensors import activations_among, kernels_among, quantized_kernels
 from keras_learnbits.report import bit_table
 
 # A model this close below its target is left alone.
@@ -154,9 +154,8 @@ class BitBudget(keras.callbacks.Callback):
         self._begin()
         tensors = self.model.quantized_tensors
         widths = dict(zip(map(id, tensors), self.model.cheapest_integers(), strict=True))
-        for tensor in tensors:  # that an accuracy is measured with what it is to hold for
-            if not isinstance(tensor, QuantizedKernel):
-                tensor.bits.assign(float(widths[id(tensor)]))
+        for each in activations_among(tensors):  # an accuracy is to hold with these
+            each.bits.assign(float(widths[id(each)]))
         kernels, choices = self.target.allocate(self.model)
         widths |= {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
         self._allocated = [widths[id(tensor)] for tensor in tensors]
@@ -166,13 +165,13 @@ class BitBudget(keras.callbacks.Callback):
 def _predicted_losses(model):
     """The trained kernels, and the predicted loss of each at each width; not activations."""
     tensors, losses = model.predicted_losses()
-    places = [i for i, tensor in enumerate(tensors) if isinstance(tensor, QuantizedKernel)]
-    if not places:
+    kernels = kernels_among(tensors)
+    if not kernels:
         raise ValueError(
             "`BitBudget` needs a model with a trainable kernel that learns its bits. "
             f"Received: model={model.name!r}"
         )
-    return [tensors[place] for place in places], losses[places]
+    return kernels, losses[[tensors.index(kernel) for kernel in kernels]]
 
 
 def _descent(model):

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_learnbits import ops, penalties
-from keras_learnbits.layers.tensors import QuantizedKernel
+from keras_learnbits.layers.tensors import kernels_among
 from keras_learnbits.serialization import choose
 
 
@@ -33,13 +33,13 @@ class BitObjective:
 
     def quantization_error(self, tensors):
         """Quantization error of all kernels, a float32 scalar."""
-        kernels = _kernels(tensors)
+        kernels = kernels_among(tensors)
         errors = tf.stack([kernel.squared_error() for kernel in kernels])
         return self._error(errors, _energies(kernels), _shares(kernels))
 
     def error_weights(self, tensors):
         """Derivatives of the quantization error by the squared errors, shape `(layers,)`."""
-        kernels = _kernels(tensors)
+        kernels = kernels_among(tensors)
         errors = tf.zeros(len(kernels))  # any will do, for the error is linear in them
         with tf.GradientTape() as tape:
             tape.watch(errors)
@@ -84,10 +84,6 @@ def mean_bits(tensors):
         Float32 scalar, in bits.
     """
     return tf.reduce_sum(penalties.mean_bits(_bits(tensors), _shares(tensors)))
-
-
-def _kernels(tensors):
-    return [tensor for tensor in tensors if isinstance(tensor, QuantizedKernel)]
 
 
 def _bits(tensors):

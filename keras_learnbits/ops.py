@@ -210,8 +210,10 @@ def quantize_with_error(kernel, grid, error_step, dtype="float32"):
         dtype: Of the quantized kernel.
 
     Returns:
-        `fake_quantize(kernel, grid)` in `dtype`; `squared_error` of the same; and the energy,
-        `sum kernel**2`, taken as a constant.
+        `fake_quantize(kernel, grid)` in `dtype`; the squared error, `sum (q - w)**2`; and the
+        energy, `sum w**2`, taken as a constant. The derivatives of the error are the true ones,
+        since codes do not change under small changes: `2 * (w - q)` by the weights, which pulls
+        them to their levels, and `2 * sum (q - w) * q / step` by the step.
 
     Example:
     >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
@@ -262,29 +264,6 @@ def _range_backward(kernel, step, offset, max_code, by_quantized):
 COMPILED_SIZE = 2**16
 _PASSES = (_forward, _backward, _range_backward)
 _COMPILED = tuple(tf.function(function, jit_compile=True) for function in _PASSES)
-
-
-def squared_error(kernel, grid):
-    """Squared quantization error, summed over the kernel: `sum (q - w)**2`.
-
-    Its derivatives are the true ones, since codes do not change under small changes: by the
-    weights `2 * (w - q)`, which pulls them to their levels, and by the step
-    `2 * sum (q - w) * q / step`.
-
-    Args:
-        kernel: Float32 tensor.
-        grid: `Grid`.
-
-    Returns:
-        Float32 scalar.
-
-    Example:
-    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-    >>> squared_error(tf.constant([0.5, 1.0]), grid).numpy().item()
-    0.25
-    """
-    codes = tf.stop_gradient(encode(kernel, grid))
-    return _total(tf.square(decode(codes, grid) - kernel))
 
 
 def with_error_slope(error, bits, log_step_slope):

@@ -3,7 +3,7 @@
 import keras
 
 from keras_learnbits import bit_gradients
-from keras_learnbits.layers.tensors import QuantizedKernel, quantized_tensor_of
+from keras_learnbits.layers.tensors import activations_among, quantized_tensor_of
 from keras_learnbits.serialization import register
 
 
@@ -136,7 +136,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         owners = [quantized_tensor_of(variable) for variable in variables]
         pairs = zip(owners, variables, strict=True)
         tensors = [owner for owner, variable in pairs if owner and variable is owner.bits]
-        activations = [t.name() for t in tensors if not isinstance(t, QuantizedKernel)]
+        activations = [each.name() for each in activations_among(tensors)]
         if self.bit_gradient.kernels_only and activations:
             raise ValueError(
                 "The bits of activations are learned with bit_gradient='measured' or "

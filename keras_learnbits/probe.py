@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits import bit_gradients
-from keras_learnbits.layers.tensors import QuantizedKernel, unique_names
+from keras_learnbits.layers.tensors import activations_among, unique_names
 from keras_learnbits.report import aligned_table
 from keras_learnbits.whole_bits import room, whole_bit_gradients
 
@@ -142,11 +142,11 @@ class BitProber:
         self.tensors = [tensors[place] for place in places]
         self.batch_size = batch_size
         if estimators is None:
-            kernels_only = all(isinstance(tensor, QuantizedKernel) for tensor in self.tensors)
+            activations = activations_among(self.tensors)
             estimators = {
                 name: estimator()
                 for name, estimator in bit_gradients.BIT_GRADIENTS.items()
-                if kernels_only or not estimator.kernels_only
+                if not (activations and estimator.kernels_only)
             }
 
         @tf.function(reduce_retracing=True)

@@ -57,14 +57,13 @@ class Quantizer:
         grid = self.grid(kernel, bits, log_scale)
         return tf.cast(ops.encode(kernel, grid), tf.int32), grid
 
-    def squared_error(self, kernel, bits, log_scale=None):
-        """`sum (q - w)**2`, float32 scalar; its slope in the bits is the linearized one."""
-        grid = self.grid(kernel, tf.stop_gradient(bits), log_scale)
-        error = ops.squared_error(kernel, grid)
-        return ops.with_error_slope(error, bits, self.log_step_slope(bits))
-
     def quantize_with_error(self, kernel, bits, log_scale=None, dtype="float32"):
-        """What `quantize`, in `dtype`, and `squared_error` give, and `sum w**2`, in one pass."""
+        """What `quantize` gives, in `dtype`, with its squared error and energy, in one pass.
+
+        Returns:
+            The quantized kernel; `sum (q - w)**2`, whose slope in the bits is the linearized one;
+            and `sum w**2`, taken as a constant.
+        """
         grid = self.grid(kernel, bits, log_scale)
         error_step = self.grid(kernel, tf.stop_gradient(bits), log_scale).step
         quantized, error, energy = ops.quantize_with_error(kernel, grid, error_step, dtype)

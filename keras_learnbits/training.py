@@ -8,7 +8,8 @@ import tensorflow as tf
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
 from keras_learnbits.layers.tensors import (
-    QuantizedKernel,
+    activations_among,
+    kernels_among,
     quantized_kernels,
     quantized_tensor_of,
     rounding_once,
@@ -155,7 +156,7 @@ class LearnedBitTraining(BitControl):
         """
         task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         tensors = self.quantized_tensors
-        kernels = quantized_kernels(self.learner())
+        kernels, activations = kernels_among(tensors), activations_among(tensors)
         self._check_kernels(kernels)
         error = self.bit_objective.quantization_error(tensors)
         penalty = self.bit_objective.penalty(tensors)
@@ -170,7 +171,7 @@ class LearnedBitTraining(BitControl):
             "mean_bits": mean_bits(kernels),
             "bit_reg": bit_reg,
         }
-        if activations := tensors[len(kernels) :]:
+        if activations:
             parts["mean_activation_bits"] = mean_bits(activations)
         self.bit_metrics.update_state(parts, sample_weight=_batch_size(x, y))
         terms = (quantization_reg * error + bit_reg * penalty) / replicas
@@ -239,8 +240,7 @@ class LearnedBitTraining(BitControl):
 
     def _check_training_argument(self):
         """Without it, no `LearnedBitActivation` would see that this is training."""
-        tensors = self.quantized_tensors
-        activations = [t.name() for t in tensors if not isinstance(t, QuantizedKernel)]
+        activations = [each.name() for each in activations_among(self.quantized_tensors)]
         if activations and not self._training_argument(True):
             raise ValueError(
                 "A model with a `LearnedBitActivation` needs a `call` that takes `training`. "

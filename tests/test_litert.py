@@ -139,26 +139,3 @@ def test_packed_integers_are_read_back_bit_by_bit(width):
     odd = packed_integers(values[:3], width)
     assert odd.dtype == np.uint8
     assert len(odd) == -(-3 * width // 8)
-
-
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install keras_learnbits\[export\].*ai_edge_litert"):
-        export_litert(dense_model(bits=2), tmp_path / "model.tflite")
-
-
-def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "model.tflite"
-    path.write_bytes(b"old")
-
-    def fail(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        export_litert(dense_model(bits=2), path)
-    assert path.read_bytes() == b"old"
-    assert [each.name for each in tmp_path.iterdir()] == ["model.tflite"]

@@ -181,29 +181,6 @@ def test_models_of_half_precision_and_plain_ones_are_refused(tmp_path):
         export_onnx(plain, tmp_path / "model.onnx")
 
 
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install keras_learnbits\[export\].*'onnx'"):
-        export_onnx(dense_model(bits=2), tmp_path / "model.onnx")
-
-
-def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"old")
-
-    def fail(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        export_onnx(dense_model(bits=2), path)
-    assert path.read_bytes() == b"old"
-    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
-
-
 def test_codes_follow_the_moves_of_their_kernel():
     layer = klb.LearnedBitDepthwiseConv2D(3, depth_multiplier=2, bits=3)
     layer.build((None, 8, 8, 4))

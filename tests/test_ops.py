@@ -73,7 +73,7 @@ def test_gradient_of_squared_error_is_the_true_derivative():
     inputs = [tf.constant(kernel), tf.constant(0.4)]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        error = ops.squared_error(inputs[0], grid_of(0.4, 2)._replace(step=inputs[1]))
+        _, error, _ = ops.quantize_with_error(inputs[0], grid_of(0.4, 2), inputs[1])
     to_kernel, to_step = tape.gradient(error, inputs)
     kernel = kernel.astype("float64")
     q = nearest_level(kernel, 0.4, 2)
@@ -142,7 +142,9 @@ def test_one_pass_gives_what_rounding_and_its_error_give_by_themselves(bits, siz
             else:
                 quantized = ops.fake_quantize(kernel, grid)
                 offset = tf.stop_gradient(grid.offset)
-                error = ops.squared_error(kernel, grid._replace(step=error_step, offset=offset))
+                codes = tf.stop_gradient(ops.encode(kernel, grid))
+                levels = ops.decode(codes, grid._replace(step=error_step, offset=offset))
+                error = tf.reduce_sum(tf.square(levels - kernel))
             total = tf.reduce_sum(upstream * quantized) + 0.3 * error
         return quantized, error, tape.gradient(total, [kernel, *grid, error_step])
 

@@ -114,26 +114,3 @@ def test_the_file_passes_onnx_own_checks_with_a_batch_of_any_size(tmp_path):
     onnx.checker.check_model(proto)
     assert [each.name for each in proto.graph.input] == ["image"]
     assert {each.domain for each in proto.opset_import} >= {"", DOMAIN}
-
-
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install keras_learnbits\[export\].*'onnx'"):
-        export_qonnx(dense_model(bits=2), tmp_path / "model.onnx")
-
-
-def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"old")
-
-    def fail(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        export_qonnx(dense_model(bits=2), path)
-    assert path.read_bytes() == b"old"
-    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]

@@ -146,8 +146,8 @@ def quantized_tensors(model):
     Returns:
         List of `QuantizedTensor`, each once, in the order of the variables.
     """
-    kernels = quantized_kernels(model)
-    return kernels + [each for each in _marking(model) if not isinstance(each, QuantizedKernel)]
+    marking = _marking(model)
+    return kernels_among(marking) + activations_among(marking)
 
 
 def quantized_kernels(model):
@@ -159,7 +159,17 @@ def quantized_kernels(model):
     Returns:
         List of `QuantizedKernel`.
     """
-    return [each for each in _marking(model) if isinstance(each, QuantizedKernel)]
+    return kernels_among(_marking(model))
+
+
+def kernels_among(tensors):
+    """Those of a list of `QuantizedTensor`s that are kernels."""
+    return [tensor for tensor in tensors if isinstance(tensor, QuantizedKernel)]
+
+
+def activations_among(tensors):
+    """Those of a list of `QuantizedTensor`s that are no kernels."""
+    return [tensor for tensor in tensors if not isinstance(tensor, QuantizedKernel)]
 
 
 def _marking(model):
