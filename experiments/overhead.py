@@ -1,18 +1,23 @@
 """What a training step with learned bits costs, beside one of plain Keras.
 
 python experiments/overhead.py
+python experiments/overhead.py --policy=mixed_bfloat16
 
-Interleaved rounds in one process on random data; the ratio is that of the fastest rounds, since a
-machine's cores come and go.
+Interleaved rounds in one process on random data; ratios are those of the fastest rounds and of
+the least CPU seconds, since a machine's cores come and go. Peak memory is that of a process of
+its own, once for plain Keras and once for learned bits. HGQ2 takes part where it is installed
+(`pip install hgq2==0.2.0`), as `experiments/hgq2_twins.py` says.
 """
 
-import functools
+import importlib.util
 import json
 import os
+import resource
+import subprocess
 import sys
 import time
 
-import cifar10
+import common  # for its flags and plots
 import keras
 import mnist
 import numpy as np
@@ -23,81 +28,209 @@ import keras_learnbits as klb
 from keras_learnbits.report import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("rounds", 6, "Rounds of each kind of training.", lower_bound=1)
-flags.DEFINE_integer("steps", 40, "Steps a round; a multiple of the estimators' interval.")
-flags.DEFINE_string("policy", "mixed_bfloat16", "Keras dtype policy.")
+flags.DEFINE_integer("rounds", 5, "Rounds of each kind of training.", lower_bound=1)
+flags.DEFINE_integer("steps", 20, "Steps a round; a multiple of the estimators' interval.")
+flags.DEFINE_string("policy", "float32", "Keras dtype policy.")
+flags.DEFINE_list("nets", None, "Names of nets; all by default.")
+flags.DEFINE_bool("memory", True, "Measure peak memory, too.")
+flags.DEFINE_string("peak_of", None, "Print the peak memory of this kind of training, and end.")
 
+L = keras.layers
+
+
+def lenet():
+    return mnist.lenet(L.Conv2D, L.Dense)
+
+
+def resnet20():
+    """ResNet-20 for CIFAR-10 (arXiv 1512.03385)."""
+
+    def convolved(x, filters, strides=1):
+        x = L.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(x)
+        return L.BatchNormalization()(x)
+
+    inputs = keras.Input((32, 32, 3))
+    x = L.ReLU()(convolved(inputs, 16))
+    for filters in (16, 32, 64):
+        for block in range(3):
+            strides = 2 if block == 0 and filters > 16 else 1
+            y = convolved(L.ReLU()(convolved(x, filters, strides)), filters)
+            if strides > 1:
+                x = L.AveragePooling2D(1, strides=2)(x)
+                x = L.Concatenate()([x, L.Rescaling(0.0)(x)])
+            x = L.ReLU()(L.Add()([x, y]))
+    return inputs, L.Dense(10)(L.GlobalAveragePooling2D()(x))
+
+
+def dense_net():
+    inputs = keras.Input((784,))
+    x = L.Dense(2048, activation="relu")(inputs)
+    return inputs, L.Dense(10)(L.Dense(2048, activation="relu")(x))
+
+
+def transformer():
+    """Two encoder blocks of width 128 over 64 positions."""
+    x = inputs = keras.Input((64, 128))
+    for _ in range(2):
+        y = L.LayerNormalization()(x)
+        x = L.Add()([x, L.MultiHeadAttention(4, 32)(y, y)])
+        y = L.Dense(512, activation="gelu")(L.LayerNormalization()(x))
+        x = L.Add()([x, L.Dense(128)(y)])
+    return inputs, L.Dense(10)(L.GlobalAveragePooling1D()(x))
+
+
+def mobilenet():
+    net = keras.applications.MobileNetV2((96, 96, 3), weights=None, classifier_activation=None)
+    return net.inputs[0], net.outputs[0]
+
+
+# Name to net and batch size.
 NETS = {
-    "MNIST LeNet, batch 128": (mnist.lenet, (28, 28, 1), 128),
-    "CIFAR-10 net, batch 256": (cifar10.cnn, (32, 32, 3), 256),
+    "LeNet": (lenet, 128),
+    "ResNet-20": (resnet20, 128),
+    "dense net": (dense_net, 128),
+    "transformer": (transformer, 64),
+    "MobileNetV2": (mobilenet, 16),
 }
-KINDS = ("plain Keras", "frozen bits", "straight_through", "difference", "measured")
+LEARNED = {
+    "frozen bits": {},
+    "frozen, no error": {"quantization_reg": 0.0},
+    "straight_through": {"bit_gradient": "straight_through"},
+    "difference": {"bit_gradient": "difference"},
+    "measured": {},
+}
+KINDS = ("plain Keras", *LEARNED)
+if importlib.util.find_spec("hgq"):
+    KINDS += ("HGQ2",)
 
 
-def _model(net, kind):
-    if kind == "plain Keras":
-        model, settings = keras.Model(*net(keras.layers.Conv2D, keras.layers.Dense)), {}
-    else:
-        layers = (functools.partial(c, bits=4) for c in (klb.LearnedBitConv2D, klb.LearnedBitDense))
-        model = klb.LearnedBitModel(*net(*layers))
-        settings = {"bit_gradient": "measured" if kind == "frozen bits" else kind}
-    model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True), **settings)
-    return model
+def make_model(net, kind):
+    """A compiled model of one kind of training."""
+    keras.utils.set_random_seed(0)
+    model, settings = keras.Model(*net()), {}
+    if kind in LEARNED:
+        model, settings = klb.to_learned_bits(model, bits=4), LEARNED[kind]
+    elif kind == "HGQ2":
+        import hgq2_twins
+
+        model = keras.models.clone_model(model, clone_function=hgq2_twins.twin)
+    outputs = model.output.shape[-1]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, **settings)
+    return model, outputs
 
 
-def _seconds_a_step(net, shape, batch_size):
-    """Seconds of the fastest round's step, and to the end of the first step, of each kind."""
+def make_data(model, batch_size, outputs):
     rng = np.random.default_rng(0)
-    x = tf.constant(rng.random((batch_size, *shape), "float32"))
-    y = tf.constant(keras.utils.to_categorical(rng.integers(0, 10, batch_size), 10))
-    data = tf.data.Dataset.from_tensors((x, y)).repeat()
-    models, first, rounds = {}, {}, {kind: [] for kind in KINDS}
+    x = tf.constant(rng.random((batch_size, *model.input.shape[1:]), "float32"))
+    y = tf.constant(rng.integers(0, outputs, batch_size))
+    options = tf.data.Options()
+    options.autotune.enabled = False  # it keeps `fit` waiting at its end
+    return tf.data.Dataset.from_tensors((x, y)).repeat().with_options(options)
+
+
+def measure(net, batch_size):
+    """Seconds and CPU seconds of a step, and seconds to the end of the first, by kind."""
+    models, found = {}, {}
     for kind in KINDS:
-        keras.utils.set_random_seed(0)
-        models[kind] = _model(net, kind)
+        model, outputs = make_model(net, kind)
+        data = make_data(model, batch_size, outputs)
         start = time.perf_counter()
-        models[kind].fit(data, steps_per_epoch=1, verbose=0)
-        first[kind] = time.perf_counter() - start
-        if kind == "frozen bits":
-            models[kind].freeze_bits()
+        model.fit(data, steps_per_epoch=1, verbose=0)
+        found[kind] = {"seconds_to_first_step": time.perf_counter() - start, "wall": [], "cpu": []}
+        if kind.startswith("frozen"):
+            model.freeze_bits()
+        models[kind] = model
     for _ in range(FLAGS.rounds):
         for kind, model in models.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             model.fit(data, steps_per_epoch=FLAGS.steps, verbose=0)
-            rounds[kind].append((time.perf_counter() - start) / FLAGS.steps)
-    return {kind: min(each) for kind, each in rounds.items()}, first
+            found[kind]["wall"].append((time.perf_counter() - wall) / FLAGS.steps)
+            found[kind]["cpu"].append((time.process_time() - cpu) / FLAGS.steps)
+    weights = sum(row.weights for row in klb.bit_table(models["frozen bits"]).rows)
+    return found, weights
+
+
+def print_peak(net, batch_size, kind):
+    """Trains for some steps and prints the process's peak memory in bytes."""
+    model, outputs = make_model(net, kind)
+    model.fit(make_data(model, batch_size, outputs), steps_per_epoch=FLAGS.steps, verbose=0)
+    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def peak(name, kind):
+    """Peak memory of a process that trains like this, in bytes."""
+    command = [sys.executable, __file__, f"--peak_of={kind}", f"--nets={name}"]
+    command += [f"--policy={FLAGS.policy}", f"--steps={FLAGS.steps}"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return int(lines[-1])
+
+
+def summary(name, found, weights):
+    plain = found["plain Keras"]
+    kinds = {
+        kind: {
+            "seconds_per_step": min(each["wall"]),
+            "ratio": min(each["wall"]) / min(plain["wall"]),
+            "cpu_ratio": min(each["cpu"]) / min(plain["cpu"]),
+            "seconds_to_first_step": each["seconds_to_first_step"],
+            "first_step_ratio": each["seconds_to_first_step"] / plain["seconds_to_first_step"],
+        }
+        for kind, each in found.items()
+    }
+    for kind in ("plain Keras", "measured") if FLAGS.memory else ():
+        kinds[kind]["peak_bytes"] = peak(name, kind)
+    return {"weights": weights, "kinds": kinds}
+
+
+def plot(results, path):
+    """Bars of the ratios, a group for each net."""
+    figure, axes = common.plt.subplots(figsize=(10, 4.5), layout="constrained")
+    kinds = [kind for kind in KINDS if kind != "plain Keras"]
+    width = 0.8 / len(kinds)
+    for place, kind in enumerate(kinds):
+        nets = [i for i, net in enumerate(results.values()) if kind in net["kinds"]]
+        heights = [list(results.values())[i]["kinds"][kind]["ratio"] for i in nets]
+        axes.bar([i - 0.4 + (place + 0.5) * width for i in nets], heights, width, label=kind)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(results)), list(results))
+    axes.set(ylabel="time of a step / plain Keras", title=f"{FLAGS.policy}: cost of learned bits")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=120)
 
 
 def main(argv):
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     keras.config.set_dtype_policy(FLAGS.policy)
+    nets = {name: NETS[name] for name in FLAGS.nets or NETS}
+    if FLAGS.peak_of:
+        for net, batch_size in nets.values():
+            print_peak(net, batch_size, FLAGS.peak_of)
+        return
     results = {}
-    for name, (net, shape, batch_size) in NETS.items():
-        step, first = _seconds_a_step(net, shape, batch_size)
-        results[name] = {
-            kind: {
-                "seconds_per_step": step[kind],
-                "ratio": step[kind] / step["plain Keras"],
-                "seconds_to_first_step": first[kind],
-            }
-            for kind in KINDS
-        }
-        head = (name, "ms a step", "ratio", "first step [s]")
+    for name, (net, batch_size) in nets.items():
+        results[name] = summary(name, *measure(net, batch_size))
+        head = (name, "step [ms]", "ratio", "of CPU", "first step [s]", "ratio", "peak [MB]")
         rows = [
             (
                 kind,
                 f"{1000 * row['seconds_per_step']:.1f}",
                 f"{row['ratio']:.2f}",
+                f"{row['cpu_ratio']:.2f}",
                 f"{row['seconds_to_first_step']:.1f}",
+                f"{row['first_step_ratio']:.1f}",
+                f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else "",
             )
-            for kind, row in results[name].items()
+            for kind, row in results[name]["kinds"].items()
         ]
         print(aligned_table([[head], rows], left=1), flush=True)
-    output_dir = FLAGS.output_dir or os.path.join("runs", "overhead")
+    output_dir = FLAGS.output_dir or os.path.join("runs", f"overhead-{FLAGS.policy}")
     os.makedirs(output_dir, exist_ok=True)
     command = " ".join(["python", "experiments/overhead.py", *sys.argv[1:]])
     with open(os.path.join(output_dir, "overhead.json"), "w") as file:
         json.dump({"command": command, "policy": FLAGS.policy, "nets": results}, file, indent=1)
+    plot(results, os.path.join(output_dir, "overhead.png"))
     print(f"Files: {output_dir}")
 
 

@@ -22,7 +22,7 @@ def get(bit_gradient):
 
     Example:
     >>> get("measured").interval
-    10
+    20
     """
     if isinstance(bit_gradient, dict):
         bit_gradient = keras.saving.deserialize_keras_object(bit_gradient)

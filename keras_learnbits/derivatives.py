@@ -19,7 +19,7 @@ class BitStep(NamedTuple):
         kernel_gradients: Of `loss_unit` times the loss by each float kernel; None for
             an activation.
         bit_gradients: Of `loss_unit` times the loss by each bit-width, straight through the
-            rounding.
+            rounding; None where not asked for.
         loss_unit: What mixed precision and replicas have multiplied the loss by.
         price_gradients: Derivatives of `bit_reg * bit_penalty` alone, shape `(layers,)`.
         price_changes: What it changes with one bit fewer and with one more, shape `(layers, 2)`.
@@ -35,7 +35,7 @@ class BitStep(NamedTuple):
 
     tensors: list
     kernel_gradients: list
-    bit_gradients: list
+    bit_gradients: list | None
     loss_unit: tf.Tensor
     price_gradients: tf.Tensor
     price_changes: tf.Tensor
@@ -59,7 +59,7 @@ class BitStep(NamedTuple):
         return self._replace(
             tensors=pick(self.tensors),
             kernel_gradients=pick(self.kernel_gradients),
-            bit_gradients=pick(self.bit_gradients),
+            bit_gradients=self.bit_gradients and pick(self.bit_gradients),
             price_gradients=tf.gather(self.price_gradients, places),
             price_changes=tf.gather(self.price_changes, places),
             error_weights=lambda: tf.gather(self.error_weights(), places),
@@ -77,10 +77,13 @@ class BitGradient:
     Attributes:
         predicts_losses: Whether it predicts the loss at whole bits, as `WholeBit` does.
         kernels_only: Whether it can say nothing of activations.
+        takes_bit_gradients: Whether it reads `BitStep.bit_gradients`, which are computed only
+            then.
     """
 
     predicts_losses = False
     kernels_only = False
+    takes_bit_gradients = True
 
     def build(self, tensors, add_variable):
         """Creates the estimator's state with an optimizer's `add_variable`."""
@@ -146,6 +149,7 @@ class Paper(Derivative):
     """
 
     kernels_only = True
+    takes_bit_gradients = False
 
     def task_gradients(self, step):
         slopes = [self.error_slope(kernel) for kernel in step.tensors]

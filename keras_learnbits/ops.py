@@ -50,12 +50,6 @@ def integer_bits(bits):
     return tf.floor(bits + 0.5)
 
 
-def _with_slope(value, slope, at):
-    """`value`, bit for bit, with derivative `slope` in `at`."""
-    at_is_zero = at - tf.stop_gradient(at)
-    return tf.stop_gradient(value) + tf.stop_gradient(slope) * at_is_zero
-
-
 def max_code(bits):
     """The highest code, `2**B - 1` at the integer `B` nearest to `bits`.
 
@@ -65,36 +59,51 @@ def max_code(bits):
     7.0
     """
     levels = 2.0 ** integer_bits(bits)
-    return _with_slope(levels - 1.0, math.log(2.0) * levels, bits)
+    at_is_zero = bits - tf.stop_gradient(bits)
+    return tf.stop_gradient(levels) - 1.0 + math.log(2.0) * tf.stop_gradient(levels) * at_is_zero
 
 
-def gaussian_step(bits):
-    """Best step of a `2**B`-level mid-rise grid for unit Gaussian weights.
+def gaussian_grid(bits):
+    """Best step for unit Gaussian weights of a `2**B`-level mid-rise grid, and its highest code.
 
-    `B` is the integer nearest to `bits`. The derivative in `bits` is that of the table
-    interpolated in the logarithm, `step * (log step(B+1) - log step(B-1)) / 2`.
+    `B` is the integer nearest to `bits`. Derivatives in `bits` are those of real bit-widths: of
+    the step, of the table interpolated in the logarithm, `step * gaussian_log_step_slope(bits)`;
+    of the code, as of `max_code`.
 
-    >>> round(float(gaussian_step(tf.constant(1.0))), 4)
-    1.5958
+    >>> step, highest = gaussian_grid(tf.constant(1.0))
+    >>> round(float(step), 4), float(highest)
+    (1.5958, 1.0)
     """
-    step = tf.gather(tf.constant(GAUSSIAN_STEPS), _table_index(bits))
-    return _with_slope(step, step * gaussian_log_step_slope(bits), bits)
+    row = tf.gather(tf.constant(_GAUSSIAN_GRIDS, tf.float32), _table_index(bits))
+    step, step_slope, highest, highest_slope = tf.unstack(row, num=4)
+    at_is_zero = bits - tf.stop_gradient(bits)
+    return step + step_slope * at_is_zero, highest + highest_slope * at_is_zero
 
 
 def gaussian_log_step_slope(bits):
-    """Derivative of `log(gaussian_step(bits))` by the bits: -0.47 at 1 bit, -0.65 at 16.
+    """Derivative of the logarithm of the best step by the bits: -0.47 at 1 bit, -0.65 at 16.
 
     >>> round(float(gaussian_log_step_slope(tf.constant(4.0))), 3)
     -0.568
     """
-    logs = [math.log(step) for step in GAUSSIAN_STEPS]
-    extended = [2 * logs[0] - logs[1], *logs, 2 * logs[-1] - logs[-2]]
-    slopes = [(extended[i + 2] - extended[i]) / 2 for i in range(len(logs))]
-    return tf.gather(tf.constant(slopes), _table_index(bits))
+    return tf.gather(tf.constant(_LOG_STEP_SLOPES, tf.float32), _table_index(bits))
 
 
 def _table_index(bits):
     return tf.cast(integer_bits(bits), tf.int32) - MIN_BITS
+
+
+def _log_step_slopes():
+    logs = [math.log(step) for step in GAUSSIAN_STEPS]
+    extended = [2 * logs[0] - logs[1], *logs, 2 * logs[-1] - logs[-2]]
+    return [(after - before) / 2 for before, after in zip(extended, extended[2:], strict=False)]
+
+
+_LOG_STEP_SLOPES = _log_step_slopes()
+_GAUSSIAN_GRIDS = [
+    (step, step * slope, 2**bits - 1, math.log(2.0) * 2**bits)
+    for bits, (step, slope) in enumerate(zip(GAUSSIAN_STEPS, _LOG_STEP_SLOPES, strict=True), 1)
+]
 
 
 def encode(kernel, grid):
@@ -107,163 +116,29 @@ def encode(kernel, grid):
     Returns:
         Float32 tensor of the kernel's shape with integers in `0..max_code`.
     """
+    codes, _ = nearest_codes(tf.cast(kernel, tf.float32), grid)
+    return codes
+
+
+def nearest_codes(kernel, grid):
+    """`encode`, and by how many codes weights lie beyond the range: below it less than 0.
+
+    >>> codes, beyond = nearest_codes(
+    ...     tf.constant([-3.0, 0.4]), Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
+    ... )
+    >>> codes.numpy().tolist(), beyond.numpy().tolist()
+    ([0.0, 2.0], [-1.0, 0.0])
+    """
     # Not times a reciprocal: compilers would fuse it with the sum, and round otherwise.
-    position = tf.cast(kernel, tf.float32) / grid.step - grid.offset
-    return tf.clip_by_value(tf.floor(position + 0.5), 0.0, grid.max_code)
+    position = kernel / grid.step - grid.offset
+    nearest = tf.floor(position + 0.5)
+    codes = tf.clip_by_value(nearest, 0.0, grid.max_code)
+    return codes, nearest - codes
 
 
 def decode(codes, grid):
     """Levels that belong to codes: `step * (code + offset)`, float32."""
     return grid.step * (codes + grid.offset)
-
-
-def _sum_to(values, shape):
-    """Sums `values` over the axes that a tensor of `shape` broadcasts along."""
-    if not shape.rank:
-        return tf.reduce_sum(values)
-    axes = [axis for axis, size in enumerate(shape) if size == 1]
-    return tf.reduce_sum(values, axes, keepdims=True)
-
-
-def _total(values):
-    """The sum of all values; along the last axis at the end, which compilers can vectorize."""
-    return tf.reduce_sum(tf.reduce_sum(values, range(max(values.shape.rank - 1, 0))))
-
-
-def _outside(kernel, grid):
-    """Where weights lie below and above the range of a grid."""
-    position = kernel / grid.step - grid.offset
-    return position < -0.5, position >= grid.max_code + 0.5
-
-
-def _to_kernel_and_step(kernel, grid, quantized, upstream):
-    """Gradients by kernel and step, straight through the rounding."""
-    below, above = _outside(kernel, grid)
-    inside = tf.logical_not(tf.logical_or(below, above))
-    residual = tf.where(inside, quantized - kernel, quantized)
-    to_step = _sum_to(upstream * residual, grid.step.shape) / grid.step
-    return tf.where(inside, upstream, 0.0), to_step
-
-
-def _to_offset_and_max_code(kernel, grid, upstream):
-    """Gradients by offset and highest code, which come from weights beyond the range."""
-    below, above = _outside(kernel, grid)
-    outside = tf.where(tf.logical_or(below, above), upstream, 0.0)
-    to_max_code = tf.where(above, upstream, 0.0)
-    return (
-        _sum_to(grid.step * outside, grid.offset.shape),
-        _sum_to(grid.step * to_max_code, grid.max_code.shape),
-    )
-
-
-def fake_quantize(kernel, grid):
-    """Rounds a kernel to its grid, with gradients straight through the rounding.
-
-    With `q = step * (code + offset)`, weights `w` inside the range give (as in LSQ,
-    arXiv 1902.08153)
-
-        dq/dw = 1,    dq/dstep = (q - w) / step
-
-    and those outside, which sit on the lowest or highest code,
-
-        dq/dw = 0,    dq/dstep = q / step,    dq/doffset = step,    dq/dmax_code = step if above.
-
-    Args:
-        kernel: Float32 tensor.
-        grid: `Grid` whose tensors broadcast against `kernel`.
-
-    Returns:
-        Float32 tensor of the kernel's shape, `decode(encode(kernel, grid), grid)` exactly.
-
-    Example:
-    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-    >>> fake_quantize(tf.constant([-9.0, -0.2, 0.3, 1.1]), grid).numpy().tolist()
-    [-1.5, -0.5, 0.5, 1.5]
-    """
-
-    @tf.custom_gradient
-    def rounded(kernel, step, offset, max_code):
-        grid = Grid(step, offset, max_code)
-        quantized = decode(encode(kernel, grid), grid)
-
-        def gradient(upstream):
-            upstream = tf.convert_to_tensor(upstream)
-            return (
-                *_to_kernel_and_step(kernel, grid, quantized, upstream),
-                *_to_offset_and_max_code(kernel, grid, upstream),
-            )
-
-        return quantized, gradient
-
-    return rounded(kernel, *grid)
-
-
-def quantize_with_error(kernel, grid, error_step, dtype="float32"):
-    """`fake_quantize` and what it costs, in one pass over the kernel, and one pass back.
-
-    Kernels of `COMPILED_SIZE` weights or more are handled by functions that XLA compiles.
-
-    Args:
-        kernel: Float32 tensor of a fixed shape.
-        grid: `Grid` whose tensors broadcast against `kernel`.
-        error_step: The step once more; it gets the gradient of the error, whose offset is constant.
-        dtype: Of the quantized kernel.
-
-    Returns:
-        `fake_quantize(kernel, grid)` in `dtype`; the squared error, `sum (q - w)**2`; and the
-        energy, `sum w**2`, taken as a constant. The derivatives of the error are the true ones,
-        since codes do not change under small changes: `2 * (w - q)` by the weights, which pulls
-        them to their levels, and `2 * sum (q - w) * q / step` by the step.
-
-    Example:
-    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-    >>> quantized, error, energy = quantize_with_error(tf.constant([0.5, 1.0]), grid, grid.step)
-    >>> quantized.numpy().tolist(), float(error), float(energy)
-    ([0.5, 1.5], 0.25, 1.25)
-    """
-    large = kernel.shape.num_elements() >= COMPILED_SIZE
-    forward, backward, range_backward = _COMPILED if large else _PASSES
-
-    @tf.custom_gradient
-    def rounded(kernel, step, offset, max_code, error_step):
-        def gradient(by_quantized, by_error, by_energy):
-            del by_energy
-            arguments = kernel, step, offset, max_code, by_quantized
-            to_kernel, to_step, to_error_step = backward(*arguments, by_error)
-            # By itself, so that it is left out where no gradient by the bits is asked for.
-            return to_kernel, to_step, *range_backward(*arguments), to_error_step
-
-        return forward(kernel, step, offset, max_code, dtype), gradient
-
-    return rounded(kernel, *grid, error_step)
-
-
-def _forward(kernel, step, offset, max_code, dtype):
-    grid = Grid(step, offset, max_code)
-    quantized = decode(encode(kernel, grid), grid)
-    error = _total(tf.square(quantized - kernel))
-    return tf.cast(quantized, dtype), error, _total(tf.square(kernel))
-
-
-def _backward(kernel, step, offset, max_code, by_quantized, by_error):
-    grid = Grid(step, offset, max_code)
-    quantized = decode(encode(kernel, grid), grid)
-    upstream = tf.cast(by_quantized, tf.float32)
-    to_kernel, to_step = _to_kernel_and_step(kernel, grid, quantized, upstream)
-    by_residual = 2.0 * by_error * (quantized - kernel)
-    to_error_step = _sum_to(by_residual * quantized, step.shape) / step
-    return to_kernel - by_residual, to_step, to_error_step
-
-
-def _range_backward(kernel, step, offset, max_code, by_quantized):
-    grid = Grid(step, offset, max_code)
-    return _to_offset_and_max_code(kernel, grid, tf.cast(by_quantized, tf.float32))
-
-
-# From so many weights on, what XLA saves in a step is worth the time that it compiles.
-COMPILED_SIZE = 2**16
-_PASSES = (_forward, _backward, _range_backward)
-_COMPILED = tuple(tf.function(function, jit_compile=True) for function in _PASSES)
 
 
 def with_error_slope(error, bits, log_step_slope):

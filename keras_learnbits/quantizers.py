@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_learnbits import ops
+from keras_learnbits import ops, rounding
 from keras_learnbits.serialization import choose, register
 
 SCALE_CANDIDATES = 40
@@ -50,24 +50,37 @@ class Quantizer:
 
     def quantize(self, kernel, bits, log_scale=None):
         """The kernel rounded to its grid, float32, with straight-through gradients."""
-        return ops.fake_quantize(kernel, self.grid(kernel, bits, log_scale))
+        return rounding.fake_quantize(kernel, self.grid(kernel, bits, log_scale))
 
     def encode(self, kernel, bits, log_scale=None):
         """Integer codes (int32) of the kernel and their grid: what a file stores."""
         grid = self.grid(kernel, bits, log_scale)
         return tf.cast(ops.encode(kernel, grid), tf.int32), grid
 
-    def quantize_with_error(self, kernel, bits, log_scale=None, dtype="float32"):
-        """What `quantize` gives, in `dtype`, with its squared error and energy, in one pass.
+    def quantize_with_error(self, kernel, bits, log_scale=None, dtype="float32", by_bits=True):
+        """What `quantize` gives, in `dtype`, with its squared error and energy.
+
+        Args:
+            kernel, bits, log_scale: As for `grid`.
+            dtype: Of the quantized kernel.
+            by_bits: Whether gradients by the bits are wanted.
 
         Returns:
             The quantized kernel; `sum (q - w)**2`, whose slope in the bits is the linearized one;
             and `sum w**2`, taken as a constant.
         """
-        grid = self.grid(kernel, bits, log_scale)
-        error_step = self.grid(kernel, tf.stop_gradient(bits), log_scale).step
-        quantized, error, energy = ops.quantize_with_error(kernel, grid, error_step, dtype)
+        grid = self.grid(kernel, tf.stop_gradient(bits), log_scale)
+        if not by_bits:
+            return rounding.quantize_with_error(kernel, grid, dtype=dtype)
+        scale = None if log_scale is None else tf.stop_gradient(log_scale)
+        quantized, error, energy = rounding.quantize_with_error(
+            kernel, grid, by_bits=self.grid(kernel, bits, scale), dtype=dtype
+        )
         return quantized, ops.with_error_slope(error, bits, self.log_step_slope(bits)), energy
+
+    def squared_error(self, kernel, bits, log_scale=None):
+        """`sum (q - w)**2` of the kernel rounded to its grid, taken as a constant."""
+        return rounding.squared_error(kernel, self.grid(kernel, bits, log_scale))
 
     def get_config(self):
         return {}
@@ -92,9 +105,9 @@ class LearnedScaleQuantizer(Quantizer):
     """Symmetric mid-rise grid of `2**bits` levels with trained scales.
 
     Levels are the half-integers times a step: at 2 bits `-1.5, -0.5, 0.5, 1.5`. The step is
-    `gaussian_step(bits) * exp(log_scale)`, where `gaussian_step` is the best step for unit
-    Gaussian weights, so that a change of the bits re-fits the range by itself. Scales start at
-    the root mean square of the weights they serve and are then trained.
+    `exp(log_scale)` times the best step for unit Gaussian weights, so that a change of the bits
+    re-fits the range by itself. Scales start at the root mean square of the weights they serve
+    and are then trained.
 
     Args:
         per_channel: Whether each output channel has a scale of its own (32 bits a channel in a
@@ -156,7 +169,8 @@ class LearnedScaleQuantizer(Quantizer):
         kernel = tf.cast(kernel, tf.float32)
         axes = [axis for axis, size in enumerate(scale_shape) if size == 1]
         start = best = self.initial_log_scale(kernel, scale_shape)
-        half_range = 0.5 * ops.max_code(bits) * ops.gaussian_step(bits) * tf.exp(start)
+        step, max_code = ops.gaussian_grid(bits)
+        half_range = 0.5 * max_code * step * tf.exp(start)
         largest = tf.reduce_max(tf.abs(kernel), axes, keepdims=True)
         unclipped = tf.math.log(tf.maximum(largest / half_range, ops.TINY))
         low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
@@ -171,9 +185,8 @@ class LearnedScaleQuantizer(Quantizer):
         return best
 
     def grid(self, kernel, bits, log_scale=None):
-        max_code = ops.max_code(bits)
-        step = ops.gaussian_step(bits) * tf.exp(log_scale)
-        return ops.Grid(step, -0.5 * max_code, max_code)
+        step, max_code = ops.gaussian_grid(bits)
+        return ops.Grid(step * tf.exp(log_scale), -0.5 * max_code, max_code)
 
     def log_step_slope(self, bits):
         return ops.gaussian_log_step_slope(bits)
@@ -206,11 +219,11 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         # As exported, with a constant step, whose reciprocal TensorFlow multiplies by.
         step, offset, max_code = self.grid(kernel, bits, log_scale)
         unit = ops.Grid(tf.ones_like(step), offset, max_code)
-        return step * ops.fake_quantize(kernel * (1.0 / step), unit)
+        return step * rounding.fake_quantize(kernel * (1.0 / step), unit)
 
     def grid(self, kernel, bits, log_scale=None):
-        max_code = ops.max_code(bits)
-        step = 0.5 * (1.0 + self.signed) * ops.gaussian_step(bits) * tf.exp(log_scale)
+        step, max_code = ops.gaussian_grid(bits)
+        step *= 0.5 * (1.0 + self.signed) * tf.exp(log_scale)
         return ops.Grid(step, -0.5 * self.signed * (max_code + 1.0), max_code)
 
 

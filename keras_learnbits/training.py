@@ -183,12 +183,15 @@ class LearnedBitTraining(BitControl):
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
         moving = self.trained_tensors
         if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
+            with tf.init_scope():  # or the whole step would be traced twice
+                self.optimizer.build(self.trainable_variables)
         bit_gradient = self._bit_state().bit_gradient
         self._check_training_argument()
-        loss, y_pred, gradients, index = self._differentiate((x, y, sample_weight), moving)
+        data = x, y, sample_weight
+        by_bits = bit_gradient.takes_bit_gradients
+        loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
         if moving:
-            step = self._bit_step((x, y, sample_weight), moving, gradients, index)
+            step = self._bit_step(data, moving, gradients, index, by_bits)
             moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
             for tensor, gradient in zip(moving, tf.unstack(bit_gradient(step)), strict=True):
                 gradients[index[id(tensor.bits)]] = moves * tensor.may_move() * gradient
@@ -203,11 +206,17 @@ class LearnedBitTraining(BitControl):
         with rounding_once():
             return super().test_step(data)
 
-    def _differentiate(self, data, moving):
-        """Loss, predictions, the scaled loss's gradients, and each variable's place in them."""
+    def _differentiate(self, data, moving, by_bits):
+        """Loss, predictions, the scaled loss's gradients, and each variable's place in them.
+
+        Args:
+            data: Tuple `(x, y, sample_weight)`.
+            moving: The `QuantizedTensor`s whose bits are trained.
+            by_bits: Whether gradients by their bits are wanted; they are None otherwise.
+        """
         x, y, sample_weight = data
-        with rounding_once(), tf.GradientTape() as tape:
-            tape.watch([tensor.bits.value for tensor in moving])
+        with rounding_once(by_bits), tf.GradientTape() as tape:
+            tape.watch([tensor.bits.value for tensor in moving if by_bits])
             y_pred = self(x, **self._training_argument(True))
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
@@ -228,8 +237,8 @@ class LearnedBitTraining(BitControl):
         """
         moving = self.trained_tensors
         with self._changing_nothing():
-            _, _, gradients, index = self._differentiate(data, moving)
-        return self._bit_step(data, moving, gradients, index)
+            _, _, gradients, index = self._differentiate(data, moving, by_bits=True)
+        return self._bit_step(data, moving, gradients, index, by_bits=True)
 
     def _changing_nothing(self, state=()):
         """A scope that keeps what a pass would change, with some variables at other values."""
@@ -266,7 +275,7 @@ class LearnedBitTraining(BitControl):
         checked = tf.debugging.check_numerics(loss, message)
         return tf.cast(tf.math.is_finite(checked), loss.dtype)
 
-    def _bit_step(self, data, moving, gradients, index):
+    def _bit_step(self, data, moving, gradients, index, by_bits):
         """What an estimator of bit gradients may look at.
 
         Args:
@@ -274,6 +283,7 @@ class LearnedBitTraining(BitControl):
             moving: The `QuantizedTensor`s whose bits are trained.
             gradients: Of the scaled loss by the trainable variables.
             index: Dictionary of a variable's `id` to its place in `gradients`.
+            by_bits: Whether `gradients` has those by the bits.
 
         Returns:
             `BitStep`.
@@ -285,7 +295,7 @@ class LearnedBitTraining(BitControl):
         return bit_gradients.BitStep(
             tensors=moving,
             kernel_gradients=[k if k is None else gradients[index[id(k)]] for k in kernels],
-            bit_gradients=[gradients[index[id(tensor.bits)]] for tensor in moving],
+            bit_gradients=[gradients[index[id(t.bits)]] for t in moving] if by_bits else None,
             loss_unit=tf.cast(self.optimizer.scale_loss(1.0), tf.float32) / _replicas(),
             price_gradients=price
             * tf.gather(self.bit_objective.penalty_gradients(tensors), places),

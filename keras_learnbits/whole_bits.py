@@ -46,8 +46,9 @@ class WholeBit(BitGradient):
     """
 
     predicts_losses = True
+    takes_bit_gradients = False
 
-    def __init__(self, interval=10):
+    def __init__(self, interval=20):
         if not isinstance(interval, int) or interval < 1:
             raise ValueError(
                 f"`interval` must be an integer number of steps >= 1. Received: interval={interval}"

@@ -23,7 +23,12 @@ def make_net():
         x = klb.LearnedBitDense(12, activation="relu", name="hidden")(inputs)
         x = klb.LearnedBitActivation(name="act", **arguments)(x)
         model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, name="head")(x))
-        settings = {"bit_reg": 0.01, "bit_optimizer": klb.SignSGD(0.1), "loss": "mse"}
+        settings = {
+            "bit_reg": 0.01,
+            "bit_gradient": klb.bit_gradients.Measured(interval=10),
+            "bit_optimizer": klb.SignSGD(0.1),
+            "loss": "mse",
+        }
         model.compile("adam", **{**settings, **(compile_arguments or {})})
         return model
 
@@ -149,7 +154,7 @@ def test_bits_of_activations_fall_where_they_are_dear_and_stay_where_they_are_fr
     ends = []
     for price in (0.0, 100.0):
         model = make_net({"bit_reg": price, "bit_gradient": bit_gradient}, bits=6)
-        history = model.fit(*data, batch_size=8, epochs=12, verbose=0).history
+        history = model.fit(*data, batch_size=8, epochs=24, verbose=0).history
         ends.append(float(model.get_layer("act").bits))
     assert ends[0] > 4
     assert round(ends[1]) == 2

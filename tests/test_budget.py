@@ -17,8 +17,11 @@ def deep_model(data):
         for name, units in (("a", 12), ("b", 20), ("c", 10)):
             x = klb.LearnedBitDense(units, activation="relu", name=name)(x)
         model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, name="d")(x))
-        settings = {"bit_optimizer": klb.SignSGD(0.1), **settings}
-        model.compile("adam", "mse", metrics=["mae"], **settings)
+        defaults = {
+            "bit_gradient": klb.bit_gradients.Measured(interval=10),
+            "bit_optimizer": klb.SignSGD(0.1),
+        }
+        model.compile("adam", "mse", metrics=["mae"], **{**defaults, **settings})
         return model
 
     return make

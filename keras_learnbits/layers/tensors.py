@@ -108,7 +108,7 @@ class QuantizedKernel(QuantizedTensor):
         key = self, tf.compat.v1.get_default_graph()
         if key not in results:
             results[key] = self.quantizer.quantize_with_error(
-                *self._float32(), self.layer.compute_dtype
+                *self._float32(), self.layer.compute_dtype, by_bits=_ROUNDED.by_bits
             )
         return results[key]
 
@@ -119,7 +119,7 @@ class QuantizedKernel(QuantizedTensor):
     def squared_error_at(self, bits):
         """`||q - W||^2` at another bit-width, a float32 scalar."""
         kernel, _, log_scale = self._float32()
-        return self.quantizer.quantize_with_error(kernel, bits, log_scale)[1]
+        return self.quantizer.squared_error(kernel, bits, log_scale)
 
     def energy(self):
         """`||W||^2`, a float32 scalar; taken as a constant."""
@@ -206,19 +206,27 @@ def quantized_tensor_of(variable):
 
 
 class _Rounded(threading.local):
-    """Results of `QuantizedKernel.rounded` by kernel and graph; None outside of a scope."""
+    """Results of `QuantizedKernel.rounded` by kernel and graph, None outside of any scope; and
+    whether gradients by the bits are wanted.
+    """
 
     results = None
+    by_bits = True
 
 
 _ROUNDED = _Rounded()
 
 
 @contextlib.contextmanager
-def rounding_once():
-    """A scope in which kernels, bits and scales do not change: each kernel is rounded once."""
-    outer, _ROUNDED.results = _ROUNDED.results, {}
+def rounding_once(by_bits=False):
+    """A scope in which kernels, bits and scales do not change: each kernel is rounded once.
+
+    Args:
+        by_bits: Whether gradients by the bits are wanted.
+    """
+    outer = _ROUNDED.results, _ROUNDED.by_bits
+    _ROUNDED.results, _ROUNDED.by_bits = {}, by_bits
     try:
         yield
     finally:
-        _ROUNDED.results = outer
+        _ROUNDED.results, _ROUNDED.by_bits = outer

@@ -1,0 +1,74 @@
+"""What share of a training step is the model's, and not spent waiting for data.
+
+TFDS_DATA_DIR=... python experiments/pipelines.py
+
+For each program, seconds of an epoch from its input pipeline beside as many steps on one batch
+that is repeated, in turns; the least of each is compared.
+"""
+
+import json
+import os
+import sys
+import time
+
+import cifar10
+import common
+import digits
+import keras
+import mnist
+import tensorflow as tf
+from absl import app, flags
+
+import keras_learnbits as klb
+from keras_learnbits.report import aligned_table
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("rounds", 3, "Rounds of each.", lower_bound=1)
+flags.DEFINE_list("programs", ["digits", "mnist", "cifar10"], "Which programs.")
+
+
+def measure(problem):
+    """Least seconds of an epoch from the pipeline, and on a repeated batch."""
+    keras.config.set_dtype_policy(problem.defaults.get("dtype_policy") or "float32")
+    net = next(iter(problem.nets.values()))
+    model = klb.LearnedBitModel(*net(klb.LearnedBitConv2D, klb.LearnedBitDense))
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"], bit_reg=problem.defaults["bit_reg"])
+    train, _ = problem.load(FLAGS.data_dir)
+    data = common.dataset(*train, problem.defaults["batch_size"], problem.augment, shuffle=True)
+    steps = data.cardinality().numpy() - 1  # the last batch is smaller
+    repeated = tf.data.Dataset.from_tensors(next(iter(data))).repeat()
+
+    def seconds(data):
+        start = time.perf_counter()
+        model.fit(data, steps_per_epoch=steps, verbose=0)
+        return time.perf_counter() - start
+
+    seconds(repeated.take(2 * steps))
+    turns = [(seconds(data), seconds(repeated)) for _ in range(FLAGS.rounds)]
+    return [min(turn) for turn in zip(*turns, strict=True)]
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    problems = {"digits": digits, "mnist": mnist, "cifar10": cifar10}
+    results = {}
+    for name in FLAGS.programs:
+        epoch, of_model = measure(problems[name].PROBLEM)
+        results[name] = {"epoch_seconds": epoch, "model_seconds": of_model}
+    rows = [
+        (name, f"{r['epoch_seconds']:.2f}", f"{r['model_seconds'] / r['epoch_seconds']:.1%}")
+        for name, r in results.items()
+    ]
+    print(aligned_table([[("program", "epoch [s]", "the model's")], rows], left=1))
+    output_dir = FLAGS.output_dir or os.path.join("runs", "pipelines")
+    os.makedirs(output_dir, exist_ok=True)
+    command = " ".join(["python", "experiments/pipelines.py", *sys.argv[1:]])
+    with open(os.path.join(output_dir, "pipelines.json"), "w") as file:
+        json.dump({"command": command, "programs": results}, file, indent=1)
+    print(f"Files: {output_dir}")
+
+
+if __name__ == "__main__":
+    app.run(main)
