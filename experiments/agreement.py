@@ -19,12 +19,12 @@ import os
 import sys
 
 import cifar10
-import common
 import keras
 import mnist
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from loading import dataset
 from matplotlib import pyplot as plt
 from recipes import Recipe
 from scipy import stats
@@ -81,7 +81,7 @@ def main(argv):
     train, _ = problem.load(FLAGS.data_dir)
     held_out = FLAGS.validation_examples or 5000
     x, y = train[0][:-held_out], train[1][:-held_out]
-    measured_on = common.dataset(train[0][-held_out:], train[1][-held_out:], 250)
+    measured_on = dataset(train[0][-held_out:], train[1][-held_out:], 250)
 
     keras.utils.set_random_seed(FLAGS.seed)
     keras.config.set_dtype_policy(settings["dtype_policy"])
@@ -101,7 +101,7 @@ def main(argv):
         bit_reg=0.03 if FLAGS.bit_reg is None else FLAGS.bit_reg,
         bit_optimizer=recipe.bit_optimizer(None, None, None, steps, 0.75 * steps),
     )
-    batches = common.dataset(x, y, batch_size, problem.augment, shuffle=True)
+    batches = dataset(x, y, batch_size, problem.augment, shuffle_seed=FLAGS.seed)
     estimators = {name: estimator() for name, estimator in BIT_GRADIENTS.items()}
     estimators["second order only"] = SecondOrder()
     estimators["second order, per channel"] = SecondOrderPerChannel()

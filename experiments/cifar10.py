@@ -8,10 +8,11 @@ TFDS_DATA_DIR=... python experiments/cifar10.py --bit_reg=1e-3
 import common
 import keras
 import tensorflow as tf
+from loading import load_tfds
 
 
 def load(data_dir):
-    return common.load_tfds("cifar10", data_dir)
+    return load_tfds("cifar10", data_dir)
 
 
 def augment(images, seed, shift=4):

@@ -19,7 +19,8 @@ import keras
 import matplotlib
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import app, flags
+from loading import dataset
 from recipes import RECIPES, Published
 
 import keras_learnbits as klb
@@ -52,6 +53,7 @@ flags.DEFINE_enum(
     sorted(RECIPES),
     "What the sign is taken of. `paper` sets every flag not given to the published settings.",
 )
+flags.DEFINE_integer("interval", None, "Steps from look to look of measured and difference.")
 flags.DEFINE_enum("bit_penalty", None, ["bits", "levels"], "What bits cost.")
 flags.DEFINE_integer(
     "fixed_bits", None, "Train with these bits, not learned ones.", lower_bound=1, upper_bound=16
@@ -125,10 +127,13 @@ def run(problem):
             )
         if FLAGS.distill and not FLAGS.init_from:
             raise app.UsageError("--distill needs the float net of --init_from.")
-        if FLAGS.float and (FLAGS.init_from or FLAGS.fixed_bits or FLAGS.target_bits):
-            raise app.UsageError("--float goes without --init_from, --fixed_bits, --target_bits.")
-        if FLAGS.target_bits and FLAGS.bit_gradient not in ("measured", "difference"):
-            raise app.UsageError("--target_bits needs --bit_gradient=measured or difference.")
+        if FLAGS.float and (FLAGS.distill or FLAGS.fixed_bits or FLAGS.target_bits):
+            raise app.UsageError("--float goes without --distill, --fixed_bits, --target_bits.")
+        whole_bits = FLAGS.bit_gradient in ("measured", "difference")
+        if (FLAGS.target_bits or FLAGS.interval) and not whole_bits:
+            raise app.UsageError(
+                "--target_bits and --interval need --bit_gradient=measured or difference."
+            )
         _run(problem, recipe)
 
     app.run(main)
@@ -153,16 +158,17 @@ def _run(problem, recipe):
     if FLAGS.init_from:
         float_model = keras.models.load_model(FLAGS.init_from)
         float_accuracy = _accuracy(float_model, test)
-    elif FLAGS.float or FLAGS.baseline:
+    elif FLAGS.baseline and not FLAGS.float:
         print(f"Float baseline: {FLAGS.epochs} epochs", flush=True)
-        model, history, seconds = _train(problem, recipe, train, test, output_dir, learned=False)
+        _, history, _ = _train(problem, recipe, train, test, output_dir, learned=False)
         float_accuracy = history["val_accuracy"][-1]
-    if not FLAGS.float:
-        kind = f"{FLAGS.fixed_bits} bits, fixed" if FLAGS.fixed_bits else "Learned bits"
-        print(f"{kind}: {FLAGS.epochs} epochs", flush=True)
-        model, history, seconds = _train(
-            problem, recipe, train, test, output_dir, learned=True, float_model=float_model
-        )
+    learned = "Learned bits" if FLAGS.fixed_bits is None else f"{FLAGS.fixed_bits} bits, fixed"
+    print(f"{'Float' if FLAGS.float else learned}: {FLAGS.epochs} epochs", flush=True)
+    model, history, seconds = _train(
+        problem, recipe, train, test, output_dir, not FLAGS.float, float_model
+    )
+    if FLAGS.float:
+        float_accuracy = history["val_accuracy"][-1]
 
     result = {
         "command": " ".join(["python", f"experiments/{name}.py", *sys.argv[1:]]),
@@ -208,7 +214,8 @@ def _run(problem, recipe):
 class _EpochSeconds(keras.callbacks.Callback):
     """Seconds of each epoch, validation included."""
 
-    def on_train_begin(self, logs=None):
+    def __init__(self):
+        super().__init__()
         self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -242,8 +249,10 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     keras.utils.set_random_seed(FLAGS.seed)
     steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
     model = fitted = _build(problem, recipe, learned)
-    if float_model is not None:
+    if float_model is not None and learned:
         klb.warm_start(model, float_model)
+    elif float_model is not None:
+        model.set_weights(float_model.get_weights())
     if FLAGS.distill and learned:
         fitted = klb.LearnedBitDistiller(float_model, model, _logits_distillation(temperature=2.0))
     loss = keras.losses.CategoricalCrossentropy(
@@ -269,7 +278,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
             "quantization_reg": FLAGS.quantization_reg,
             "bit_penalty": FLAGS.bit_penalty,
             "quantization_error": recipe.quantization_error,
-            "bit_gradient": FLAGS.bit_gradient,
+            "bit_gradient": _bit_gradient(),
             "bit_optimizer": recipe.bit_optimizer(
                 FLAGS.bit_learning_rate,
                 FLAGS.bit_momentum,
@@ -287,7 +296,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     callbacks.append(_Progress())
     fitted.compile(**settings)
     history = fitted.fit(
-        dataset(*train, FLAGS.batch_size, augment, shuffle=True),
+        dataset(*train, FLAGS.batch_size, augment, shuffle_seed=FLAGS.seed),
         validation_data=dataset(*test, 1000),
         epochs=FLAGS.epochs,
         callbacks=callbacks,
@@ -298,6 +307,12 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         freeze_step = FLAGS.freeze_at * steps if recipe.freezes else steps
         history["direction_changes"] = _direction_changes(logger, freeze_step)
     return model, history, timer.seconds[1:] or timer.seconds
+
+
+def _bit_gradient():
+    if FLAGS.interval is None:
+        return FLAGS.bit_gradient
+    return klb.bit_gradients.BIT_GRADIENTS[FLAGS.bit_gradient](interval=FLAGS.interval)
 
 
 def _logits_distillation(temperature):
@@ -324,26 +339,6 @@ def _build(problem, recipe, learned):
     return model_class(*problem.nets[FLAGS.model](conv, dense), name=FLAGS.model)
 
 
-def dataset(images, labels, batch_size, augment=None, shuffle=False):
-    """Batches of float images and one-hot labels, read from memory."""
-    scale = 1 / 255 if images.dtype == np.uint8 else 1.0
-    # As tensors they are captured; as arrays they would be copied for every batch.
-    images, labels = tf.constant(images), tf.constant(keras.utils.to_categorical(labels))
-
-    def batch(indices, seed):
-        x = tf.gather(images, indices)
-        x = augment(x, seed) if augment is not None else x
-        return tf.cast(x, tf.float32) * scale, tf.gather(labels, indices)
-
-    indices = tf.data.Dataset.range(len(images))
-    if shuffle:
-        indices = indices.shuffle(len(images), seed=FLAGS.seed)
-    # A seed a batch, so that batches made in parallel are the same in every run.
-    seeds = tf.data.Dataset.random(FLAGS.seed, rerandomize_each_iteration=True).batch(2)
-    batches = tf.data.Dataset.zip(indices.batch(batch_size), seeds)
-    return batches.map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-
-
 def _direction_changes(logger, freeze_step):
     """How often each layer's bits turned in the last quarter of the training before the freeze."""
     steps = np.array(logger.steps)
@@ -366,27 +361,3 @@ def _plot_bits(logger, path, title):
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def load_tfds(name, data_dir):
-    """Train and test arrays of a dataset of tensorflow_datasets.
-
-    Raises:
-        FileNotFoundError: The data are not there, with a line that says how to get them.
-    """
-    import tensorflow_datasets as tfds
-
-    logging.set_verbosity(logging.ERROR)
-    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        arrays = tfds.as_numpy(
-            builder.as_dataset(split=["train", "test"], batch_size=-1, as_supervised=True)
-        )
-    except (AssertionError, FileNotFoundError, ValueError) as error:
-        raise FileNotFoundError(
-            f"No {name} found in {data_dir or '~/tensorflow_datasets'}: point --data_dir or "
-            f"TFDS_DATA_DIR at prepared data, or prepare them with `tfds build {name}`; "
-            "experiments/digits.py needs no download."
-        ) from error
-    return arrays

@@ -9,10 +9,11 @@ Networks" (arXiv 1708.04788), with their net, schedule, prices and quantizer.
 
 import common
 import keras
+from loading import load_tfds
 
 
 def load(data_dir):
-    return common.load_tfds("mnist", data_dir)
+    return load_tfds("mnist", data_dir)
 
 
 def lenet(Conv2D, Dense):

@@ -9,16 +9,17 @@ its own, once for plain Keras and once for learned bits. HGQ2 takes part where i
 (`pip install hgq2==0.2.0`), as `experiments/hgq2_twins.py` says.
 """
 
+import gc
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 
 import common  # for its flags and plots
 import keras
+import measuring
 import mnist
 import numpy as np
 import tensorflow as tf
@@ -124,9 +125,7 @@ def make_data(model, batch_size, outputs):
     rng = np.random.default_rng(0)
     x = tf.constant(rng.random((batch_size, *model.input.shape[1:]), "float32"))
     y = tf.constant(rng.integers(0, outputs, batch_size))
-    options = tf.data.Options()
-    options.autotune.enabled = False  # it keeps `fit` waiting at its end
-    return tf.data.Dataset.from_tensors((x, y)).repeat().with_options(options)
+    return measuring.repeated(x, y)
 
 
 def measure(net, batch_size):
@@ -135,6 +134,7 @@ def measure(net, batch_size):
     for kind in KINDS:
         model, outputs = make_model(net, kind)
         data = make_data(model, batch_size, outputs)
+        gc.freeze()  # or collections would walk through the graphs of all models before
         start = time.perf_counter()
         model.fit(data, steps_per_epoch=1, verbose=0)
         found[kind] = {"seconds_to_first_step": time.perf_counter() - start, "wall": [], "cpu": []}
@@ -155,7 +155,7 @@ def print_peak(net, batch_size, kind):
     """Trains for some steps and prints the process's peak memory in bytes."""
     model, outputs = make_model(net, kind)
     model.fit(make_data(model, batch_size, outputs), steps_per_epoch=FLAGS.steps, verbose=0)
-    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(measuring.peak_memory())
 
 
 def peak(name, kind):

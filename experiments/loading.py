@@ -1,0 +1,59 @@
+"""Data of the programs: from `tensorflow_datasets` to batches."""
+
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+
+def dataset(images, labels, batch_size, augment=None, shuffle_seed=None):
+    """Batches of float images and one-hot labels, read from memory.
+
+    Args:
+        images, labels: Arrays.
+        batch_size: Examples a batch.
+        augment: Function of a batch of images and a seed to a batch of images, or None.
+        shuffle_seed: Seed of order and augmentation; None for the order there is.
+    """
+    scale = 1 / 255 if images.dtype == np.uint8 else 1.0
+    # As tensors they are captured; as arrays they would be copied for every batch.
+    images, labels = tf.constant(images), tf.constant(keras.utils.to_categorical(labels))
+
+    def batch(indices, seed):
+        x = tf.gather(images, indices)
+        x = augment(x, seed) if augment is not None else x
+        return tf.cast(x, tf.float32) * scale, tf.gather(labels, indices)
+
+    indices = tf.data.Dataset.range(len(images))
+    if shuffle_seed is not None:
+        indices = indices.shuffle(len(images), seed=shuffle_seed)
+    # A seed a batch, so that batches made in parallel are the same in every run.
+    seeds = tf.data.Dataset.random(shuffle_seed or 0, rerandomize_each_iteration=True).batch(2)
+    batches = tf.data.Dataset.zip(indices.batch(batch_size), seeds)
+    return batches.map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def load_tfds(name, data_dir):
+    """Train and test arrays of a dataset of tensorflow_datasets.
+
+    Raises:
+        FileNotFoundError: The data are not there, with a line that says how to get them.
+    """
+    import tensorflow_datasets as tfds
+
+    logging.set_verbosity(logging.ERROR)
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        arrays = tfds.as_numpy(
+            builder.as_dataset(split=["train", "test"], batch_size=-1, as_supervised=True)
+        )
+    except (AssertionError, FileNotFoundError, ValueError) as error:
+        raise FileNotFoundError(
+            f"No {name} found in {data_dir or '~/tensorflow_datasets'}: point --data_dir or "
+            f"TFDS_DATA_DIR at prepared data, or prepare them with `tfds build {name}`; "
+            "experiments/digits.py needs no download."
+        ) from error
+    return arrays
