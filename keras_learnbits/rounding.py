@@ -1,13 +1,13 @@
 """Rounding kernels to their grids, with gradients, in few passes over memory.
 
 What rounding costs is to move weights between memory and cores. So kernels are handled by loops
-of one result each, which XLA compiles: levels and error, then the gradients by weights and steps.
-XLA fuses no sum with what is summed; a loop adds up equal parts of the kernel, element by
+of one result each, which XLA compiles: levels and error forth, the gradients by weights and steps
+back. XLA fuses no sum with what is summed; a loop adds up equal parts of the kernel, element by
 element, and only what is left of it, an eighth, is summed by itself.
 """
 
 import functools
-import math
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -46,14 +46,13 @@ def fake_quantize(values, grid):
 
     @tf.custom_gradient
     def rounded(values, *grid):
-        grid = Grid(*grid)
+        loops = _InTensorFlow(values, Grid(*grid))
 
         def gradient(upstream):
             upstream = tf.convert_to_tensor(upstream)
-            by_grid = _by_grid(_summed_by_tensorflow, values, grid, upstream)
-            return _by_weights(values, grid, upstream), *by_grid
+            return loops.each(_by_weights, upstream), *_by_grid(loops, upstream)
 
-        return _levels(values, grid), gradient
+        return loops.each(_levels), gradient
 
     return rounded(values, *grid)
 
@@ -84,23 +83,21 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32"):
     >>> quantized.numpy().tolist(), float(error), float(energy)
     ([0.5, 1.5], 0.25, 1.25)
     """
-    each, summed = _loops(kernel)
 
     @tf.custom_gradient
     def rounded(kernel, step, *by_bits):
-        now = grid._replace(step=step)
+        loops = _loops(kernel, grid._replace(step=step))
 
         def gradient(by_quantized, by_error, by_energy):
             del by_energy
             upstream = tf.cast(by_quantized, tf.float32)
-            by_step = summed(_by_step_with_error, step.shape, kernel, now, upstream, by_error)
-            by_weights = each(_by_weights_with_error, kernel, now, upstream, by_error)
-            rest = _by_grid(summed, kernel, now, upstream) if by_bits else ()
-            return by_weights, by_step / step, *rest
+            by_step = loops.summed(_by_step_with_error, step.shape, upstream, by_error)
+            by_weights = loops.each(_by_weights_with_error, upstream, by_error)
+            return by_weights, by_step / step, *(_by_grid(loops, upstream) if by_bits else ())
 
-        error = summed(_errors, tf.TensorShape([]), kernel, now)
+        error = loops.summed(_errors, tf.TensorShape([]))
         energy = 2.0 * tf.nn.l2_loss(kernel)
-        return (tf.cast(each(_levels, kernel, now), dtype), error, energy), gradient
+        return (tf.cast(loops.each(_levels), dtype), error, energy), gradient
 
     return rounded(kernel, grid.step, *(by_bits or ()))
 
@@ -120,132 +117,159 @@ def squared_error(kernel, grid):
     >>> float(squared_error(tf.constant([0.5, 1.0]), grid))
     0.25
     """
-    _, summed = _loops(kernel)
-    return tf.stop_gradient(summed(_errors, tf.TensorShape([]), kernel, grid))
+    return tf.stop_gradient(_loops(kernel, grid).summed(_errors, tf.TensorShape([])))
 
 
-def _by_grid(summed, kernel, grid, upstream):
+def _by_grid(loops, upstream):
     """Gradients of the quantized kernel by the three tensors of its grid."""
-    arguments = kernel, grid, upstream
+    step, offset, max_code = loops.grid
     return (
-        summed(_by_step, grid.step.shape, *arguments) / grid.step,
-        summed(_by_offset, grid.offset.shape, *arguments),
-        summed(_by_max_code, grid.max_code.shape, *arguments),
+        loops.summed(_by_step, step.shape, upstream) / step,
+        loops.summed(_by_offset, offset.shape, upstream),
+        loops.summed(_by_max_code, max_code.shape, upstream),
     )
 
 
-# What follows are functions of each weight: of the kernel, its grid, and gradients.
+class Rounded(NamedTuple):
+    """A kernel, its levels, and by how many codes each weight lies beyond the range."""
+
+    weights: tf.Tensor
+    levels: tf.Tensor
+    beyond: tf.Tensor
 
 
-def _levels(kernel, grid):
-    codes, _ = nearest_codes(kernel, grid)
-    return decode(codes, grid)
-
-
-def _errors(kernel, grid):
-    return tf.square(_levels(kernel, grid) - kernel)
-
-
-def _by_weights(kernel, grid, upstream):
-    _, beyond = nearest_codes(kernel, grid)
-    return tf.where(tf.equal(beyond, 0.0), upstream, 0.0)
-
-
-def _by_weights_with_error(kernel, grid, upstream, by_error):
-    of_error = 2.0 * by_error * (_levels(kernel, grid) - kernel)
-    return _by_weights(kernel, grid, upstream) - of_error
-
-
-def _by_step(kernel, grid, upstream):
+def _rounded(kernel, grid):
     codes, beyond = nearest_codes(kernel, grid)
-    return upstream * (decode(codes, grid) - tf.where(tf.equal(beyond, 0.0), kernel, 0.0))
+    return Rounded(kernel, decode(codes, grid), beyond)
 
 
-def _by_step_with_error(kernel, grid, upstream, by_error):
-    quantized = _levels(kernel, grid)
-    of_error = 2.0 * by_error * (quantized - kernel) * quantized
-    return _by_step(kernel, grid, upstream) + of_error
+# Functions of each weight: of what is `Rounded`, its grid, and gradients.
 
 
-def _by_offset(kernel, grid, upstream):
-    _, beyond = nearest_codes(kernel, grid)
-    return grid.step * tf.where(tf.equal(beyond, 0.0), 0.0, upstream)
+def _levels(rounded, grid):
+    return rounded.levels
 
 
-def _by_max_code(kernel, grid, upstream):
-    _, beyond = nearest_codes(kernel, grid)
-    return grid.step * tf.where(beyond > 0.0, upstream, 0.0)
+def _errors(rounded, grid):
+    return tf.square(rounded.levels - rounded.weights)
 
 
-# And these say how they are computed: for each weight, and summed to the shape of a tensor that
-# broadcasts against the kernel.
+def _if_inside(rounded, inside, outside):
+    return tf.where(tf.equal(rounded.beyond, 0.0), inside, outside)
 
 
-def _loops(kernel):
-    """Two functions that compute one of the above: for each weight, and summed to a shape."""
-    if kernel.shape.num_elements() >= COMPILED_SIZE:
-        return _each_by_xla, _summed_by_xla
-    return _each_by_tensorflow, _summed_by_tensorflow
+def _by_weights(rounded, grid, upstream):
+    return _if_inside(rounded, upstream, 0.0)
 
 
-def _each_by_tensorflow(function, *arguments):
-    return function(*arguments)
+def _by_weights_with_error(rounded, grid, upstream, by_error):
+    of_error = 2.0 * by_error * (rounded.levels - rounded.weights)
+    return _by_weights(rounded, grid, upstream) - of_error
 
 
-def _summed_by_tensorflow(function, shape, *arguments):
-    return _sum_to(function(*arguments), shape)
+def _by_step(rounded, grid, upstream):
+    return upstream * (rounded.levels - _if_inside(rounded, rounded.weights, 0.0))
+
+
+def _by_step_with_error(rounded, grid, upstream, by_error):
+    of_error = 2.0 * by_error * (rounded.levels - rounded.weights) * rounded.levels
+    return _by_step(rounded, grid, upstream) + of_error
+
+
+def _by_offset(rounded, grid, upstream):
+    return grid.step * _if_inside(rounded, 0.0, upstream)
+
+
+def _by_max_code(rounded, grid, upstream):
+    return grid.step * tf.where(rounded.beyond > 0.0, upstream, 0.0)
+
+
+# How they are computed: `each` weight's, or `summed` to the shape of a tensor that broadcasts
+# against the kernel.
+
+
+def _loops(kernel, grid):
+    large = kernel.shape.num_elements() >= COMPILED_SIZE
+    return _InXLA(kernel, grid) if large else _InTensorFlow(kernel, grid)
+
+
+class _InTensorFlow:
+    """Operation by operation; what is rounded forth serves for the way back, too."""
+
+    def __init__(self, kernel, grid):
+        self.rounded, self.grid = _rounded(kernel, grid), grid
+
+    def each(self, function, *others):
+        return function(self.rounded, self.grid, *others)
+
+    def summed(self, function, shape, *others):
+        return _sum_to(self.each(function, *others), shape)
+
+
+class _InXLA:
+    """In compiled loops that each begin at the kernel, so that nothing is stored between."""
+
+    def __init__(self, kernel, grid):
+        self.kernel, self.grid = kernel, grid
+
+    def each(self, function, *others):
+        return _compiled(function)(self.kernel, self.grid, *others)
+
+    def summed(self, function, shape, *others):
+        rank = self.kernel.shape.rank
+        shapes = [shape, *(each.shape for each in self.grid)]
+        shapes = [(*[1] * (rank - len(each)), *each) for each in shapes]
+        alone = [axis for axis in range(rank) if any(each[axis] > 1 for each in shapes)]
+        shared = alone[0] if alone else rank  # so many leading axes become one, the rows
+        shape_of_rows = -1, *self.kernel.shape[shared:]
+        shape_of_sums, *shapes_of_grid = [each[shared:] for each in shapes]
+        kernel, *others = [
+            tf.reshape(each, shape_of_rows) if each.shape.rank else each
+            for each in map(tf.convert_to_tensor, (self.kernel, *others))
+        ]
+        grid = Grid(*map(tf.reshape, self.grid, shapes_of_grid))
+        sums = _compiled_sum_of(function)(kernel, grid, *others)
+        if sums.shape.num_elements() >= COMPILED_SIZE:
+            sums = _compiled_sum(sums)
+        return tf.reshape(_sum_to(sums, tf.TensorShape((1, *shape_of_sums))), shape)
 
 
 @functools.cache
 def _compiled(function):
-    return tf.function(function, jit_compile=True)
+    @tf.function(jit_compile=True)
+    def each(kernel, grid, *others):
+        return function(_rounded(kernel, grid), grid, *others)
 
-
-def _each_by_xla(function, *arguments):
-    return _compiled(function)(*arguments)
-
-
-def _summed_by_xla(function, shape, kernel, grid, *others):
-    rank = kernel.shape.rank
-    widened = [(*[1] * (rank - len(each)), *each) for each in (shape, *(t.shape for t in grid))]
-    alone = [axis for axis in range(rank) if any(each[axis] > 1 for each in widened)]
-    shared = alone[0] if alone else rank  # so many leading axes become one, the rows
-    rows, rest = math.prod(kernel.shape[:shared]), kernel.shape[shared:]
-    shape_of_sums, *shapes_of_grid = [each[shared:] for each in widened]
-    kernel, *others = [
-        tf.reshape(each, (rows, *rest)) if each.shape.rank else each
-        for each in map(tf.convert_to_tensor, (kernel, *others))
-    ]
-    grid = grid and Grid(*map(tf.reshape, grid, shapes_of_grid))
-    sums = _compiled_sum(function)(kernel, grid, *others)
-    sums = _compiled_sum(_itself)(sums, ())
-    return tf.reshape(_sum_to(sums, tf.TensorShape((1, *shape_of_sums))), shape)
+    return each
 
 
 @functools.cache
-def _compiled_sum(function):
-    """A function of each weight, summed over rows as far as these fall into equal parts."""
+def _compiled_sum_of(function):
+    """A function of each weight, summed over equal parts of the rows."""
 
     @tf.function(jit_compile=True)
-    def summed(kernel, grid, *others):
-        parts = _parts(kernel)
+    def sums(kernel, grid, *others):
         weights, *others = [
-            tf.split(each, parts) if each.shape.rank else [each] * parts
+            _parts(each) if each.shape.rank else [each] * len(_parts(kernel))
             for each in (kernel, *others)
         ]
-        arguments = zip(weights, [grid] * parts, *others, strict=True)
-        return tf.add_n([function(*each) for each in arguments])
+        arguments = zip(weights, *others, strict=True)
+        return tf.add_n([function(_rounded(w, grid), grid, *rest) for w, *rest in arguments])
 
-    return summed
+    return sums
+
+
+@tf.function(jit_compile=True)
+def _compiled_sum(rows):
+    """The sum over equal parts of the rows. By itself, for XLA would fuse it at great cost."""
+    return tf.add_n(_parts(rows))
 
 
 def _parts(rows):
-    """Into how many equal parts rows fall."""
-    return max(parts for parts in range(1, MOST_PARTS + 1) if rows.shape[0] % parts == 0)
-
-
-def _itself(values, grid):
-    return values
+    """Rows in as many equal parts as there may be."""
+    return tf.split(
+        rows, max(parts for parts in range(1, MOST_PARTS + 1) if rows.shape[0] % parts == 0)
+    )
 
 
 def _sum_to(values, shape):
