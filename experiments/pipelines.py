@@ -12,12 +12,12 @@ import sys
 import time
 
 import cifar10
-import common
 import digits
 import keras
+import measuring
 import mnist
-import tensorflow as tf
 from absl import app, flags
+from loading import dataset
 
 import keras_learnbits as klb
 from keras_learnbits.report import aligned_table
@@ -35,9 +35,9 @@ def measure(problem):
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"], bit_reg=problem.defaults["bit_reg"])
     train, _ = problem.load(FLAGS.data_dir)
-    data = common.dataset(*train, problem.defaults["batch_size"], problem.augment, shuffle=True)
+    data = dataset(*train, problem.defaults["batch_size"], problem.augment, shuffle_seed=0)
     steps = data.cardinality().numpy() - 1  # the last batch is smaller
-    repeated = tf.data.Dataset.from_tensors(next(iter(data))).repeat()
+    repeated = measuring.repeated(*next(iter(data)))
 
     def seconds(data):
         start = time.perf_counter()

@@ -9,13 +9,13 @@ long the first step takes; and what peak memory grows by, measured in a process 
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 
 import common  # for its flags and plots
 import keras
+import measuring
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
@@ -58,9 +58,7 @@ def _compiled(kind, size, widths):
 def batches(model):
     x = tf.random.normal((32, model.input.shape[-1]))
     y = tf.random.normal((32, model.output.shape[-1]))
-    options = tf.data.Options()
-    options.autotune.enabled = False  # it keeps `fit` waiting at its end
-    return tf.data.Dataset.from_tensors((x, y)).repeat().with_options(options)
+    return measuring.repeated(x, y)
 
 
 def measure(build, size):
@@ -86,6 +84,7 @@ def measure(build, size):
 def peak(kind, weights):
     """Peak memory in bytes of a process that trains one wide layer."""
     command = [sys.executable, __file__, f"--peak_of={kind}", f"--weights={weights}"]
+    command += [f"--steps={FLAGS.steps}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
@@ -93,7 +92,7 @@ def peak(kind, weights):
 def print_peak():
     model = wide(FLAGS.peak_of, float(FLAGS.weights[0]))
     model.fit(batches(model), steps_per_epoch=FLAGS.steps, verbose=0)
-    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(measuring.peak_memory())
 
 
 def extra(rows, key):
@@ -104,7 +103,7 @@ def extra(rows, key):
 def slope(sizes, values):
     """Growth per unit of size: least relative error, through a constant."""
     sizes, values = np.array(sizes, float), np.array(values)
-    weights = 1 / np.maximum(values, np.median(np.abs(values)) / 100)
+    weights = 1 / np.maximum(np.abs(values), np.median(np.abs(values)) / 100)
     return np.polyfit(sizes, values, 1, w=weights)
 
 

@@ -14,6 +14,7 @@ from keras_learnbits import ops, rounding
 from keras_learnbits.serialization import choose, register
 
 SCALE_CANDIDATES = 40
+SQUARES_AT_ONCE = 2**22
 
 
 class Quantizer:
@@ -73,9 +74,8 @@ class Quantizer:
         if not by_bits:
             return rounding.quantize_with_error(kernel, grid, dtype=dtype)
         scale = None if log_scale is None else tf.stop_gradient(log_scale)
-        quantized, error, energy = rounding.quantize_with_error(
-            kernel, grid, by_bits=self.grid(kernel, bits, scale), dtype=dtype
-        )
+        by_bits = self.grid(tf.stop_gradient(kernel), bits, scale)
+        quantized, error, energy = rounding.quantize_with_error(kernel, grid, by_bits, dtype)
         return quantized, ops.with_error_slope(error, bits, self.log_step_slope(bits)), energy
 
     def squared_error(self, kernel, bits, log_scale=None):
@@ -142,11 +142,10 @@ class LearnedScaleQuantizer(Quantizer):
         Returns:
             Float32 tensor of shape `scale_shape`.
         """
-        axes = [axis for axis, size in enumerate(scale_shape) if size == 1]
-        squares = tf.square(tf.cast(kernel, tf.float64))
-        mean_square = tf.reduce_mean(squares, axes, keepdims=True)
-        fan_in = squares.shape.num_elements() / math.prod(scale_shape)
-        overall = tf.reduce_mean(squares)
+        kernel = tf.convert_to_tensor(kernel)
+        fan_in = kernel.shape.num_elements() / math.prod(scale_shape)
+        mean_square = _sum_of_squares(kernel, scale_shape) / fan_in
+        overall = tf.reduce_mean(mean_square)
         overall = tf.where(overall > 0, overall, 1.0 / fan_in)
         mean_square = tf.where(mean_square > 0, mean_square, overall)
         return tf.cast(0.5 * tf.math.log(mean_square), tf.float32)
@@ -178,8 +177,8 @@ class LearnedScaleQuantizer(Quantizer):
         least = tf.fill(scale_shape, np.float32(np.inf))
         for share in np.linspace(0, 1, SCALE_CANDIDATES, dtype="float32"):
             candidate = start + low + share * (high - low)
-            codes = ops.encode(kernel, grid := self.grid(kernel, bits, candidate))
-            error = tf.reduce_sum(tf.square(ops.decode(codes, grid) - kernel), axes, keepdims=True)
+            grid = self.grid(kernel, bits, candidate)
+            error = rounding.squared_error(kernel, grid, scale_shape)
             best = tf.where(error < least, candidate, best)
             least = tf.minimum(error, least)
         return best
@@ -193,6 +192,16 @@ class LearnedScaleQuantizer(Quantizer):
 
     def get_config(self):
         return {"per_channel": self.per_channel}
+
+
+def _sum_of_squares(kernel, shape):
+    """In float64, summed to a shape; by rows, for a large kernel's squares take much memory."""
+    axes = [axis for axis, size in enumerate(shape) if size == 1]
+    rows_at_once = max(1, SQUARES_AT_ONCE * kernel.shape[0] // kernel.shape.num_elements())
+    if 0 not in axes or rows_at_once >= kernel.shape[0]:
+        return tf.reduce_sum(tf.square(tf.cast(kernel, tf.float64)), axes, keepdims=True)
+    starts = range(0, kernel.shape[0], rows_at_once)
+    return tf.add_n([_sum_of_squares(kernel[i : i + rows_at_once], shape) for i in starts])
 
 
 class ActivationQuantizer(LearnedScaleQuantizer):

@@ -2,8 +2,9 @@
 
 What rounding costs is to move weights between memory and cores. So kernels are handled by loops
 of one result each, which XLA compiles: levels and error forth, the gradients by weights and steps
-back. XLA fuses no sum with what is summed; a loop adds up equal parts of the kernel, element by
-element, and only what is left of it, an eighth, is summed by itself.
+back. XLA fuses no sum with what is summed; a loop adds up equal parts of the rows, element by
+element, and only what is left of it, an eighth, is summed by itself. Small kernels are left to
+TensorFlow, operation by operation.
 """
 
 import functools
@@ -15,8 +16,8 @@ from keras_learnbits.ops import Grid, decode, nearest_codes
 
 # From so many weights on, what XLA saves in a step is worth the time that it compiles.
 COMPILED_SIZE = 2**16
-# At most so many parts of a kernel are added up in a loop.
-MOST_PARTS = 8
+# So many parts of a kernel are added up in a loop.
+PARTS = 8
 
 
 def fake_quantize(values, grid):
@@ -64,8 +65,8 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32"):
 
     Args:
         kernel: Float32 tensor of a fixed shape.
-        grid: `keras_learnbits.ops.Grid` whose tensors broadcast against `kernel`. Its step gets
-            the gradients of the quantized kernel and of the error.
+        grid: `keras_learnbits.ops.Grid` whose tensors broadcast against `kernel`. It gets the
+            gradients of the quantized kernel, and its step that of the error.
         by_bits: The same grid once more where gradients by the bits are wanted: it gets those of
             the quantized kernel alone, for errors see the bits in another way,
             `keras_learnbits.ops.with_error_slope`.
@@ -85,39 +86,43 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32"):
     """
 
     @tf.custom_gradient
-    def rounded(kernel, step, *by_bits):
-        loops = _loops(kernel, grid._replace(step=step))
+    def rounded(kernel, *grids):
+        loops = _loops(kernel, Grid(*grids[:3]))
 
         def gradient(by_quantized, by_error, by_energy):
             del by_energy
-            upstream = tf.cast(by_quantized, tf.float32)
-            by_step = loops.summed(_by_step_with_error, step.shape, upstream, by_error)
+            upstream = tf.cast(tf.convert_to_tensor(by_quantized), tf.float32)
             by_weights = loops.each(_by_weights_with_error, upstream, by_error)
-            return by_weights, by_step / step, *(_by_grid(loops, upstream) if by_bits else ())
+            by_step, by_offset, by_max_code = _by_grid(loops, upstream)
+            of_both = loops.summed(_by_step_with_error, grid.step.shape, upstream, by_error)
+            # What nobody asks for, graphs leave out.
+            of_bits = (by_step, by_offset, by_max_code) if by_bits else ()
+            return by_weights, of_both / loops.grid.step, by_offset, by_max_code, *of_bits
 
         error = loops.summed(_errors, tf.TensorShape([]))
         energy = 2.0 * tf.nn.l2_loss(kernel)
         return (tf.cast(loops.each(_levels), dtype), error, energy), gradient
 
-    return rounded(kernel, grid.step, *(by_bits or ()))
+    return rounded(kernel, *grid, *(by_bits or ()))
 
 
-def squared_error(kernel, grid):
+def squared_error(kernel, grid, shape=()):
     """`sum (q - w)**2` of a kernel rounded to a grid, taken as a constant.
 
     Args:
         kernel: Float32 tensor of a fixed shape.
         grid: `keras_learnbits.ops.Grid` whose tensors broadcast against `kernel`.
+        shape: Shape to sum to, which broadcasts against that of the kernel.
 
     Returns:
-        Float32 scalar.
+        Float32 tensor of that shape.
 
     Example:
     >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
     >>> float(squared_error(tf.constant([0.5, 1.0]), grid))
     0.25
     """
-    return tf.stop_gradient(_loops(kernel, grid).summed(_errors, tf.TensorShape([])))
+    return tf.stop_gradient(_loops(kernel, grid).summed(_errors, tf.TensorShape(shape)))
 
 
 def _by_grid(loops, upstream):
@@ -228,10 +233,12 @@ class _InXLA:
             for each in map(tf.convert_to_tensor, (self.kernel, *others))
         ]
         grid = Grid(*map(tf.reshape, self.grid, shapes_of_grid))
-        sums = _compiled_sum_of(function)(kernel, grid, *others)
-        if sums.shape.num_elements() >= COMPILED_SIZE:
-            sums = _compiled_sum(sums)
-        return tf.reshape(_sum_to(sums, tf.TensorShape((1, *shape_of_sums))), shape)
+        sums, *rest = _compiled_sums(function)(kernel, grid, *others)
+        if sums.shape.num_elements() >= COMPILED_SIZE and sums.shape[0] >= PARTS:
+            sums, *more = _compiled_fold(sums)
+            rest += more
+        one_row = tf.TensorShape((1, *shape_of_sums))
+        return tf.reshape(tf.add_n([_sum_to(each, one_row) for each in (sums, *rest)]), shape)
 
 
 @functools.cache
@@ -244,32 +251,42 @@ def _compiled(function):
 
 
 @functools.cache
-def _compiled_sum_of(function):
-    """A function of each weight, summed over equal parts of the rows."""
-
+def _compiled_sums(function):
     @tf.function(jit_compile=True)
     def sums(kernel, grid, *others):
-        weights, *others = [
-            _parts(each) if each.shape.rank else [each] * len(_parts(kernel))
-            for each in (kernel, *others)
-        ]
-        arguments = zip(weights, *others, strict=True)
-        return tf.add_n([function(_rounded(w, grid), grid, *rest) for w, *rest in arguments])
+        return _fold(lambda w, *rest: function(_rounded(w, grid), grid, *rest), kernel, *others)
 
     return sums
 
 
 @tf.function(jit_compile=True)
-def _compiled_sum(rows):
-    """The sum over equal parts of the rows. By itself, for XLA would fuse it at great cost."""
-    return tf.add_n(_parts(rows))
+def _compiled_fold(rows):
+    """By itself, for XLA would fuse it with the sum before, at great cost."""
+    return _fold(lambda part: part, rows)
 
 
-def _parts(rows):
-    """Rows in as many equal parts as there may be."""
-    return tf.split(
-        rows, max(parts for parts in range(1, MOST_PARTS + 1) if rows.shape[0] % parts == 0)
-    )
+def _fold(function, *tensors):
+    """A function of rows: the sum over equal parts of them, and the result for the remainder.
+
+    Args:
+        function: Of as many tensors.
+        *tensors: Of as many rows, or scalars.
+
+    Returns:
+        One or two tensors whose rows add up to the sum.
+    """
+    rows = tensors[0].shape[0]
+    size = rows // PARTS
+
+    def part(start, stop):
+        return function(*[each[start:stop] if each.shape.rank else each for each in tensors])
+
+    results = []
+    if size:
+        results.append(tf.add_n([part(i * size, (i + 1) * size) for i in range(PARTS)]))
+    if rows % PARTS:
+        results.append(part(PARTS * size, rows))
+    return results
 
 
 def _sum_to(values, shape):

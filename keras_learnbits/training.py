@@ -1,6 +1,5 @@
 """`LearnedBitTraining`: a training step that learns the bits, too."""
 
-import contextlib
 import inspect
 
 import keras
@@ -10,7 +9,6 @@ from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
 from keras_learnbits.layers.tensors import (
     activations_among,
-    forget_rounded,
     kernels_among,
     quantized_kernels,
     quantized_tensor_of,
@@ -43,8 +41,6 @@ class LearnedBitTraining(BitControl):
                 "bit_reg",
             ]
         )
-        # A plain variable, so that Keras does not save it.
-        self._weights_are_constant = tf.Variable(False, trainable=False)
 
     def compile(
         self,
@@ -187,7 +183,7 @@ class LearnedBitTraining(BitControl):
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
         moving = self.trained_tensors
         if not self.optimizer.built:
-            with tf.init_scope():  # or the whole step would be traced twice
+            with tf.init_scope():  # variables made in a step have it traced twice
                 self.optimizer.build(self.trainable_variables)
         bit_gradient = self._bit_state().bit_gradient
         self._check_training_argument()
@@ -206,39 +202,9 @@ class LearnedBitTraining(BitControl):
                 metric.update_state(loss * _replicas(), sample_weight=_batch_size(x, y))
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
-    # While weights do not change, as in `evaluate` and `predict`, kernels stay rounded.
-
     def test_step(self, data):
-        with rounding_once(keep=self._keeps_rounded()):
+        with rounding_once():
             return super().test_step(data)
-
-    def predict_step(self, data):
-        with rounding_once(keep=self._keeps_rounded()):
-            return super().predict_step(data)
-
-    def evaluate(self, *args, **kwargs):
-        """As `keras.Model.evaluate`; each kernel is rounded once for all batches."""
-        with self._weights_constant():
-            return super().evaluate(*args, **kwargs)
-
-    def predict(self, *args, **kwargs):
-        """As `keras.Model.predict`; each kernel is rounded once for all batches."""
-        with self._weights_constant():
-            return super().predict(*args, **kwargs)
-
-    def _keeps_rounded(self):
-        """The variable that says so; None where variables of unknown shape do not work."""
-        unknown_shapes = not self.jit_compile and not tf.distribute.has_strategy()
-        return self._weights_are_constant if unknown_shapes else None
-
-    @contextlib.contextmanager
-    def _weights_constant(self):
-        self._weights_are_constant.assign(True)
-        try:
-            yield
-        finally:
-            self._weights_are_constant.assign(False)
-            forget_rounded(quantized_kernels(self))
 
     def _differentiate(self, data, moving, by_bits):
         """Loss, predictions, the scaled loss's gradients, and each variable's place in them.

@@ -59,6 +59,21 @@ def test_baselines_come_from_the_same_program(arguments, bits, tmp_path):
     assert result["command"].startswith("python experiments/digits.py ")
 
 
+def test_a_float_net_goes_on_from_a_float_net(tmp_path):
+    for name, more in (
+        ("first", ()),
+        ("second", (f"--init_from={tmp_path / 'first/model.keras'}",)),
+    ):
+        arguments = ["--float", "--model=logistic", "--epochs=1", f"--output_dir={tmp_path / name}"]
+        process = run("digits.py", *arguments, *more)
+        assert process.returncode == 0, process.stderr
+    first, second = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("first", "second")
+    )
+    assert second["test_loss"] < first["test_loss"]
+    assert second["bits"] == {}
+
+
 @pytest.mark.parametrize("program", ["mnist.py", "cifar10.py"])
 def test_without_data_a_program_says_in_one_line_what_to_do(program, tmp_path):
     process = run(program, f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'run'}")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_learnbits as klb
 from keras_learnbits import ops, rounding
 
 
@@ -99,6 +100,7 @@ SHAPES = [
     ((6, 2, 5), (1, 2, 5)),
     ((2, 3, 5), (2, 1, 1)),
     ((13, 5), (1, 5)),
+    ((64, 5), (1, 5)),
 ]
 
 
@@ -110,7 +112,7 @@ def test_levels_and_error_are_those_of_plain_tensorflow(shape, scales, size, bit
     rng = np.random.default_rng(bits)
     step = tf.constant(rng.uniform(0.2, 0.6, scales), tf.float32)
     grid = grid_of(1.0, bits)._replace(step=step)
-    by_bits = grid._replace(step=tf.identity(step))
+    by_bits = ops.Grid(*map(tf.identity, grid))
     kernel = tf.constant(rng.normal(size=shape), tf.float32)
     upstream = rng.normal(size=shape).astype("float32")
 
@@ -125,9 +127,7 @@ def test_levels_and_error_are_those_of_plain_tensorflow(shape, scales, size, bit
                 both = by_bits._replace(step=step + by_bits.step - tf.stop_gradient(step))
                 quantized = rounding.fake_quantize(kernel, both)
                 codes = tf.stop_gradient(ops.encode(kernel, grid))
-                offset = tf.stop_gradient(grid.offset)
-                levels = ops.decode(codes, grid._replace(offset=offset))
-                error = tf.reduce_sum(tf.square(levels - kernel))
+                error = tf.reduce_sum(tf.square(ops.decode(codes, grid) - kernel))
             total = tf.reduce_sum(upstream * quantized) + 0.3 * error
         return quantized, error, tape.gradient(total, [kernel, step, *by_bits])
 
@@ -149,3 +149,52 @@ def test_compiled_loops_round_weights_at_the_border_of_two_levels_alike(monkeypa
     kernel = tf.constant(np.nextafter(borders, rng.choice([-9, 9], borders.shape).astype("f")))
     quantized, _, _ = rounding.quantize_with_error(kernel, grid, by_bits=grid)
     np.testing.assert_array_equal(quantized, ops.decode(ops.encode(kernel, grid), grid))
+
+
+@pytest.mark.parametrize("size", [0, 2**62], ids=["compiled", "not compiled"])
+def test_rows_of_an_embedding_that_were_not_read_get_no_gradient(size, monkeypatch):
+    monkeypatch.setattr(rounding, "COMPILED_SIZE", size)
+    kernel = tf.random.stateless_uniform((20, 3), (0, 1), -0.4, 0.4)
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        quantized, _, _ = rounding.quantize_with_error(kernel, grid_of(0.5, 2))
+        total = tf.reduce_sum(tf.gather(quantized, [3, 5, 5]))
+    expected = np.zeros((20, 3))
+    expected[3], expected[5] = 1, 2
+    np.testing.assert_array_equal(tape.gradient(total, kernel), expected)
+
+
+class AffineQuantizer(klb.quantizers.Quantizer):
+    """A user's: its step follows the largest weight, its zero point the trained scale."""
+
+    def grid(self, kernel, bits, log_scale=None):
+        max_code = ops.max_code(bits)
+        return ops.Grid(2 * tf.reduce_max(tf.abs(kernel)) / max_code, -1.5 * log_scale, max_code)
+
+    def log_step_slope(self, bits):
+        return -np.log(2.0)
+
+
+@pytest.mark.parametrize("by_bits", [True, False])
+@pytest.mark.parametrize("name", ["learned_scale", "min_max", "affine"])
+def test_with_its_error_a_kernel_has_the_gradients_that_it_has_without(name, by_bits):
+    quantizer = AffineQuantizer() if name == "affine" else klb.quantizers.get(name)
+    kernel = tf.random.stateless_normal((30, 4), (0, 1))
+    upstream = tf.random.stateless_normal((30, 4), (0, 2))
+    bits, log_scale = tf.constant(2.0), tf.constant(0.7)
+    inputs = [kernel, log_scale, bits]
+
+    def gradients(with_error):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            if with_error:
+                quantized, _, _ = quantizer.quantize_with_error(
+                    kernel, bits, log_scale, by_bits=by_bits
+                )
+            else:
+                quantized = quantizer.quantize(kernel, bits, log_scale)
+            total = tf.reduce_sum(upstream * quantized)
+        return tape.gradient(total, inputs[: 2 + by_bits], unconnected_gradients="zero")
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

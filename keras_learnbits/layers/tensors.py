@@ -64,7 +64,6 @@ class QuantizedKernel(QuantizedTensor):
         self.kernel = kernel
         self.log_scale = log_scale
         self.quantizer = quantizer
-        self.kept = None
 
     def name(self, of_layer=None):
         """The layer's name, or `of_layer`; where a layer has several kernels, `layer/kernel`."""
@@ -108,17 +107,10 @@ class QuantizedKernel(QuantizedTensor):
         results = {} if _ROUNDED.results is None else _ROUNDED.results
         key = self, tf.compat.v1.get_default_graph()
         if key not in results:
-            results[key] = self._round() if _ROUNDED.keep is None else self._kept_or_round()
+            results[key] = self.quantizer.quantize_with_error(
+                *self._float32(), self.layer.compute_dtype, by_bits=_ROUNDED.by_bits
+            )
         return results[key]
-
-    def _round(self):
-        dtype = self.layer.compute_dtype
-        return self.quantizer.quantize_with_error(*self._float32(), dtype, by_bits=_ROUNDED.by_bits)
-
-    def _kept_or_round(self):
-        if self.kept is None:
-            self.kept = Kept((self.layer.compute_dtype, self.kernel.shape), *[("float32", ())] * 2)
-        return self.kept.read(self._round, keep=_ROUNDED.keep)
 
     def squared_error(self):
         """`||q - W||^2`, a float32 scalar."""
@@ -213,90 +205,28 @@ def quantized_tensor_of(variable):
     return getattr(variable, "quantized_tensor", None)
 
 
-class Kept:
-    """Tensors that are kept for a while, in variables that are empty otherwise.
-
-    Args:
-        *specs: Dtype and shape of each tensor.
-    """
-
-    def __init__(self, *specs):
-        self.specs = specs
-        with tf.init_scope():
-            self.variables = [
-                tf.Variable(tf.zeros(0, dtype), trainable=False, shape=tf.TensorShape(None))
-                for dtype, _ in specs
-            ]
-            self.is_kept = tf.Variable(False, trainable=False)
-
-    def read(self, compute, keep):
-        """The tensors: those that were kept, or else computed.
-
-        Args:
-            compute: Function to the tensors.
-            keep: Boolean variable: whether to keep what was computed.
-        """
-
-        def kept():
-            pairs = zip(self.variables, self.specs, strict=True)
-            return tuple(tf.ensure_shape(v.value(), shape) for v, (_, shape) in pairs)
-
-        def computed():
-            values = tuple(compute())
-            tf.cond(keep.value(), lambda: self._assign(values), lambda: False)
-            return values
-
-        return tf.cond(self.is_kept.value(), kept, computed)
-
-    def _assign(self, values):
-        for variable, value in zip(self.variables, values, strict=True):
-            variable.assign(value)
-        return self.is_kept.assign(True)
-
-    def clear(self):
-        """Forgets the tensors, and gives their memory back."""
-        self.is_kept.assign(False)
-        for variable in self.variables:
-            variable.assign(tf.zeros(0, variable.dtype))
-
-
 class _Rounded(threading.local):
-    """What holds for `QuantizedKernel.rounded` in a scope.
-
-    Attributes:
-        results: By kernel and graph; None outside of any scope.
-        by_bits: Whether gradients by the bits are wanted.
-        keep: Boolean variable: whether to keep results from call to call; None for never.
+    """Results of `QuantizedKernel.rounded` by kernel and graph, None outside of any scope; and
+    whether gradients by the bits are wanted.
     """
 
     results = None
     by_bits = True
-    keep = None
 
 
 _ROUNDED = _Rounded()
 
 
 @contextlib.contextmanager
-def rounding_once(by_bits=False, keep=None):
+def rounding_once(by_bits=False):
     """A scope in which kernels, bits and scales do not change: each kernel is rounded once.
 
     Args:
         by_bits: Whether gradients by the bits are wanted.
-        keep: Boolean `tf.Variable` that says whether kernels are to stay rounded until
-            `forget_rounded`; None for never.
     """
-    outer = dict(vars(_ROUNDED))
-    vars(_ROUNDED).update(results={}, by_bits=by_bits, keep=keep)
+    outer = _ROUNDED.results, _ROUNDED.by_bits
+    _ROUNDED.results, _ROUNDED.by_bits = {}, by_bits
     try:
         yield
     finally:
-        vars(_ROUNDED).clear()
-        vars(_ROUNDED).update(outer)
-
-
-def forget_rounded(kernels):
-    """Ends what `rounding_once(keep=...)` has kept of some `QuantizedKernel`s."""
-    for kernel in kernels:
-        if kernel.kept is not None:
-            kernel.kept.clear()
+        _ROUNDED.results, _ROUNDED.by_bits = outer
