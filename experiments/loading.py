@@ -21,21 +21,18 @@ def dataset(images, labels, batch_size, augment=None, shuffle_seed=None):
     # As tensors they are captured; as arrays they would be copied for every batch.
     images, labels = tf.constant(images), tf.constant(keras.utils.to_categorical(labels))
 
-    def batch(indices, *seed):
+    def batch(indices, seed):
         x = tf.gather(images, indices)
-        x = augment(x, *seed) if seed else x
+        x = augment(x, seed) if augment is not None else x
         return tf.cast(x, tf.float32) * scale, tf.gather(labels, indices)
 
     indices = tf.data.Dataset.range(len(images))
     if shuffle_seed is not None:
         indices = indices.shuffle(len(images), seed=shuffle_seed)
-    batches = indices.batch(batch_size)
-    if augment is None:
-        return batches.map(batch).prefetch(2)
     # A seed a batch, so that batches made in parallel are the same in every run.
     seeds = tf.data.Dataset.random(shuffle_seed or 0, rerandomize_each_iteration=True).batch(2)
-    batches = tf.data.Dataset.zip(batches, seeds).map(batch, tf.data.AUTOTUNE)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    batches = tf.data.Dataset.zip(indices.batch(batch_size), seeds)
+    return batches.map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def load_tfds(name, data_dir):

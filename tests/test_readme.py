@@ -12,6 +12,7 @@ import keras_learnbits as klb
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "experiments" / "results"
+SPEED = (ROOT / "docs" / "speed.md").read_text()
 
 
 def test_the_example_runs_as_written_and_bits_fall(tmp_path, monkeypatch, capsys):
@@ -139,15 +140,42 @@ def test_the_agreement_tables_are_those_of_their_files(problem):
         assert [cell.strip() for cell in row.split("|")[2:-1]] == cells
 
 
-def test_the_cost_of_a_step_is_that_of_its_file():
-    study = json.loads((RESULTS / "studies" / "overhead.json").read_text())
-    section = METHOD[METHOD.rindex(f"`{study['command']}`") :]
-    for net, kinds in study["nets"].items():
-        row = next(line for line in section.splitlines() if line.startswith(f"| {net} |"))
-        ratios = [f"{each['ratio']:.2f}" for kind, each in kinds.items() if kind != "plain Keras"]
-        assert [cell.strip() for cell in row.split("|")[2:-1]] == ratios
+def row_of(study, name):
+    """Cells of the row of that name in the part of docs/speed.md below a study's command."""
+    section = SPEED[SPEED.index(f"`{study['command']}`") :]
+    row = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in row.split("|")[2:-1]]
+
+
+def study_of(name):
+    return json.loads((RESULTS / "studies" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_cost_of_a_step_is_that_of_its_file(policy):
+    study = study_of(f"overhead-{policy}")
+    assert len(study["nets"]) == 5
+    for net, found in study["nets"].items():
+        kinds = dict(found["kinds"])
+        first_step = f"{kinds['measured']['first_step_ratio']:.1f}"
+        plain = f"{1000 * kinds.pop('plain Keras')['seconds_per_step']:.0f}"
+        ratios = [f"{each['ratio']:.2f}" for each in kinds.values()]
+        assert row_of(study, net) == [plain, *ratios, first_step]
+
+
+def test_the_growth_of_the_cost_is_that_of_its_file():
+    study = study_of("scaling")
+    for name, slope in study["slopes"].items():
+        assert row_of(study, name)[0] == f"{slope:.3g}"
+
+
+def test_the_share_of_the_input_pipelines_is_that_of_its_file():
+    study = study_of("pipelines")
+    for name, found in study["programs"].items():
+        share = found["model_seconds"] / found["epoch_seconds"]
+        assert row_of(study, name) == [f"{found['epoch_seconds']:.1f}", f"{share:.1%}"]
 
 
 def test_the_pictures_of_the_method_are_there():
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", METHOD):
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", METHOD + SPEED):
         assert (ROOT / "docs" / path).exists(), path
