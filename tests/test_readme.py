@@ -169,6 +169,17 @@ def test_the_growth_of_the_cost_is_that_of_its_file():
         assert row_of(study, name)[0] == f"{slope:.3g}"
 
 
+@pytest.mark.parametrize("interval", [10, 20])
+def test_the_accuracy_with_each_interval_is_that_of_its_file(interval):
+    study = study_of("interval")
+    assert study["evaluated_on"] == "held-out training examples"
+    runs = [run for run in study["runs"] if run["interval"] == interval]
+    accuracies = [100 * run["accuracy"] for run in runs]
+    bits = np.mean([run["mean_bits"] for run in runs])
+    spread = f"{np.mean(accuracies):.2f}% ± {np.std(accuracies, ddof=1):.2f}"
+    assert f"{spread} at {bits:.2f} bits with {interval}" in METHOD
+
+
 def test_the_share_of_the_input_pipelines_is_that_of_its_file():
     study = study_of("pipelines")
     for name, found in study["programs"].items():
