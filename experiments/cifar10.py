@@ -5,34 +5,19 @@ TFDS_DATA_DIR=... python experiments/cifar10.py --bit_reg=1e-3
 `--bit_gradient=paper` is the published method (arXiv 1708.04788) with its dense net.
 """
 
+import functools
+
 import common
 import keras
-import tensorflow as tf
-from loading import load_tfds
+import numpy as np
+from loading import load_tfds, shifted
+
+# Of the training images, channel by channel.
+MEAN, VARIANCE = (0.4914, 0.4822, 0.4465), (0.061, 0.059, 0.068)
 
 
 def load(data_dir):
     return load_tfds("cifar10", data_dir)
-
-
-def augment(images, seed, shift=4):
-    """Flips half of the images and shifts each by up to `shift` pixels, edges reflected."""
-    batch, (height, width, channels) = tf.shape(images)[0], images.shape[1:]
-
-    def draw(salt, low, high):
-        return tf.random.stateless_uniform((batch, 1), seed + salt, low, high, tf.int32)
-
-    def shifted(size, by):
-        return size - 1 - tf.abs(size - 1 - tf.abs(tf.range(size) + by))
-
-    rows = shifted(height, draw(0, -shift, shift + 1))
-    columns = shifted(width, draw(1, -shift, shift + 1))
-    flip = draw(2, 0, 2) == 1
-    columns = tf.where(flip, width - 1 - columns, columns)
-    pixels = tf.reshape(rows[:, :, None] * width + columns[:, None, :], (batch, -1))
-    images = tf.reshape(images, (batch, height * width, channels))
-    images = tf.gather(images, pixels, axis=1, batch_dims=1)
-    return tf.reshape(images, (batch, height, width, channels))
 
 
 def cnn(Conv2D, Dense, widths=(32, 128, 128)):
@@ -42,7 +27,7 @@ def cnn(Conv2D, Dense, widths=(32, 128, 128)):
     """
     layers = keras.layers
     inputs = keras.Input((32, 32, 3))
-    x = layers.Normalization(mean=(0.4914, 0.4822, 0.4465), variance=(0.061, 0.059, 0.068))(inputs)
+    x = layers.Normalization(mean=MEAN, variance=VARIANCE)(inputs)
     x = Conv2D(24, 2, activation="relu", name="stem")(x)
     for block, width in enumerate(widths, 1):
         for half in "ab":
@@ -51,6 +36,51 @@ def cnn(Conv2D, Dense, widths=(32, 128, 128)):
             x = layers.BatchNormalization(momentum=0.8, name=f"norm{block}{half}")(x)
             x = layers.Activation("relu")(x)
     x = layers.GlobalMaxPooling2D()(x)
+    return inputs, Dense(10, dtype="float32", name="head")(x)
+
+
+def initialize(model, images):
+    """Begins the stem as a whitening of 2x2 patches, other convolutions as the identity.
+
+    As in airbench: filters of the stem are the eigenvectors of the patches' covariance over the
+    roots of their eigenvalues, and these negated; the first filters of the others are Dirac's.
+    """
+    images = (images[:5000] / 255 - MEAN) / np.sqrt(VARIANCE)
+    patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))
+    patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 12)
+    values, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / np.sqrt(values + 5e-4)).reshape(2, 2, 3, 12)
+    for layer in model.layers:
+        if layer.name == "stem":
+            layer.kernel.assign(np.concatenate([filters, -filters], axis=-1))
+        elif isinstance(layer, keras.layers.Conv2D):
+            kernel = np.array(layer.kernel)
+            channels = min(kernel.shape[2:])
+            kernel[..., :channels] = 0
+            kernel[1, 1, range(channels), range(channels)] = 1
+            layer.kernel.assign(kernel)
+
+
+def resnet20(Conv2D, Dense):
+    """He et al.'s net for CIFAR-10 (arXiv 1512.03385), 0.27 M weights, shortcuts without any."""
+    layers = keras.layers
+
+    def convolution(x, width, strides, name):
+        x = Conv2D(width, 3, strides, padding="same", use_bias=False, name=f"conv{name}")(x)
+        return layers.BatchNormalization(momentum=0.9, name=f"norm{name}")(x)
+
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Normalization(mean=MEAN, variance=VARIANCE)(inputs)
+    x = layers.Activation("relu")(convolution(x, 16, 1, "0"))
+    for stage, width in enumerate((16, 32, 64), 1):
+        for block in range(1, 4):
+            strides = 2 if stage > 1 and block == 1 else 1
+            y = layers.Activation("relu")(convolution(x, width, strides, f"{stage}{block}a"))
+            y = convolution(y, width, 1, f"{stage}{block}b")
+            if strides == 2:
+                x = keras.ops.pad(x[:, ::2, ::2], [[0, 0]] * 3 + [[width // 4, width // 4]])
+            x = layers.Activation("relu")(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling2D()(x)
     return inputs, Dense(10, dtype="float32", name="head")(x)
 
 
@@ -78,7 +108,7 @@ def mlp(Conv2D, Dense):
 
 PROBLEM = common.Problem(
     load=load,
-    nets={"cnn": cnn, "lenet": lenet, "mlp": mlp},
+    nets={"cnn": cnn, "resnet20": resnet20, "lenet": lenet, "mlp": mlp},
     defaults={
         "epochs": 16,
         "batch_size": 256,
@@ -87,7 +117,8 @@ PROBLEM = common.Problem(
         "dtype_policy": "mixed_bfloat16",
     },
     published={"model": "lenet", "epochs": 100},
-    augment=augment,
+    initializers={"cnn": initialize},
+    augment=functools.partial(shifted, by=2, flip=True),
     label_smoothing=0.1,
     weight_decay=0.05,
 )

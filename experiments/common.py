@@ -63,6 +63,9 @@ flags.DEFINE_bool("baseline", True, "Train the float baseline first, to print it
 flags.DEFINE_string(
     "init_from", None, "Begin at the weights of this float `.keras` file; it is the baseline, too."
 )
+flags.DEFINE_bool(
+    "resume", False, "Save each epoch, and go on where a run of the same flags was interrupted."
+)
 flags.DEFINE_bool("distill", False, "Learn from the labels and from the net of --init_from.")
 flags.DEFINE_string("dtype_policy", None, "Keras dtype policy, e.g. `mixed_bfloat16`.")
 flags.DEFINE_integer("seed", 0, "Seed of weights, shuffling and augmentation.")
@@ -92,6 +95,8 @@ class Problem:
         nets: Dictionary of name to `build(Conv2D, Dense)`, the default first.
         defaults: Values of the flags that the user leaves open.
         published: Flags of the published method in this program.
+        initializers: Dictionary of net to a function of the float net and the training images
+            that gives it its first weights; other nets begin as Keras has them.
         augment: Function of a batch of images and a seed to a batch of images, or None.
         label_smoothing: Of the training loss.
         weight_decay: Of AdamW.
@@ -101,6 +106,7 @@ class Problem:
     nets: dict
     defaults: dict
     published: dict = dataclasses.field(default_factory=dict)
+    initializers: dict = dataclasses.field(default_factory=dict)
     augment: Callable | None = None
     label_smoothing: float = 0.0
     weight_decay: float = 0.0
@@ -129,6 +135,8 @@ def run(problem):
             raise app.UsageError("--distill needs the float net of --init_from.")
         if FLAGS.float and (FLAGS.distill or FLAGS.fixed_bits or FLAGS.target_bits):
             raise app.UsageError("--float goes without --distill, --fixed_bits, --target_bits.")
+        if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
+            raise app.UsageError("--resume resumes one training: add --nobaseline or --init_from.")
         whole_bits = FLAGS.bit_gradient in ("measured", "difference")
         if (FLAGS.target_bits or FLAGS.interval) and not whole_bits:
             raise app.UsageError(
@@ -241,7 +249,7 @@ class _Progress(keras.callbacks.ProgbarLogger):
 
 
 def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
-    """Trains one net, from the weights of `float_model` if there is one.
+    """Trains one net, from the weights of `float_model`, or else from its initializer's.
 
     Returns:
         The model, the history of `fit` as a dictionary, the seconds of each epoch.
@@ -249,10 +257,14 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     keras.utils.set_random_seed(FLAGS.seed)
     steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
     model = fitted = _build(problem, recipe, learned)
-    if float_model is not None and learned:
-        klb.warm_start(model, float_model)
-    elif float_model is not None:
-        model.set_weights(float_model.get_weights())
+    start = float_model
+    if start is None and FLAGS.model in problem.initializers:
+        start = _build(problem, recipe, learned=False)
+        problem.initializers[FLAGS.model](start, train[0])
+    if start is not None and learned:
+        klb.warm_start(model, start)
+    elif start is not None:
+        model.set_weights(start.get_weights())
     if FLAGS.distill and learned:
         fitted = klb.LearnedBitDistiller(float_model, model, _logits_distillation(temperature=2.0))
     loss = keras.losses.CategoricalCrossentropy(
@@ -293,6 +305,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
             by = 2 / 3 * FLAGS.freeze_at  # and the rest of the time to settle
             callbacks.append(klb.BitBudget(target_bits=FLAGS.target_bits, by=by))
         callbacks += [logger, *recipe.callbacks(FLAGS.freeze_at), tensorboard]
+    if FLAGS.resume:
+        callbacks.append(keras.callbacks.BackupAndRestore(os.path.join(output_dir, "backup")))
     callbacks.append(_Progress())
     fitted.compile(**settings)
     history = fitted.fit(

@@ -35,6 +35,36 @@ def dataset(images, labels, batch_size, augment=None, shuffle_seed=None):
     return batches.map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
+def shifted(images, seed, by, flip=False):
+    """Shifts each image by up to `by` pixels, edges reflected, and may flip half of them.
+
+    Args:
+        images: Shape `(batch_size, height, width, channels)`.
+        seed: Integer tensor of two elements.
+        by: The most pixels that an image is shifted by in each direction.
+        flip: Whether to mirror images left to right, each with probability one half.
+
+    Returns:
+        Images of the same shape.
+    """
+    batch, (height, width, channels) = tf.shape(images)[0], images.shape[1:]
+
+    def draw(salt, low, high):
+        return tf.random.stateless_uniform((batch, 1), seed + salt, low, high, tf.int32)
+
+    def reflected(size, offset):
+        return size - 1 - tf.abs(size - 1 - tf.abs(tf.range(size) + offset))
+
+    rows = reflected(height, draw(0, -by, by + 1))
+    columns = reflected(width, draw(1, -by, by + 1))
+    if flip:
+        columns = tf.where(draw(2, 0, 2) == 1, width - 1 - columns, columns)
+    pixels = tf.reshape(rows[:, :, None] * width + columns[:, None, :], (batch, -1))
+    images = tf.reshape(images, (batch, height * width, channels))
+    images = tf.gather(images, pixels, axis=1, batch_dims=1)
+    return tf.reshape(images, (batch, height, width, channels))
+
+
 def load_tfds(name, data_dir):
     """Train and test arrays of a dataset of tensorflow_datasets.
 

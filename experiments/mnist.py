@@ -7,9 +7,11 @@ TFDS_DATA_DIR=... python experiments/mnist.py --bit_gradient=paper
 Networks" (arXiv 1708.04788), with their net, schedule, prices and quantizer.
 """
 
+import functools
+
 import common
 import keras
-from loading import load_tfds
+from loading import load_tfds, shifted
 
 
 def load(data_dir):
@@ -60,6 +62,7 @@ PROBLEM = common.Problem(
         "dtype_policy": "mixed_bfloat16",
     },
     published={"model": "lenet32", "epochs": 30},
+    augment=functools.partial(shifted, by=2),
 )
 
 if __name__ == "__main__":

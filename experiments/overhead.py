@@ -9,6 +9,7 @@ its own, once for plain Keras and once for learned bits. HGQ2 takes part where i
 (`pip install hgq2==0.2.0`), as `experiments/hgq2_twins.py` says.
 """
 
+import functools
 import gc
 import importlib.util
 import json
@@ -114,7 +115,8 @@ def make_model(net, kind):
     elif kind == "HGQ2":
         import hgq2_twins
 
-        model = keras.models.clone_model(model, clone_function=hgq2_twins.twin)
+        twin = functools.partial(hgq2_twins.twin, integer_bits=0)
+        model = keras.models.clone_model(model, clone_function=twin)
     outputs = model.output.shape[-1]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, **settings)

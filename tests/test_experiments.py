@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_learnbits as klb
 
@@ -72,6 +74,64 @@ def test_a_float_net_goes_on_from_a_float_net(tmp_path):
     )
     assert second["test_loss"] < first["test_loss"]
     assert second["bits"] == {}
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+    arguments = ["--model=logistic", "--float", "--resume", "--epochs=100"]
+    arguments = [sys.executable, "-u", ROOT / "experiments" / "digits.py", *arguments]
+    arguments += [f"--output_dir={tmp_path}"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        for line in process.stdout:
+            if line.startswith("Epoch 3/"):
+                process.kill()
+    assert not (tmp_path / "result.json").exists()
+    second = run("digits.py", *arguments[3:])
+    assert second.returncode == 0, second.stderr
+    epochs = [line for line in second.stdout.splitlines() if line.startswith("Epoch ")]
+    assert epochs[0] != "Epoch 1/100"
+    assert epochs[-1] == "Epoch 100/100"
+    assert json.loads((tmp_path / "result.json").read_text())["test_accuracy"] > 0.9
+
+
+def test_the_pareto_study_does_what_is_missing_and_no_more(tmp_path):
+    arguments = ["--program=digits", "--model=logistic", "--float_epochs=3", "--finetune_epochs=2"]
+    arguments += [
+        "--budgets=2",
+        "--uniform=2",
+        "--seeds=0",
+        "--nopaper",
+        f"--output_dir={tmp_path}",
+    ]
+    first = run("pareto.py", *arguments)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("digits.py") == 4  # the float net, it trained on, two of 2 bits
+    study = json.loads((tmp_path / "pareto.json").read_text())
+    assert [point["kind"] for point in study["points"]] == ["learned", "uniform", "float"]
+    learned, uniform, _ = study["points"]
+    assert learned["bytes"] <= uniform["bytes"]
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    os.remove(tmp_path / "uniform2-seed0" / "result.json")
+    second = run("pareto.py", *arguments)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("digits.py") == 1
+    assert json.loads((tmp_path / "pareto.json").read_text())["points"] == study["points"]
+
+
+def test_augmented_images_are_shifts_of_the_image_with_reflected_edges(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    from loading import shifted
+
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 6, 3), "uint8")
+    flips = 0
+    found = shifted(tf.constant(images), tf.constant([3, 4], tf.int64), by=2, flip=True).numpy()
+    for image, augmented in zip(images, found, strict=True):
+        wide = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+        views = [wide[i : i + 8, j : j + 6] for i in range(5) for j in range(5)]
+        as_is = sum((view == augmented).all() for view in views)
+        flipped = sum((view[:, ::-1] == augmented).all() for view in views)
+        assert as_is + flipped == 1
+        flips += flipped
+    assert 16 < flips < 48
 
 
 @pytest.mark.parametrize("program", ["mnist.py", "cifar10.py"])

@@ -1,0 +1,135 @@
+"""Which layers get which bits, and why: bits, weights and sensitivity of each layer.
+
+TFDS_DATA_DIR=... python experiments/layers.py --study=runs/pareto-cifar10-cnn
+
+Reads what `pareto.py` left. Bits are the mean of the seeds at each budget. Sensitivity is the loss
+that rounding one layer of the float net costs, all others at 16 bits, with no training after it:
+on the last training examples, `--validation_examples` or 5000.
+"""
+
+import json
+import os
+import sys
+
+import cifar10
+import keras
+import mnist
+import numpy as np
+from absl import app, flags
+from common import plt
+from loading import dataset
+
+import keras_learnbits as klb
+from keras_learnbits.report import aligned_table
+
+PROBLEMS = {"cifar10": cifar10.PROBLEM, "mnist": mnist.PROBLEM}
+WIDTHS = (1, 2, 3, 4)
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("program", "cifar10", sorted(PROBLEMS), "Whose data.")
+flags.DEFINE_string("study", "runs/pareto-cifar10-cnn", "Directory of pareto.py's files.")
+
+
+def learned_bits(study):
+    """Mean bits over the seeds: dictionary of budget to dictionary of layer to bits."""
+    budgets = {}
+    for run in study["runs"]:
+        if run["kind"] == "learned":
+            budgets.setdefault(run["size"], []).append(run["bits"])
+    return {
+        budget: {layer: float(np.mean([run[layer] for run in runs])) for layer in runs[0]}
+        for budget, runs in sorted(budgets.items(), key=lambda item: float(item[0]))
+    }
+
+
+def sensitivities(float_model, data):
+    """Loss added by rounding each layer alone: layer to a list, an element for each width."""
+    model = klb.to_learned_bits(float_model, bits=16, max_bits=16)
+    model.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    reference = model.evaluate(data, verbose=0, return_dict=True)["task_loss"]
+    found = {}
+    for layer in model.layers:
+        for kernel in getattr(layer, "quantized_kernels", {}).values():
+            losses = []
+            for width in WIDTHS:
+                kernel.bits.assign(width)
+                losses.append(model.evaluate(data, verbose=0, return_dict=True)["task_loss"])
+            kernel.bits.assign(16)
+            found[layer.name] = [loss - reference for loss in losses]
+    return found
+
+
+def plot(bits, weights, added, path, title):
+    layers, budgets = list(weights), list(bits)
+    grid = np.array([[bits[budget][layer] for budget in budgets] for layer in layers])
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(11, 0.42 * len(layers) + 1.8), sharey=True, layout="constrained"
+    )
+    left.imshow(grid, cmap="viridis", vmin=1, vmax=8, aspect="auto")
+    for row, column in np.ndindex(*grid.shape):
+        value = grid[row, column]
+        color = "black" if value > 5 else "white"
+        left.text(column, row, f"{value:.3g}", ha="center", va="center", color=color, fontsize=9)
+    left.set_xticks(range(len(budgets)), budgets)
+    left.set_yticks(range(len(layers)), layers)
+    left.set(xlabel="budget [mean bits a weight]", title="learned bits")
+    positions = np.arange(len(layers))
+    middle.barh(positions, list(weights.values()), color="gray")
+    middle.set(xscale="log", xlabel="weights", title="size")
+    for index, width in enumerate(WIDTHS[:3]):
+        values = [max(added[layer][index], 1e-5) for layer in layers]
+        right.barh(positions + 0.27 * (index - 1), values, height=0.25, label=f"{width} bits")
+    right.set(xscale="log", xlabel="loss added [nats]", title="float net, this layer alone rounded")
+    right.legend(frameon=False)
+    for panel in (middle, right):
+        panel.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    with open(os.path.join(FLAGS.study, "pareto.json")) as file:
+        bits = learned_bits(json.load(file))
+    float_model = keras.models.load_model(
+        os.path.join(FLAGS.study, f"start-seed{FLAGS.seed}", "model.keras")
+    )
+    (x, y), _ = PROBLEMS[FLAGS.program].load(FLAGS.data_dir)
+    held_out = FLAGS.validation_examples or 5000
+    added = sensitivities(float_model, dataset(x[-held_out:], y[-held_out:], 1000))
+    weights = {name: int(np.size(float_model.get_layer(name).kernel)) for name in added}
+    head = (
+        "layer",
+        "weights",
+        *(f"{b} mean bits" for b in bits),
+        *(f"+loss at {w}" for w in WIDTHS),
+    )
+    rows = [
+        (
+            layer,
+            f"{weights[layer]:,}",
+            *(f"{of[layer]:.3g}" for of in bits.values()),
+            *(f"{loss:.2g}" for loss in added[layer]),
+        )
+        for layer in weights
+    ]
+    print(aligned_table([[head], rows], left=1))
+    result = {
+        "command": " ".join(["python", "experiments/layers.py", *sys.argv[1:]]),
+        "bits": bits,
+        "weights": weights,
+        "widths": WIDTHS,
+        "loss_added": added,
+    }
+    output_dir = FLAGS.output_dir or FLAGS.study
+    os.makedirs(output_dir, exist_ok=True)
+    with open(os.path.join(output_dir, "layers.json"), "w") as file:
+        json.dump(result, file, indent=1)
+    title = f"{FLAGS.program}: bits of each layer"
+    plot(bits, weights, added, os.path.join(output_dir, "layers.png"), title)
+    print(f"Files: {output_dir}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,187 @@
+"""Accuracy against size: learned bits, the same bits in every layer, HGQ2's, and float.
+
+TFDS_DATA_DIR=... python experiments/pareto.py --program=cifar10
+
+Runs a program once for each way, size and seed, one run at a time, and skips those whose result
+file is there; so it may be stopped and called again. Every run begins at the float net of its seed,
+which is trained first, and goes on for `--finetune_epochs`; as does the float net itself, so that
+no way has seen more examples than another. Accuracies are those of the last epoch. HGQ2 takes part
+where it is installed (`pip install hgq2==0.2.0`), at several prices, since it takes no size.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import common  # for its flags and plots
+import numpy as np
+from absl import app, flags
+
+from keras_learnbits.report import aligned_table
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("program", "cifar10", ["cifar10", "digits", "mnist"], "Which program.")
+flags.DEFINE_list("budgets", ["1", "1.25", "1.5", "2", "3", "4"], "Mean bits to learn to.")
+flags.DEFINE_list("uniform", ["1", "2", "3", "4"], "Bits of every layer.")
+flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<what has a width of its own>:<price>`.")
+flags.DEFINE_bool("paper", True, "The published method, too.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+flags.DEFINE_integer("float_epochs", None, "Epochs of the float net; the program's by default.")
+flags.DEFINE_integer("finetune_epochs", 8, "Epochs after it.")
+flags.DEFINE_float("finetune_rate", 3e-3, "Peak learning rate after it.")
+flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
+
+MODELS = {"cifar10": "cnn", "mnist": "lenet", "digits": "cnn"}
+LABELS = {
+    "learned": "learned bits",
+    "uniform": "same bits in every layer",
+    "float": "float",
+    "hgq2": "HGQ2",
+    "paper": "published method",
+}
+
+
+def runs():
+    """Name, seed, way, size and the program's flags of each run: whole seeds first."""
+    for seed in FLAGS.seeds:
+        yield f"start-seed{seed}", seed, "start", None, ["--float"]
+        yield f"float-seed{seed}", seed, "float", None, ["--float"]
+        for bits in FLAGS.uniform:
+            yield f"uniform{bits}-seed{seed}", seed, "uniform", bits, [f"--fixed_bits={bits}"]
+        for bits in FLAGS.budgets:
+            yield f"learned{bits}-seed{seed}", seed, "learned", bits, [f"--target_bits={bits}"]
+        if FLAGS.paper:
+            yield f"paper-seed{seed}", seed, "paper", None, ["--bit_gradient=paper"]
+        for point in FLAGS.hgq2 if importlib.util.find_spec("hgq") else ():
+            per, price = point.split(":")
+            settings = [f"--program={FLAGS.program}", f"--per={per}", f"--price={price}"]
+            yield f"hgq2-{per}{price}-seed{seed}", seed, "hgq2", point, settings
+
+
+def do(name, seed, kind, settings, output_dir):
+    """One run of the program; its output goes to a file beside its results."""
+    run_dir = os.path.join(output_dir, name)
+    os.makedirs(run_dir, exist_ok=True)
+    program = "hgq2" if kind == "hgq2" else FLAGS.program
+    command = [sys.executable, os.path.join(os.path.dirname(__file__), f"{program}.py")]
+    command += [*settings, f"--seed={seed}", f"--output_dir={run_dir}"]
+    command += [] if kind == "hgq2" else [f"--model={FLAGS.model or MODELS[FLAGS.program]}"]
+    if kind == "start":
+        command += [f"--epochs={FLAGS.float_epochs}"] if FLAGS.float_epochs else []
+    else:
+        start = os.path.join(output_dir, f"start-seed{seed}", "model.keras")
+        command += [f"--init_from={start}", f"--epochs={FLAGS.finetune_epochs}"]
+        command += [] if kind == "paper" else [f"--learning_rate={FLAGS.finetune_rate}"]
+    command += ["--resume"] if FLAGS.resume and kind != "hgq2" else []
+    command += [f"--validation_examples={FLAGS.validation_examples}"]
+    print(f"{name}: {' '.join(command[1:])}", flush=True)
+    with open(os.path.join(run_dir, "log.txt"), "w") as log:
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
+
+
+def collect(output_dir):
+    """Results of the runs there are: way, size wanted, and what the program wrote."""
+    rows = []
+    for name, seed, kind, size, _ in runs():
+        path = os.path.join(output_dir, name, "result.json")
+        if os.path.exists(path):
+            with open(path) as file:
+                result = json.load(file)
+            taken = ("test_accuracy", "test_loss", "mean_bits", "packed_bytes", "float_bytes")
+            row = {"kind": kind, "size": size, "seed": int(seed)}
+            rows.append(row | {key: result[key] for key in (*taken, "bits", "epochs")})
+    return rows
+
+
+def summarize(rows):
+    """Mean and spread of the seeds of each way and size, sorted by bytes."""
+    groups = {}
+    for row in rows:
+        if row["kind"] != "start":
+            groups.setdefault((row["kind"], row["size"]), []).append(row)
+    points = []
+    for (kind, size), group in groups.items():
+        accuracies = [row["test_accuracy"] for row in group]
+        points.append(
+            {
+                "kind": kind,
+                "size": size,
+                "seeds": len(group),
+                "accuracy": float(np.mean(accuracies)),
+                "spread": float(np.std(accuracies, ddof=1)) if len(group) > 1 else None,
+                "loss": float(np.mean([row["test_loss"] for row in group])),
+                "mean_bits": float(np.mean([row["mean_bits"] or 32 for row in group])),
+                "bytes": float(
+                    np.mean([row["packed_bytes"] or row["float_bytes"] for row in group])
+                ),
+            }
+        )
+    return sorted(points, key=lambda point: (list(LABELS).index(point["kind"]), point["bytes"]))
+
+
+def show(points):
+    reference = [point["accuracy"] for point in points if point["kind"] == "float"]
+    rows = [
+        (
+            LABELS[point["kind"]],
+            f"{point['mean_bits']:.2f}",
+            f"{point['bytes']:,.0f}",
+            f"{point['accuracy']:.2%}",
+            "" if point["spread"] is None else f"{100 * point['spread']:.2f}",
+            f"{100 * (reference[0] - point['accuracy']):+.2f}" if reference else "",
+            f"{point['loss']:.3f}",
+            str(point["seeds"]),
+        )
+        for point in points
+    ]
+    head = ("way", "mean bits", "bytes", "accuracy", "spread", "gap to float", "loss", "seeds")
+    print(aligned_table([[head], rows], left=1))
+
+
+def plot(points, path, title):
+    """Accuracy against packed bytes, with the seeds' standard deviation; float as a line."""
+    figure, axes = common.plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for kind in ("learned", "uniform", "hgq2"):
+        chosen = [point for point in points if point["kind"] == kind]
+        if chosen:
+            axes.errorbar(
+                [point["bytes"] / 1000 for point in chosen],
+                [100 * point["accuracy"] for point in chosen],
+                yerr=[100 * (point["spread"] or 0) for point in chosen],
+                marker="o",
+                linestyle="none" if kind == "hgq2" else "-",
+                capsize=3,
+                label=LABELS[kind],
+            )
+    for point in (point for point in points if point["kind"] == "float"):
+        size = f"float, {point['bytes'] / 1000:,.0f} kB"
+        axes.axhline(100 * point["accuracy"], color="gray", linestyle="--", label=size)
+    axes.set(xlabel="packed file [kB]", ylabel="test accuracy [%]", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    name = f"{FLAGS.program}-{FLAGS.model or MODELS[FLAGS.program]}"
+    output_dir = FLAGS.output_dir or os.path.join("runs", f"pareto-{name}")
+    os.makedirs(output_dir, exist_ok=True)
+    for run, seed, kind, _, settings in runs():
+        if FLAGS.train and not os.path.exists(os.path.join(output_dir, run, "result.json")):
+            do(run, seed, kind, settings, output_dir)
+    rows = collect(output_dir)
+    points = summarize(rows)
+    show(points)
+    command = " ".join(["python", "experiments/pareto.py", *sys.argv[1:]])
+    with open(os.path.join(output_dir, "pareto.json"), "w") as file:
+        json.dump({"command": command, "points": points, "runs": rows}, file, indent=1)
+    plot(points, os.path.join(output_dir, "pareto.png"), f"{name}: accuracy and size")
+    print(f"Files: {output_dir}")
+
+
+if __name__ == "__main__":
+    app.run(main)
