@@ -80,9 +80,16 @@ def recurrent_model():
     return with_random_weights(klb.LearnedBitModel(inputs, klb.LearnedBitDense(3, bits=2)(x)))
 
 
+def converted_model():
+    """A Sequential that was built and never called."""
+    layers = [keras.Input((6,), name="x"), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
+    return with_random_weights(klb.to_learned_bits(keras.Sequential(layers), bits=3))
+
+
 def inputs_for(model, examples=4):
-    shape = (examples, *model.input.shape[1:])
+    (given,) = model.inputs
+    shape = (examples, *given.shape[1:])
     rng = np.random.default_rng(1)
-    if model.input.dtype == "int32":
+    if given.dtype == "int32":
         return rng.integers(0, 20, shape).astype("int32")
     return rng.normal(size=shape).astype("float32")

@@ -5,6 +5,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from export_models import (
+    converted_model,
     dense_model,
     image_model,
     inputs_for,
@@ -62,7 +63,9 @@ def test_litert_predicts_what_the_model_predicts_at_every_width(tmp_path, bits, 
     assert_predicts_alike(tmp_path / "model.tflite", model)
 
 
-@pytest.mark.parametrize("make", [image_model, volume_model, text_model, normalized_model])
+@pytest.mark.parametrize(
+    "make", [image_model, volume_model, text_model, normalized_model, converted_model]
+)
 def test_litert_predicts_what_the_model_predicts_for_all_kinds_of_layers(tmp_path, make):
     model = make()
     export_litert(model, tmp_path / "model.tflite")

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from export_models import (
+    converted_model,
     dense_model,
     image_model,
     inputs_for,
@@ -56,7 +57,9 @@ def test_onnxruntime_predicts_what_the_model_predicts_at_every_width(
     assert_predicts_alike(tmp_path / "model.onnx", model)
 
 
-@pytest.mark.parametrize("make", [image_model, text_model, recurrent_model, normalized_model])
+@pytest.mark.parametrize(
+    "make", [image_model, text_model, recurrent_model, normalized_model, converted_model]
+)
 def test_onnxruntime_predicts_what_the_model_predicts_for_all_kinds_of_layers(tmp_path, make):
     model = make()
     export_onnx(model, tmp_path / "model.onnx")

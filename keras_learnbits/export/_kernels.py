@@ -113,8 +113,10 @@ def function_of_kernels(model, input_signature=None):
                 "A model with a `call` of its own needs an `input_signature`, a structure of "
                 f"`tf.TensorSpec` that it can be called with. Received: model={model.name!r}"
             )
+        # A Sequential that was built and not yet called has no `input`.
+        given = plain.inputs[0] if isinstance(plain, keras.Sequential) else plain.input
         input_signature = keras.tree.map_structure(
-            lambda x: tf.TensorSpec(x.shape, x.dtype, x.name), plain.input
+            lambda x: tf.TensorSpec(x.shape, x.dtype, x.name), given
         )
     codes = {
         f"learned_bits_kernel_{number}": kernel_codes(kernel, name)
