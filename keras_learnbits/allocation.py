@@ -22,11 +22,11 @@ def descent(losses, costs):
         Prices of shape `(steps + 1,)`, ascending from 0, and choices of shape
         `(steps + 1, layers)`.
 
-    Example:
-    >>> losses, costs = np.array([[8.0, 2.0, 0.0]]), np.array([[1.0, 2.0, 3.0]])
-    >>> prices, choices = descent(losses, costs)
-    >>> prices.tolist(), choices.tolist()
-    ([0.0, 2.0, 6.0], [[2], [1], [0]])
+    Examples:
+        >>> losses, costs = np.array([[8.0, 2.0, 0.0]]), np.array([[1.0, 2.0, 3.0]])
+        >>> prices, choices = descent(losses, costs)
+        >>> prices.tolist(), choices.tolist()
+        ([0.0, 2.0, 6.0], [[2], [1], [0]])
     """
     start = np.array([_first(loss, cost) for loss, cost in zip(losses, costs, strict=True)])
     steps = []
@@ -77,10 +77,10 @@ def allocate(losses, sizes, budget):
     Raises:
         ValueError: Even the smallest choices exceed the budget.
 
-    Example:
-    >>> losses, sizes = np.array([[9.0, 0.0], [5.0, 0.0]]), np.array([[1, 3], [1, 3]])
-    >>> allocate(losses, sizes, budget=5).tolist()
-    [1, 0]
+    Examples:
+        >>> losses, sizes = np.array([[9.0, 0.0], [5.0, 0.0]]), np.array([[1, 3], [1, 3]])
+        >>> allocate(losses, sizes, budget=5).tolist()
+        [1, 0]
     """
     smallest = smallest_size(losses, sizes)
     if smallest > budget:
@@ -120,8 +120,9 @@ def _filled(losses, sizes, budget, choices):
 def smallest_size(losses, sizes):
     """The total size of the smallest choices that are allowed.
 
-    >>> smallest_size(np.array([[np.inf, 0.0]]), np.array([[1, 3]]))
-    3
+    Examples:
+        >>> smallest_size(np.array([[np.inf, 0.0]]), np.array([[1, 3]]))
+        3
     """
     return int(np.where(np.isfinite(losses), sizes, np.iinfo(np.int64).max).min(axis=1).sum())
 

@@ -19,11 +19,11 @@ def estimate_batch_norm(model, data):
     Raises:
         ValueError: `data` has no batch.
 
-    Example:
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
-    >>> estimate_batch_norm(model, [np.ones((4, 2)), 4 * np.ones((4, 2))])
-    >>> model.layers[0].moving_mean.numpy().round(5).tolist()
-    [2.5, 2.5]
+    Examples:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+        >>> estimate_batch_norm(model, [np.ones((4, 2)), 4 * np.ones((4, 2))])
+        >>> model.layers[0].moving_mean.numpy().round(5).tolist()
+        [2.5, 2.5]
     """
     moving = [v for v in model.non_trainable_variables if v.name in MOVING_STATISTICS]
     if not moving:

@@ -20,9 +20,9 @@ def get(bit_gradient):
     Raises:
         ValueError: It is none of these.
 
-    Example:
-    >>> get("measured").interval
-    20
+    Examples:
+        >>> get("measured").interval
+        20
     """
     if isinstance(bit_gradient, dict):
         bit_gradient = keras.saving.deserialize_keras_object(bit_gradient)

@@ -49,16 +49,16 @@ class BitBudget(keras.callbacks.Callback):
             `max_accuracy_drop` comes without `float_accuracy` or `validation_data`; or the
             model's `bit_gradient` does not predict losses, or no kernel of it is trainable.
 
-    Example:
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4),
-    ...      keras_learnbits.LearnedBitDense(2)])
-    >>> model.compile("adam", "mse", bit_optimizer=keras_learnbits.SignSGD(0.1))
-    >>> callbacks = [BitBudget(target_bits=3.2), keras_learnbits.FreezeBits(at=0.75)]
-    >>> history = model.fit(np.ones((320, 8)), np.ones((320, 2)), epochs=8, verbose=0,
-    ...                     callbacks=callbacks)
-    >>> keras_learnbits.bit_table(model).mean_bits
-    3.2
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4),
+        ...      keras_learnbits.LearnedBitDense(2)])
+        >>> model.compile("adam", "mse", bit_optimizer=keras_learnbits.SignSGD(0.1))
+        >>> callbacks = [BitBudget(target_bits=3.2), keras_learnbits.FreezeBits(at=0.75)]
+        >>> history = model.fit(np.ones((320, 8)), np.ones((320, 2)), epochs=8, verbose=0,
+        ...                     callbacks=callbacks)
+        >>> keras_learnbits.bit_table(model).mean_bits
+        3.2
     """
 
     def __init__(

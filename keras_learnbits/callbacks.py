@@ -27,13 +27,14 @@ class BitLogger(keras.callbacks.Callback):
     Raises:
         ValueError: `update_freq` is neither `"epoch"` nor a positive integer.
 
-    Example:
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1, name="head")])
-    >>> model.compile("adam", "mse")
-    >>> history = model.fit(np.ones((32, 8)), np.ones((32, 1)), callbacks=[BitLogger()], verbose=0)
-    >>> [name for name in sorted(history.history) if "/" in name]
-    ['bits/head', 'quantization_error/head']
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1, name="head")])
+        >>> model.compile("adam", "mse")
+        >>> history = model.fit(
+        ...     np.ones((32, 8)), np.ones((32, 1)), callbacks=[BitLogger()], verbose=0)
+        >>> [name for name in sorted(history.history) if "/" in name]
+        ['bits/head', 'quantization_error/head']
     """
 
     def __init__(self, update_freq="epoch"):
@@ -105,14 +106,14 @@ class FreezeBits(keras.callbacks.Callback):
         ValueError: `at` is negative, or a float of 1 or more.
         TypeError: The model in training is not a `LearnedBitModel` or `LearnedBitSequential`.
 
-    Example:
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])
-    >>> model.compile("adam", "mse", bit_reg=1.0)
-    >>> history = model.fit(np.ones((320, 8)), np.ones((320, 1)), epochs=4, verbose=0,
-    ...                     callbacks=[FreezeBits(at=0.5)])
-    >>> history.history["mean_bits"][2] == history.history["mean_bits"][3]
-    True
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])
+        >>> model.compile("adam", "mse", bit_reg=1.0)
+        >>> history = model.fit(np.ones((320, 8)), np.ones((320, 1)), epochs=4, verbose=0,
+        ...                     callbacks=[FreezeBits(at=0.5)])
+        >>> history.history["mean_bits"][2] == history.history["mean_bits"][3]
+        True
     """
 
     def __init__(self, at=0.75, quantization_reg=None, batch_norm_data=None):

@@ -30,15 +30,15 @@ class CollapseGuard(keras.callbacks.Callback):
     Raises:
         ValueError: `action` is unknown.
 
-    Example:
-    >>> layer = keras_learnbits.LearnedBitDense(1, kernel_initializer="ones", name="flat")
-    >>> model = keras_learnbits.LearnedBitSequential([keras.Input((8,)), layer])
-    >>> model.compile("adam", "mse")
-    >>> guard = CollapseGuard()
-    >>> with warnings.catch_warnings(action="ignore"):
-    ...     history = model.fit(np.ones((8, 8)), np.ones((8, 1)), callbacks=[guard], verbose=0)
-    >>> guard.findings[0]
-    (-1, 'flat', 'one level')
+    Examples:
+        >>> layer = keras_learnbits.LearnedBitDense(1, kernel_initializer="ones", name="flat")
+        >>> model = keras_learnbits.LearnedBitSequential([keras.Input((8,)), layer])
+        >>> model.compile("adam", "mse")
+        >>> guard = CollapseGuard()
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     history = model.fit(np.ones((8, 8)), np.ones((8, 1)), callbacks=[guard], verbose=0)
+        >>> guard.findings[0]
+        (-1, 'flat', 'one level')
     """
 
     def __init__(self, action="warn", max_error=0.75, max_saturation=0.5, bounds=False):

@@ -69,17 +69,17 @@ def to_learned_bits(
             LoRA; a layer is shared between models in a way that Keras cannot copy; `activations`
             are asked for of a model with a `call` of its own.
 
-    Example:
-    >>> model = keras.Sequential(
-    ...     [keras.Input((8,)), keras.layers.Dense(4, name="hidden"),
-    ...      keras.layers.Dense(2, name="head")])
-    >>> learned = to_learned_bits(model, exclude="head")
-    >>> print(learned.conversion)
-    layer   type   conversion       weights
-    ---------------------------------------
-    hidden  Dense  LearnedBitDense       36
-    head    Dense  left: excluded        10
-    ---------------------------------------
+    Examples:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(4, name="hidden"),
+        ...      keras.layers.Dense(2, name="head")])
+        >>> learned = to_learned_bits(model, exclude="head")
+        >>> print(learned.conversion)
+        layer   type   conversion       weights
+        ---------------------------------------
+        hidden  Dense  LearnedBitDense       36
+        head    Dense  left: excluded        10
+        ---------------------------------------
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`to_learned_bits` needs a Keras model. Received: model={model!r}")
@@ -130,12 +130,12 @@ def to_keras(model, float32=False):
         ValueError: The model is not built, or has no learned-bit layer; or no training data
             flowed yet through a `LearnedBitActivation`.
 
-    Example:
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1)])
-    >>> plain = to_keras(model)
-    >>> type(plain.layers[0]).__name__, len(np.unique(plain.layers[0].kernel))
-    ('Dense', 4)
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1)])
+        >>> plain = to_keras(model)
+        >>> type(plain.layers[0]).__name__, len(np.unique(plain.layers[0].kernel))
+        ('Dense', 4)
     """
     if not isinstance(model, keras.Model) or not model.built or not quantized_kernels(model):
         raise ValueError(

@@ -29,20 +29,21 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
     takes the mean, which other reductions divide by the number of replicas once more.
 
     Args:
-        *args, **kwargs: Those of `keras.distillation.Distiller`: `teacher`, `student`,
+        *args: Those of `keras.distillation.Distiller`: `teacher`, `student`,
             `distillation_losses`, `student_loss_weight`, ...
+        **kwargs: Likewise.
 
-    Example:
-    >>> inputs = keras.Input((8,))
-    >>> teacher = keras.Model(inputs, keras.layers.Dense(2)(inputs))
-    >>> student = keras.Model(inputs, keras_learnbits.LearnedBitDense(2)(inputs))
-    >>> divergence = keras.losses.KLDivergence(reduction=None)
-    >>> distiller = LearnedBitDistiller(
-    ...     teacher, student, keras.distillation.LogitsDistillation(2.0, loss=divergence))
-    >>> distiller.compile("adam", "mse", bit_reg=1.0)
-    >>> history = distiller.fit(np.ones((320, 8)), np.ones((320, 2)), verbose=0)
-    >>> round(float(student.layers[-1].bits), 2)  # ten steps of 0.01 bits
-    7.9
+    Examples:
+        >>> inputs = keras.Input((8,))
+        >>> teacher = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+        >>> student = keras.Model(inputs, keras_learnbits.LearnedBitDense(2)(inputs))
+        >>> divergence = keras.losses.KLDivergence(reduction=None)
+        >>> distiller = LearnedBitDistiller(
+        ...     teacher, student, keras.distillation.LogitsDistillation(2.0, loss=divergence))
+        >>> distiller.compile("adam", "mse", bit_reg=1.0)
+        >>> history = distiller.fit(np.ones((320, 8)), np.ones((320, 2)), verbose=0)
+        >>> round(float(student.layers[-1].bits), 2)  # ten steps of 0.01 bits
+        7.9
     """
 
     def __init__(self, *args, **kwargs):

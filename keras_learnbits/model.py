@@ -13,14 +13,14 @@ class LearnedBitModel(LearnedBitTraining, keras.Model):
     Use it as `keras.Model`: with inputs and outputs, or as a base class with a `call` of your
     own. `LearnedBitSequential` is the same for a stack of layers.
 
-    Example:
-    >>> inputs = keras.Input((8,))
-    >>> outputs = keras_learnbits.LearnedBitDense(1)(inputs)
-    >>> model = LearnedBitModel(inputs, outputs)
-    >>> model.compile("adam", "mse", bit_reg=0.1)
-    >>> history = model.fit(np.ones((32, 8)), np.ones((32, 1)), verbose=0)
-    >>> sorted(history.history)
-    ['bit_penalty', 'bit_reg', 'loss', 'mean_bits', 'quantization_error', 'task_loss']
+    Examples:
+        >>> inputs = keras.Input((8,))
+        >>> outputs = keras_learnbits.LearnedBitDense(1)(inputs)
+        >>> model = LearnedBitModel(inputs, outputs)
+        >>> model.compile("adam", "mse", bit_reg=0.1)
+        >>> history = model.fit(np.ones((32, 8)), np.ones((32, 1)), verbose=0)
+        >>> sorted(history.history)
+        ['bit_penalty', 'bit_reg', 'loss', 'mean_bits', 'quantization_error', 'task_loss']
     """
 
     def __new__(cls, *args, **kwargs):
@@ -98,12 +98,12 @@ class LearnedBitSubclassed(LearnedBitModel):
 class LearnedBitSequential(LearnedBitTraining, keras.Sequential):
     """`keras.Sequential` whose `fit` learns weights and bit-widths together.
 
-    Example:
-    >>> model = LearnedBitSequential([keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])
-    >>> model.compile("adam", "mse", bit_reg=0.1)
-    >>> history = model.fit(np.ones((320, 8)), np.ones((320, 1)), verbose=0)
-    >>> round(float(model.layers[0].bits), 2)  # ten steps of 0.01 bits
-    7.9
+    Examples:
+        >>> model = LearnedBitSequential([keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])
+        >>> model.compile("adam", "mse", bit_reg=0.1)
+        >>> history = model.fit(np.ones((320, 8)), np.ones((320, 1)), verbose=0)
+        >>> round(float(model.layers[0].bits), 2)  # ten steps of 0.01 bits
+        7.9
     """
 
     def __init__(self, layers=None, trainable=True, name=None):

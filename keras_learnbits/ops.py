@@ -44,8 +44,9 @@ class Grid(NamedTuple):
 def integer_bits(bits):
     """Rounds a real bit-width to the integer in use; halves go up.
 
-    >>> integer_bits(tf.constant([2.4, 2.5, 3.5])).numpy().tolist()
-    [2.0, 3.0, 4.0]
+    Examples:
+        >>> integer_bits(tf.constant([2.4, 2.5, 3.5])).numpy().tolist()
+        [2.0, 3.0, 4.0]
     """
     return tf.floor(bits + 0.5)
 
@@ -55,8 +56,9 @@ def max_code(bits):
 
     Differentiable in `bits` as if they were real: the derivative is `ln(2) * 2**B`.
 
-    >>> max_code(tf.constant(2.7)).numpy().item()
-    7.0
+    Examples:
+        >>> max_code(tf.constant(2.7)).numpy().item()
+        7.0
     """
     levels = 2.0 ** integer_bits(bits)
     at_is_zero = bits - tf.stop_gradient(bits)
@@ -70,9 +72,10 @@ def gaussian_grid(bits):
     the step, of the table interpolated in the logarithm, `step * gaussian_log_step_slope(bits)`;
     of the code, as of `max_code`.
 
-    >>> step, highest = gaussian_grid(tf.constant(1.0))
-    >>> round(float(step), 4), float(highest)
-    (1.5958, 1.0)
+    Examples:
+        >>> step, highest = gaussian_grid(tf.constant(1.0))
+        >>> round(float(step), 4), float(highest)
+        (1.5958, 1.0)
     """
     row = tf.gather(tf.constant(_GAUSSIAN_GRIDS, tf.float32), _table_index(bits))
     step, step_slope, highest, highest_slope = tf.unstack(row, num=4)
@@ -83,8 +86,9 @@ def gaussian_grid(bits):
 def gaussian_log_step_slope(bits):
     """Derivative of the logarithm of the best step by the bits: -0.47 at 1 bit, -0.65 at 16.
 
-    >>> round(float(gaussian_log_step_slope(tf.constant(4.0))), 3)
-    -0.568
+    Examples:
+        >>> round(float(gaussian_log_step_slope(tf.constant(4.0))), 3)
+        -0.568
     """
     return tf.gather(tf.constant(_LOG_STEP_SLOPES, tf.float32), _table_index(bits))
 
@@ -123,11 +127,11 @@ def encode(kernel, grid):
 def nearest_codes(kernel, grid):
     """`encode`, and by how many codes weights lie beyond the range: below it less than 0.
 
-    >>> codes, beyond = nearest_codes(
-    ...     tf.constant([-3.0, 0.4]), Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-    ... )
-    >>> codes.numpy().tolist(), beyond.numpy().tolist()
-    ([0.0, 2.0], [-1.0, 0.0])
+    Examples:
+        >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
+        >>> codes, beyond = nearest_codes(tf.constant([-3.0, 0.4]), grid)
+        >>> codes.numpy().tolist(), beyond.numpy().tolist()
+        ([0.0, 2.0], [-1.0, 0.0])
     """
     # Not times a reciprocal: compilers would fuse it with the sum, and round otherwise.
     position = kernel / grid.step - grid.offset
@@ -149,11 +153,12 @@ def with_error_slope(error, bits, log_step_slope):
     published method; the exact difference to one bit more is -0.75 times the error, to one
     fewer +3 times.
 
-    >>> bits = tf.Variable(4.0)
-    >>> with tf.GradientTape() as tape:
-    ...     error = with_error_slope(tf.constant(0.5), bits, -0.6931472)
-    >>> round(float(tape.gradient(error, bits)), 4)
-    -0.6931
+    Examples:
+        >>> bits = tf.Variable(4.0)
+        >>> with tf.GradientTape() as tape:
+        ...     error = with_error_slope(tf.constant(0.5), bits, -0.6931472)
+        >>> round(float(tape.gradient(error, bits)), 4)
+        -0.6931
     """
     slope = tf.stop_gradient(2.0 * error * log_step_slope)
     return error + slope * (bits - tf.stop_gradient(bits))

@@ -30,11 +30,11 @@ class SignSGD(keras.optimizers.Optimizer):
     Raises:
         ValueError: `momentum` or `dead_zone` is out of its range.
 
-    Example:
-    >>> variable = keras.Variable(2.0)
-    >>> SignSGD(learning_rate=0.25).apply([keras.ops.array(123.0)], [variable])
-    >>> float(variable)
-    1.75
+    Examples:
+        >>> variable = keras.Variable(2.0)
+        >>> SignSGD(learning_rate=0.25).apply([keras.ops.array(123.0)], [variable])
+        >>> float(variable)
+        1.75
     """
 
     def __init__(self, learning_rate=0.01, momentum=0.0, dead_zone=0.0, name="sign_sgd", **kwargs):

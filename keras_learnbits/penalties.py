@@ -18,9 +18,9 @@ def mean_bits(bits, shares):
     Returns:
         Each layer's term of the sum, of the shape of `bits`, in bits.
 
-    Example:
-    >>> mean_bits(tf.constant([2.0, 4.0]), tf.constant([0.75, 0.25])).numpy().tolist()
-    [1.5, 1.0]
+    Examples:
+        >>> mean_bits(tf.constant([2.0, 4.0]), tf.constant([0.75, 0.25])).numpy().tolist()
+        [1.5, 1.0]
     """
     return bits * shares
 
@@ -35,9 +35,9 @@ def levels(bits, shares):
     Returns:
         Each layer's term of the sum, of the shape of `bits`.
 
-    Example:
-    >>> levels(tf.constant([1.0, 3.0]), None).numpy().tolist()
-    [2.0, 8.0]
+    Examples:
+        >>> levels(tf.constant([1.0, 3.0]), None).numpy().tolist()
+        [2.0, 8.0]
     """
     del shares
     return 2.0**bits
@@ -60,10 +60,10 @@ def relative_error(squared_errors, energies, shares):
     Returns:
         Float32 scalar.
 
-    Example:
-    >>> shares = tf.constant([0.75, 0.25])
-    >>> relative_error(tf.constant([1.0, 0.0]), tf.constant([4.0, 1.0]), shares).numpy().item()
-    0.1875
+    Examples:
+        >>> shares = tf.constant([0.75, 0.25])
+        >>> relative_error(tf.constant([1.0, 0.0]), tf.constant([4.0, 1.0]), shares).numpy().item()
+        0.1875
     """
     energies = tf.maximum(tf.stop_gradient(energies), ops.TINY)
     return tf.reduce_sum(shares * squared_errors / energies)
@@ -72,9 +72,9 @@ def relative_error(squared_errors, energies, shares):
 def half_squared_error(squared_errors, energies, shares):
     """The published quantization error, `sum_l 1/2 ||q - W||^2`.
 
-    Example:
-    >>> half_squared_error(tf.constant([1.0, 3.0]), None, None).numpy().item()
-    2.0
+    Examples:
+        >>> half_squared_error(tf.constant([1.0, 3.0]), None, None).numpy().item()
+        2.0
     """
     del energies, shares
     return 0.5 * tf.reduce_sum(squared_errors)

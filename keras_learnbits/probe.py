@@ -97,13 +97,13 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
         TypeError: The model is of another kind.
         ValueError: A name in `layers` is unknown, or the model is not built.
 
-    Example:
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4, bits=3, name="dense")])
-    >>> model.compile("adam", "mse")
-    >>> probe = probe_bits(model, np.ones((64, 8)), np.ones((64, 4)))
-    >>> [(change.layer, change.bits, change.step) for change in probe.changes]
-    [('dense', 3, -1), ('dense', 3, 1)]
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4, bits=3, name="dense")])
+        >>> model.compile("adam", "mse")
+        >>> probe = probe_bits(model, np.ones((64, 8)), np.ones((64, 4)))
+        >>> [(change.layer, change.bits, change.step) for change in probe.changes]
+        [('dense', 3, -1), ('dense', 3, 1)]
     """
     return BitProber(model, layers, batch_size)(x, y, estimate_on=estimate_on)
 
@@ -112,17 +112,19 @@ class BitProber:
     """`probe_bits` for repeated use: what it has compiled serves the next call, too.
 
     Args:
-        model, layers, batch_size: As for `probe_bits`.
+        model: As for `probe_bits`.
+        layers: As for `probe_bits`.
+        batch_size: As for `probe_bits`.
         estimators: Dictionary of name to `keras_learnbits.bit_gradients.BitGradient`; by default
             those of the library that can say something of the model's bits.
 
-    Example:
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4, bits=3, name="dense")])
-    >>> model.compile("adam", "mse")
-    >>> prober = BitProber(model)
-    >>> prober(np.ones((64, 8)), np.ones((64, 4))).changes[0].bits
-    3
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4, bits=3, name="dense")])
+        >>> model.compile("adam", "mse")
+        >>> prober = BitProber(model)
+        >>> prober(np.ones((64, 8)), np.ones((64, 4))).changes[0].bits
+        3
     """
 
     def __init__(self, model, layers=None, batch_size=256, estimators=None):

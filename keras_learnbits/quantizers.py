@@ -62,7 +62,9 @@ class Quantizer:
         """What `quantize` gives, in `dtype`, with its squared error and energy.
 
         Args:
-            kernel, bits, log_scale: As for `grid`.
+            kernel: As for `grid`.
+            bits: As for `grid`.
+            log_scale: As for `grid`.
             dtype: Of the quantized kernel.
             by_bits: Whether gradients by the bits are wanted.
 
@@ -113,12 +115,12 @@ class LearnedScaleQuantizer(Quantizer):
         per_channel: Whether each output channel has a scale of its own (32 bits a channel in a
             packed file) or the whole kernel has one.
 
-    Example:
-    >>> quantizer = LearnedScaleQuantizer()
-    >>> kernel = tf.constant([[0.9], [-1.1]])
-    >>> print(quantizer.quantize(kernel, tf.constant(1.0), tf.zeros((1, 1))).numpy().round(3))
-    [[ 0.798]
-     [-0.798]]
+    Examples:
+        >>> quantizer = LearnedScaleQuantizer()
+        >>> kernel = tf.constant([[0.9], [-1.1]])
+        >>> print(quantizer.quantize(kernel, tf.constant(1.0), tf.zeros((1, 1))).numpy().round(3))
+        [[ 0.798]
+         [-0.798]]
     """
 
     def __init__(self, per_channel=True):
@@ -213,11 +215,11 @@ class ActivationQuantizer(LearnedScaleQuantizer):
     Args:
         signed: Float32 scalar tensor, 1.0 or 0.0.
 
-    Example:
-    >>> quantizer = ActivationQuantizer(tf.constant(0.0))
-    >>> values = tf.constant([-1.0, 0.3, 0.8, 9.0])
-    >>> print(quantizer.quantize(values, tf.constant(2.0), tf.constant(0.0)).numpy().round(3))
-    [0.    0.498 0.996 1.494]
+    Examples:
+        >>> quantizer = ActivationQuantizer(tf.constant(0.0))
+        >>> values = tf.constant([-1.0, 0.3, 0.8, 9.0])
+        >>> print(quantizer.quantize(values, tf.constant(2.0), tf.constant(0.0)).numpy().round(3))
+        [0.    0.498 0.996 1.494]
     """
 
     def __init__(self, signed):
@@ -245,10 +247,10 @@ class MinMaxQuantizer(Quantizer):
 
     Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
 
-    Example:
-    >>> quantizer = MinMaxQuantizer()
-    >>> quantizer.quantize(tf.constant([0.0, 0.9, 3.0]), tf.constant(2.0)).numpy().tolist()
-    [0.0, 1.0, 3.0]
+    Examples:
+        >>> quantizer = MinMaxQuantizer()
+        >>> quantizer.quantize(tf.constant([0.0, 0.9, 3.0]), tf.constant(2.0)).numpy().tolist()
+        [0.0, 1.0, 3.0]
     """
 
     def grid(self, kernel, bits, log_scale=None):
@@ -274,9 +276,9 @@ def get(quantizer):
     Raises:
         ValueError: It is none of these.
 
-    Example:
-    >>> get("min_max") == MinMaxQuantizer()
-    True
+    Examples:
+        >>> get("min_max") == MinMaxQuantizer()
+        True
     """
     if isinstance(quantizer, dict):
         quantizer = keras.saving.deserialize_keras_object(quantizer)

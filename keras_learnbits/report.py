@@ -22,12 +22,12 @@ def aligned_table(blocks, left):
         blocks: Lists of rows, which are sequences of as many strings.
         left: Number of columns that are flush left; the others are flush right.
 
-    Example:
-    >>> print(aligned_table([[("layer", "bits")], [("dense", "2")]], left=1))
-    layer  bits
-    -----------
-    dense     2
-    -----------
+    Examples:
+        >>> print(aligned_table([[("layer", "bits")], [("dense", "2")]], left=1))
+        layer  bits
+        -----------
+        dense     2
+        -----------
     """
     widths = [max(map(len, column)) for column in zip(*itertools.chain(*blocks), strict=True)]
 
@@ -207,11 +207,12 @@ def bit_table(model):
     Raises:
         ValueError: The model has no learned-bit layer, or is not built.
 
-    Example:
-    >>> model = keras.Sequential([keras.Input((16,)), keras_learnbits.LearnedBitDense(2, bits=3)])
-    >>> table = bit_table(model)
-    >>> table.mean_bits, table.packed_bytes  # 32 codes of 3 bits, 2 scales and 2 biases
-    (3.0, 28)
+    Examples:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((16,)), keras_learnbits.LearnedBitDense(2, bits=3)])
+        >>> table = bit_table(model)
+        >>> table.mean_bits, table.packed_bytes  # 32 codes of 3 bits, 2 scales and 2 biases
+        (3.0, 28)
     """
     kernels = quantized_kernels(model)
     if not kernels:

@@ -39,10 +39,10 @@ def fake_quantize(values, grid):
     Returns:
         Float32 tensor of the shape of `values`, `decode(encode(values, grid), grid)` exactly.
 
-    Example:
-    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-    >>> fake_quantize(tf.constant([-9.0, -0.2, 0.3, 1.1]), grid).numpy().tolist()
-    [-1.5, -0.5, 0.5, 1.5]
+    Examples:
+        >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
+        >>> fake_quantize(tf.constant([-9.0, -0.2, 0.3, 1.1]), grid).numpy().tolist()
+        [-1.5, -0.5, 0.5, 1.5]
     """
 
     @tf.custom_gradient
@@ -78,11 +78,11 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32"):
         since codes do not change under small changes: `2 * (w - q)` by the weights, which pulls
         them to their levels, and `2 * sum (q - w) * q / step` by the step.
 
-    Example:
-    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-    >>> quantized, error, energy = quantize_with_error(tf.constant([0.5, 1.0]), grid)
-    >>> quantized.numpy().tolist(), float(error), float(energy)
-    ([0.5, 1.5], 0.25, 1.25)
+    Examples:
+        >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
+        >>> quantized, error, energy = quantize_with_error(tf.constant([0.5, 1.0]), grid)
+        >>> quantized.numpy().tolist(), float(error), float(energy)
+        ([0.5, 1.5], 0.25, 1.25)
     """
 
     @tf.custom_gradient
@@ -117,10 +117,10 @@ def squared_error(kernel, grid, shape=()):
     Returns:
         Float32 tensor of that shape.
 
-    Example:
-    >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-    >>> float(squared_error(tf.constant([0.5, 1.0]), grid))
-    0.25
+    Examples:
+        >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
+        >>> float(squared_error(tf.constant([0.5, 1.0]), grid))
+        0.25
     """
     return tf.stop_gradient(_loops(kernel, grid).summed(_errors, tf.TensorShape(shape)))
 

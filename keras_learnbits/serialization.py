@@ -16,9 +16,9 @@ def choose(name, choices, argument):
     Raises:
         ValueError: `choices` has no such name.
 
-    Example:
-    >>> choose("a", {"a": 1}, "letter")
-    1
+    Examples:
+        >>> choose("a", {"a": 1}, "letter")
+        1
     """
     if isinstance(name, str) and name in choices:
         return choices[name]

@@ -61,8 +61,7 @@ class LearnedBitTraining(BitControl):
         """Configures training: Keras's arguments, and how bits are learned.
 
         Args:
-            optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs: As in
-                `keras.Model.compile`. The optimizer acts on the weights only.
+            optimizer: As in `keras.Model.compile`; it acts on the weights only.
             bit_reg: Price of the bits: with the default penalty, what one mean bit per weight
                 may cost in loss. A number >= 0.
             quantization_reg: Weight of the quantization error in the loss. A number >= 0.
@@ -76,6 +75,7 @@ class LearnedBitTraining(BitControl):
             bit_optimizer: `keras.optimizers.Optimizer` for the bits; `SignSGD(0.01)` by default,
                 which moves each bit-width by 0.01 bits a step. Where its gradient is 0, as it is
                 while bits are frozen, it must not move them.
+            **kwargs: As in `keras.Model.compile`, as are arguments not described here.
 
         Raises:
             ValueError: A price is negative or not finite, a name is unknown, or the model is

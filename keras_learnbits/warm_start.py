@@ -16,13 +16,14 @@ def warm_start(model, float_model):
         ValueError: A layer with weights is in one model only, or weights differ in shape. Nothing
             is changed then.
 
-    Example:
-    >>> plain = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, name="head")])
-    >>> model = keras.Sequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, name="head")])
-    >>> warm_start(model, plain)
-    >>> bool(np.all(model.layers[0].quantized_kernels["kernel"].kernel == plain.layers[0].kernel))
-    True
+    Examples:
+        >>> plain = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, name="head")])
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, name="head")])
+        >>> warm_start(model, plain)
+        >>> kernel = model.layers[0].quantized_kernels["kernel"].kernel
+        >>> bool(np.all(kernel == plain.layers[0].kernel))
+        True
     """
     ours, theirs = _weights_by_layer(model), _weights_by_layer(float_model)
     if not ours or ours.keys() != theirs.keys():

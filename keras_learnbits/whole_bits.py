@@ -298,11 +298,11 @@ def sensitivities(loss_changes, error_changes):
     Never negative, and never more for a bit more than for one fewer: where noise says so, both
     take the mean. What no look has seen yet is 0 for the one and the other's for the other.
 
-    Example:
-    >>> sensitivities(tf.constant([[4.0, -3.0], [4.0, -0.5]]), tf.constant([[2.0, -1.0]] * 2))
-    <tf.Tensor: shape=(2, 2), dtype=float32, numpy=
-    array([[2.3333333, 2.3333333],
-           [2.       , 0.5      ]], dtype=float32)>
+    Examples:
+        >>> sensitivities(tf.constant([[4.0, -3.0], [4.0, -0.5]]), tf.constant([[2.0, -1.0]] * 2))
+        <tf.Tensor: shape=(2, 2), dtype=float32, numpy=
+        array([[2.3333333, 2.3333333],
+               [2.       , 0.5      ]], dtype=float32)>
     """
     loss_changes, error_changes = map(tf.convert_to_tensor, (loss_changes, error_changes))
     each = tf.math.divide_no_nan(loss_changes, error_changes)
@@ -328,11 +328,11 @@ def whole_bit_gradients(loss_changes, price_changes, may_fall, may_rise):
     Returns:
         Float32 tensor of shape `(layers,)`.
 
-    Example:
-    >>> changes = tf.constant([[0.3, -0.1], [0.1, -0.05], [0.9, -0.3]])
-    >>> prices = tf.constant([[-0.2, 0.2]] * 3)
-    >>> whole_bit_gradients(changes, prices, [True] * 3, [True] * 3).numpy().tolist()
-    [0.0, 1.0, -1.0]
+    Examples:
+        >>> changes = tf.constant([[0.3, -0.1], [0.1, -0.05], [0.9, -0.3]])
+        >>> prices = tf.constant([[-0.2, 0.2]] * 3)
+        >>> whole_bit_gradients(changes, prices, [True] * 3, [True] * 3).numpy().tolist()
+        [0.0, 1.0, -1.0]
     """
     total = loss_changes + price_changes
     allowed = tf.stack([may_fall, may_rise], axis=1)

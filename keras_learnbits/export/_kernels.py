@@ -59,8 +59,9 @@ def kernel_codes(kernel, name):
 def shared(array):
     """An array cut to size 1 along the axes where it is constant.
 
-    >>> shared(np.array([[1, 2], [1, 2]])).tolist()
-    [[1, 2]]
+    Examples:
+        >>> shared(np.array([[1, 2], [1, 2]])).tolist()
+        [[1, 2]]
     """
     for axis in range(array.ndim):
         first = array.take([0], axis)
@@ -71,8 +72,9 @@ def shared(array):
 def narrowest(bits, widths):
     """The least width of an integer type that holds codes of so many bits.
 
-    >>> narrowest(3, widths=(2, 4, 8, 16))
-    4
+    Examples:
+        >>> narrowest(3, widths=(2, 4, 8, 16))
+        4
     """
     return min(width for width in widths if width >= bits)
 

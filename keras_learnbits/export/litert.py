@@ -39,9 +39,9 @@ def export_litert(model, path, *, input_signature=None):
         ValueError: The model has no learned-bit layer, no symbolic inputs and no
             `input_signature`, or kernels that are not float32.
 
-    Example:
-    >>> export_litert(model, "model.tflite")  # doctest: +SKIP
-    >>> interpreter = ai_edge_litert.interpreter.Interpreter("model.tflite")  # doctest: +SKIP
+    Examples:
+        >>> export_litert(model, "model.tflite")  # doctest: +SKIP
+        >>> interpreter = ai_edge_litert.interpreter.Interpreter("model.tflite")  # doctest: +SKIP
     """
     schema = import_extra("ai_edge_litert.schema_py_generated")
     predict, _, kernels = function_of_kernels(model, input_signature)
@@ -170,8 +170,9 @@ class _Editor:
 def packed_integers(values, width):
     """Two's complement integers of so many bits in bytes, the first in the lowest bits.
 
-    >>> packed_integers(np.array([1, -1, -8]), 4).tolist()
-    [241, 8]
+    Examples:
+        >>> packed_integers(np.array([1, -1, -8]), 4).tolist()
+        [241, 8]
     """
     if width >= 8:
         return values.astype(f"<i{width // 8}").ravel().view("uint8")

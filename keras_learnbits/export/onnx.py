@@ -44,9 +44,9 @@ def export_onnx(model, path, *, input_signature=None, opset=25):
         ValueError: `opset` is below 21; the model has no learned-bit layer, no symbolic inputs
             and no `input_signature`, or kernels that are not float32.
 
-    Example:
-    >>> export_onnx(model, "model.onnx")  # doctest: +SKIP
-    >>> session = onnxruntime.InferenceSession("model.onnx")  # doctest: +SKIP
+    Examples:
+        >>> export_onnx(model, "model.onnx")  # doctest: +SKIP
+        >>> session = onnxruntime.InferenceSession("model.onnx")  # doctest: +SKIP
     """
     onnx, version_converter = import_extra("onnx", "onnx.version_converter")
     if opset < min(WIDTHS):

@@ -44,9 +44,9 @@ def export_qonnx(model, path, *, input_signature=None, zero_point=True):
             `input_signature`, or kernels that are not float32; `zero_point=False` and a
             kernel is on another grid than `LearnedScaleQuantizer`'s.
 
-    Example:
-    >>> export_qonnx(model, "model.onnx")  # doctest: +SKIP
-    >>> qonnx.util.inference_cost.inference_cost("model.onnx")  # doctest: +SKIP
+    Examples:
+        >>> export_qonnx(model, "model.onnx")  # doctest: +SKIP
+        >>> qonnx.util.inference_cost.inference_cost("model.onnx")  # doctest: +SKIP
     """
     onnx = import_extra("onnx")
     proto, kernels = float_model(model, input_signature)

@@ -64,9 +64,7 @@ class LearnedBitActivation(keras.layers.Layer):
         **kwargs: `name`, `dtype` and what else `keras.layers.Layer` takes.
 
     Input shape: any, `(batch_size, ...)`; dimensions that are not fixed count as 1 where values
-        are counted for the price.
-
-    Output shape: the same.
+    are counted for the price. Output shape: the same.
 
     Raises:
         ValueError: `2 <= min_bits <= bits <= max_bits <= 16` does not hold, or
@@ -74,11 +72,11 @@ class LearnedBitActivation(keras.layers.Layer):
 
     Source: levels and gradients as in LSQ (arXiv 1902.08153), with bits that are learned.
 
-    Example:
-    >>> layer = LearnedBitActivation(bits=2)
-    >>> _ = layer(np.array([[0.1, 0.6, 1.5]]), training=True)
-    >>> layer(np.array([[-1.0, 0.1, 0.6, 9.0]])).numpy().round(1).tolist()
-    [[0.0, 0.0, 0.5, 1.5]]
+    Examples:
+        >>> layer = LearnedBitActivation(bits=2)
+        >>> _ = layer(np.array([[0.1, 0.6, 1.5]]), training=True)
+        >>> layer(np.array([[-1.0, 0.1, 0.6, 9.0]])).numpy().round(1).tolist()
+        [[0.0, 0.0, 0.5, 1.5]]
     """
 
     def __init__(self, bits=8, min_bits=2, max_bits=8, calibration_batches=10, **kwargs):

@@ -65,7 +65,8 @@ class OwnsBits:
     Goes before a Keras layer class.
 
     Args:
-        *args, **kwargs: The Keras layer's own.
+        *args: The Keras layer's own.
+        **kwargs: The Keras layer's own.
         bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
         min_bits: Lowest bit-width a kernel may reach, an integer >= 1.
         max_bits: Highest bit-width a kernel may reach, an integer <= 16.
@@ -161,7 +162,10 @@ class LearnedBitMixin(OwnsBits):
     are listed among the non-trainable weights.
 
     Args:
-        *args, **kwargs: The Keras layer's own.
+        *args: The Keras layer's own.
+        **kwargs: The Keras layer's own, and those that follow.
+
+    Keyword Args:
         bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
         min_bits: Lowest bit-width the layer may reach, an integer >= 1.
         max_bits: Highest bit-width the layer may reach, an integer <= 16.

@@ -14,8 +14,9 @@ from keras_learnbits.serialization import register
 class LearnedBitConv1D(LearnedBitMixin, keras.layers.Conv1D):
     """`keras.layers.Conv1D` with a quantized kernel, a trainable bit-width, a scale a filter.
 
-    >>> LearnedBitConv1D(4, 3)(keras.ops.ones((2, 8, 3))).shape
-    TensorShape([2, 6, 4])
+    Examples:
+        >>> LearnedBitConv1D(4, 3)(keras.ops.ones((2, 8, 3))).shape
+        TensorShape([2, 6, 4])
     """
 
     kernel = QuantizedWeight(output_axes=(-1,))
@@ -25,8 +26,9 @@ class LearnedBitConv1D(LearnedBitMixin, keras.layers.Conv1D):
 class LearnedBitConv2D(LearnedBitMixin, keras.layers.Conv2D):
     """`keras.layers.Conv2D` with a quantized kernel, a trainable bit-width, a scale a filter.
 
-    >>> LearnedBitConv2D(4, 3)(keras.ops.ones((2, 8, 8, 3))).shape
-    TensorShape([2, 6, 6, 4])
+    Examples:
+        >>> LearnedBitConv2D(4, 3)(keras.ops.ones((2, 8, 8, 3))).shape
+        TensorShape([2, 6, 6, 4])
     """
 
     kernel = QuantizedWeight(output_axes=(-1,))
@@ -36,8 +38,9 @@ class LearnedBitConv2D(LearnedBitMixin, keras.layers.Conv2D):
 class LearnedBitConv3D(LearnedBitMixin, keras.layers.Conv3D):
     """`keras.layers.Conv3D` with a quantized kernel, a trainable bit-width, a scale a filter.
 
-    >>> LearnedBitConv3D(4, 3)(keras.ops.ones((2, 8, 8, 8, 3))).shape
-    TensorShape([2, 6, 6, 6, 4])
+    Examples:
+        >>> LearnedBitConv3D(4, 3)(keras.ops.ones((2, 8, 8, 8, 3))).shape
+        TensorShape([2, 6, 6, 6, 4])
     """
 
     kernel = QuantizedWeight(output_axes=(-1,))
@@ -47,8 +50,9 @@ class LearnedBitConv3D(LearnedBitMixin, keras.layers.Conv3D):
 class LearnedBitConv1DTranspose(LearnedBitMixin, keras.layers.Conv1DTranspose):
     """`keras.layers.Conv1DTranspose` with a quantized kernel and a trainable bit-width.
 
-    >>> LearnedBitConv1DTranspose(4, 3)(keras.ops.ones((2, 8, 3))).shape
-    TensorShape([2, 10, 4])
+    Examples:
+        >>> LearnedBitConv1DTranspose(4, 3)(keras.ops.ones((2, 8, 3))).shape
+        TensorShape([2, 10, 4])
     """
 
     kernel = QuantizedWeight(output_axes=(-2,))
@@ -58,8 +62,9 @@ class LearnedBitConv1DTranspose(LearnedBitMixin, keras.layers.Conv1DTranspose):
 class LearnedBitConv2DTranspose(LearnedBitMixin, keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` with a quantized kernel and a trainable bit-width.
 
-    >>> LearnedBitConv2DTranspose(4, 3)(keras.ops.ones((2, 8, 8, 3))).shape
-    TensorShape([2, 10, 10, 4])
+    Examples:
+        >>> LearnedBitConv2DTranspose(4, 3)(keras.ops.ones((2, 8, 8, 3))).shape
+        TensorShape([2, 10, 10, 4])
     """
 
     kernel = QuantizedWeight(output_axes=(-2,))
@@ -69,8 +74,9 @@ class LearnedBitConv2DTranspose(LearnedBitMixin, keras.layers.Conv2DTranspose):
 class LearnedBitConv3DTranspose(LearnedBitMixin, keras.layers.Conv3DTranspose):
     """`keras.layers.Conv3DTranspose` with a quantized kernel and a trainable bit-width.
 
-    >>> LearnedBitConv3DTranspose(4, 3)(keras.ops.ones((2, 4, 4, 4, 3))).shape
-    TensorShape([2, 6, 6, 6, 4])
+    Examples:
+        >>> LearnedBitConv3DTranspose(4, 3)(keras.ops.ones((2, 4, 4, 4, 3))).shape
+        TensorShape([2, 6, 6, 6, 4])
     """
 
     kernel = QuantizedWeight(output_axes=(-2,))
@@ -80,8 +86,9 @@ class LearnedBitConv3DTranspose(LearnedBitMixin, keras.layers.Conv3DTranspose):
 class LearnedBitDepthwiseConv1D(LearnedBitMixin, keras.layers.DepthwiseConv1D):
     """`keras.layers.DepthwiseConv1D` with a quantized kernel and a trainable bit-width.
 
-    >>> LearnedBitDepthwiseConv1D(3)(keras.ops.ones((2, 8, 3))).shape
-    TensorShape([2, 6, 3])
+    Examples:
+        >>> LearnedBitDepthwiseConv1D(3)(keras.ops.ones((2, 8, 3))).shape
+        TensorShape([2, 6, 3])
     """
 
     kernel = QuantizedWeight(output_axes=(-2, -1))
@@ -91,8 +98,9 @@ class LearnedBitDepthwiseConv1D(LearnedBitMixin, keras.layers.DepthwiseConv1D):
 class LearnedBitDepthwiseConv2D(LearnedBitMixin, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` with a quantized kernel and a trainable bit-width.
 
-    >>> LearnedBitDepthwiseConv2D(3)(keras.ops.ones((2, 8, 8, 3))).shape
-    TensorShape([2, 6, 6, 3])
+    Examples:
+        >>> LearnedBitDepthwiseConv2D(3)(keras.ops.ones((2, 8, 8, 3))).shape
+        TensorShape([2, 6, 6, 3])
     """
 
     kernel = QuantizedWeight(output_axes=(-2, -1))
@@ -102,8 +110,9 @@ class LearnedBitDepthwiseConv2D(LearnedBitMixin, keras.layers.DepthwiseConv2D):
 class LearnedBitSeparableConv1D(LearnedBitMixin, keras.layers.SeparableConv1D):
     """`keras.layers.SeparableConv1D` with two quantized kernels, each with its own bit-width.
 
-    >>> LearnedBitSeparableConv1D(4, 3)(keras.ops.ones((2, 8, 3))).shape
-    TensorShape([2, 6, 4])
+    Examples:
+        >>> LearnedBitSeparableConv1D(4, 3)(keras.ops.ones((2, 8, 3))).shape
+        TensorShape([2, 6, 4])
     """
 
     depthwise_kernel = QuantizedWeight(output_axes=(-2, -1))
@@ -114,11 +123,12 @@ class LearnedBitSeparableConv1D(LearnedBitMixin, keras.layers.SeparableConv1D):
 class LearnedBitSeparableConv2D(LearnedBitMixin, keras.layers.SeparableConv2D):
     """`keras.layers.SeparableConv2D` with two quantized kernels, each with its own bit-width.
 
-    >>> layer = LearnedBitSeparableConv2D(4, 3, bits=3)
-    >>> layer(keras.ops.ones((2, 8, 8, 3))).shape
-    TensorShape([2, 6, 6, 4])
-    >>> [float(bits) for bits in layer.bits]
-    [3.0, 3.0]
+    Examples:
+        >>> layer = LearnedBitSeparableConv2D(4, 3, bits=3)
+        >>> layer(keras.ops.ones((2, 8, 8, 3))).shape
+        TensorShape([2, 6, 6, 4])
+        >>> [float(bits) for bits in layer.bits]
+        [3.0, 3.0]
     """
 
     depthwise_kernel = QuantizedWeight(output_axes=(-2, -1))

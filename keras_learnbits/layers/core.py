@@ -15,12 +15,12 @@ class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
 
     Input shape: `(batch_size, ..., input_dim)`. Output shape: `(batch_size, ..., units)`.
 
-    Example:
-    >>> layer = LearnedBitDense(3, bits=2)
-    >>> layer(keras.ops.ones((4, 5))).shape
-    TensorShape([4, 3])
-    >>> float(layer.bits)
-    2.0
+    Examples:
+        >>> layer = LearnedBitDense(3, bits=2)
+        >>> layer(keras.ops.ones((4, 5))).shape
+        TensorShape([4, 3])
+        >>> float(layer.bits)
+        2.0
     """
 
     kernel = QuantizedWeight(output_axes=(-1,))
@@ -40,10 +40,10 @@ class LearnedBitEinsumDense(LearnedBitMixin, keras.layers.EinsumDense):
     Takes the arguments of `keras.layers.EinsumDense`, and those of `LearnedBitMixin`. Scales are
     one for each index of the kernel's axes that appear in the output.
 
-    Example:
-    >>> layer = LearnedBitEinsumDense("ab,bc->ac", output_shape=3, bias_axes="c", bits=4)
-    >>> layer(keras.ops.ones((4, 5))).shape
-    TensorShape([4, 3])
+    Examples:
+        >>> layer = LearnedBitEinsumDense("ab,bc->ac", output_shape=3, bias_axes="c", bits=4)
+        >>> layer(keras.ops.ones((4, 5))).shape
+        TensorShape([4, 3])
     """
 
     kernel = QuantizedWeight(output_axes=_einsum_output_axes)
@@ -58,10 +58,10 @@ class LearnedBitEmbedding(LearnedBitMixin, keras.layers.Embedding):
 
     Input shape: `(batch_size, ...)` of integers. Output shape: `(batch_size, ..., output_dim)`.
 
-    Example:
-    >>> layer = LearnedBitEmbedding(100, 8, bits=4)
-    >>> layer(keras.ops.zeros((4, 5), "int32")).shape
-    TensorShape([4, 5, 8])
+    Examples:
+        >>> layer = LearnedBitEmbedding(100, 8, bits=4)
+        >>> layer(keras.ops.zeros((4, 5), "int32")).shape
+        TensorShape([4, 5, 8])
     """
 
     embeddings = QuantizedWeight(output_axes=(-1,))

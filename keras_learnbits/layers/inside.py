@@ -36,9 +36,9 @@ def kernels_of(layer):
     Returns:
         Dictionary; empty if the layer has none, or quantizes them itself.
 
-    Example:
-    >>> list(kernels_of(keras.layers.GRUCell(3)))
-    ['kernel', 'recurrent_kernel']
+    Examples:
+        >>> list(kernels_of(keras.layers.GRUCell(3)))
+        ['kernel', 'recurrent_kernel']
     """
     if isinstance(layer, OwnsBits):
         return {}
@@ -55,10 +55,10 @@ def layers_inside(layer):
         Dictionary of layer to the tuple of layers that lead to it, itself last; without `layer`,
         whose own tuple is empty.
 
-    Example:
-    >>> layer = keras.layers.TimeDistributed(keras.layers.Dense(3, name="dense"))
-    >>> [path_of(chain) for chain in layers_inside(layer).values()]
-    ['', 'dense']
+    Examples:
+        >>> layer = keras.layers.TimeDistributed(keras.layers.Dense(3, name="dense"))
+        >>> [path_of(chain) for chain in layers_inside(layer).values()]
+        ['', 'dense']
     """
     found, seen = {layer: ()}, set()
 

@@ -55,12 +55,12 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         ValueError: As for every learned-bit layer; or, when it is built, the layer has no kernel
             to quantize, or one that is no float variable.
 
-    Example:
-    >>> layer = LearnedBitWrapper(keras.layers.MultiHeadAttention(2, 4), bits=3)
-    >>> layer(np.ones((2, 5, 6)), np.ones((2, 7, 6))).shape
-    TensorShape([2, 5, 6])
-    >>> list(layer.quantized_kernels)
-    ['query/kernel', 'key/kernel', 'value/kernel', 'attention_output/kernel']
+    Examples:
+        >>> layer = LearnedBitWrapper(keras.layers.MultiHeadAttention(2, 4), bits=3)
+        >>> layer(np.ones((2, 5, 6)), np.ones((2, 7, 6))).shape
+        TensorShape([2, 5, 6])
+        >>> list(layer.quantized_kernels)
+        ['query/kernel', 'key/kernel', 'value/kernel', 'attention_output/kernel']
     """
 
     def __init__(self, layer, *, exclude=(), name=None, **kwargs):

@@ -19,14 +19,14 @@ def bit_table_of(path):
         reader.PackedFileError: It cannot be read.
         OSError: It cannot be opened.
 
-    Example:
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
-    >>> layer = keras_learnbits.LearnedBitDense(8, bits=3, name="dense")
-    >>> keras_learnbits.export.packed.save_packed(
-    ...     keras.Model(x := keras.Input((64,)), layer(x)), path)
-    >>> print(bit_table_of(path).splitlines()[2])
-    dense/kernel  64x8       512     3  mid_rise        192          32
+    Examples:
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> layer = keras_learnbits.LearnedBitDense(8, bits=3, name="dense")
+        >>> keras_learnbits.export.packed.save_packed(
+        ...     keras.Model(x := keras.Input((64,)), layer(x)), path)
+        >>> print(bit_table_of(path).splitlines()[2])
+        dense/kernel  64x8       512     3  mid_rise        192          32
     """
     weights = reader.read_packed(path).weights
     kernels = [weight for weight in weights if isinstance(weight, reader.PackedKernel)]

@@ -58,9 +58,9 @@ def pack_codes(codes, bits):
     Returns:
         uint8 array of `ceil(codes.size * bits / 8)` bytes.
 
-    Example:
-    >>> pack_codes(np.array([1, 2, 7]), bits=3).tolist()  # 7, 2, 1: 111 010 001 in binary
-    [209, 1]
+    Examples:
+        >>> pack_codes(np.array([1, 2, 7]), bits=3).tolist()  # 7, 2, 1: 111 010 001 in binary
+        [209, 1]
     """
     rows = codes.ravel().astype("<u2").view(np.uint8).reshape(-1, 2)
     return np.packbits(
@@ -71,9 +71,9 @@ def pack_codes(codes, bits):
 def unpack_codes(packed, bits, size):
     """The `size` integers that `pack_codes` packed, a uint16 array.
 
-    Example:
-    >>> unpack_codes(np.array([209, 1], np.uint8), bits=3, size=3).tolist()
-    [1, 2, 7]
+    Examples:
+        >>> unpack_codes(np.array([209, 1], np.uint8), bits=3, size=3).tolist()
+        [1, 2, 7]
     """
     rows = np.unpackbits(packed, count=size * bits, bitorder="little").reshape(size, bits)
     columns = np.packbits(rows, axis=1, bitorder="little")
@@ -198,14 +198,15 @@ def read_packed(path):
         OSError: The file cannot be opened.
         PackedFileError: It is no packed file, of an unknown version, cut short or damaged.
 
-    Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2, bits=3)])
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
-    >>> keras_learnbits.export.packed.save_packed(model, path)
-    >>> kernel, bias = read_packed(path).weights
-    >>> kernel.shape, kernel.bits, bool(kernel.codes().max() < 8)
-    ((4, 2), 3, True)
+    Examples:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4,)), keras_learnbits.LearnedBitDense(2, bits=3)])
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> keras_learnbits.export.packed.save_packed(model, path)
+        >>> kernel, bias = read_packed(path).weights
+        >>> kernel.shape, kernel.bits, bool(kernel.codes().max() < 8)
+        ((4, 2), 3, True)
     """
     with open(path, "rb") as file:
         content = file.read()

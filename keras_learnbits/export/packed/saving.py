@@ -34,14 +34,14 @@ def save_packed(model, path, float_dtype="float32", include_config=False):
         ImportError: safetensors is not installed.
         OSError: The file cannot be written. The old one stands.
 
-    Example:
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((64,)), keras_learnbits.LearnedBitDense(256, bits=2, name="dense")])
-    >>> save_packed(model, path)
-    >>> os.path.getsize(path) - keras_learnbits.bit_table(model).packed_bytes < 600
-    True
+    Examples:
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((64,)), keras_learnbits.LearnedBitDense(256, bits=2, name="dense")])
+        >>> save_packed(model, path)
+        >>> os.path.getsize(path) - keras_learnbits.bit_table(model).packed_bytes < 600
+        True
     """
     if float_dtype not in FLOAT_DTYPES:
         raise ValueError(
@@ -81,15 +81,15 @@ def load_packed(path, into=None):
         ImportError: safetensors is not installed.
         OSError: The file cannot be opened.
 
-    Example:
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1, name="dense")])
-    >>> save_packed(model, path)
-    >>> arrays = load_packed(path)
-    >>> bool(np.all(arrays["learned_bit_sequential/dense/kernel"] == model.layers[0].kernel))
-    True
+    Examples:
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1, name="dense")])
+        >>> save_packed(model, path)
+        >>> arrays = load_packed(path)
+        >>> bool(np.all(arrays["learned_bit_sequential/dense/kernel"] == model.layers[0].kernel))
+        True
     """
     file = reader.read_packed(path)
     if into is not None:
@@ -117,15 +117,16 @@ def load_packed_model(path, custom_objects=None):
         ImportError: safetensors is not installed.
         OSError: The file cannot be opened.
 
-    Example:
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
-    >>> model = keras_learnbits.LearnedBitSequential(
-    ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1)])
-    >>> save_packed(model, path, include_config=True)
-    >>> x = np.ones((3, 8))
-    >>> bool(np.all(load_packed_model(path).predict(x, verbose=0) == model.predict(x, verbose=0)))
-    True
+    Examples:
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1)])
+        >>> save_packed(model, path, include_config=True)
+        >>> x = np.ones((3, 8))
+        >>> loaded = load_packed_model(path)
+        >>> bool(np.all(loaded.predict(x, verbose=0) == model.predict(x, verbose=0)))
+        True
     """
     file = reader.read_packed(path)
     if file.config is None:

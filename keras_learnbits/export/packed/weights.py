@@ -35,10 +35,10 @@ def packed_weights(model, float_dtype):
     Raises:
         ValueError: A kernel is quantized by two layers, is not finite, or has no weights.
 
-    Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
-    >>> [weight.shape for weight in packed_weights(model, "float32")]
-    [(4, 2), (2,)]
+    Examples:
+        >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
+        >>> [weight.shape for weight in packed_weights(model, "float32")]
+        [(4, 2), (2,)]
     """
     return [
         _packed_array(weight.name, weight.variable, float_dtype)
@@ -113,13 +113,13 @@ def fill(model, weights):
         ValueError: The model has other weights, or kernels that cannot hold these: of other
             quantizers, bounds of bits, or a type too narrow. Nothing is changed then.
 
-    Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
-    >>> weights = packed_weights(model, "float32")
-    >>> plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> fill(plain, weights)
-    >>> bool(np.all(plain.layers[0].kernel == weights[0].array()))
-    True
+    Examples:
+        >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
+        >>> weights = packed_weights(model, "float32")
+        >>> plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> fill(plain, weights)
+        >>> bool(np.all(plain.layers[0].kernel == weights[0].array()))
+        True
     """
     values = []
     for target, weight in _matched(model, weights):

@@ -23,11 +23,11 @@ def packed_bytes(weights, library, config=None):
         reader.PackedFileError: The file could not be read back, e.g. for a name of no printable
             characters.
 
-    Example:
-    >>> bias = reader.PackedArray("bias", (2,), "float32", {"float32": np.ones(2, "float32")})
-    >>> content = packed_bytes([bias], library="0.1.0")
-    >>> reader.parse(content).arrays()
-    {'bias': array([1., 1.], dtype=float32)}
+    Examples:
+        >>> bias = reader.PackedArray("bias", (2,), "float32", {"float32": np.ones(2, "float32")})
+        >>> content = packed_bytes([bias], library="0.1.0")
+        >>> reader.parse(content).arrays()
+        {'bias': array([1., 1.], dtype=float32)}
     """
     tensors = {
         name: np.concatenate([w.data[name] for w in weights if name in w.data])
