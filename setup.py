@@ -23,7 +23,14 @@ experiments = [
     "matplotlib>=3.10",
     "safetensors>=0.8",
 ]
-dev = ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14", "build>=1.3"]
+docs = [
+    "mkdocs>=1.6.1",
+    "mkdocs-material>=9.7",
+    "mkdocstrings>=1.0.8",
+    "mkdocstrings-python>=2.0",
+    "ruff>=0.14",  # wraps signatures
+]
+dev = ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "build>=1.3"]
 
 setup(
     name="keras_learnbits",
@@ -44,7 +51,8 @@ setup(
     extras_require={
         "experiments": experiments,
         "export": export,
-        "dev": experiments + export + dev,
+        "docs": docs,
+        "dev": experiments + export + docs + dev,
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -1,0 +1,60 @@
+import importlib
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import urllib.parse
+
+import pytest
+
+import keras_learnbits as klb
+
+ROOT = pathlib.Path(__file__).parent.parent
+DESCRIBED = [
+    name
+    for page in sorted((ROOT / "docs" / "api").glob("*.md"))
+    for name in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Folder of the site, built in strict mode."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_every_public_name_is_in_the_reference_once():
+    names = [module.name for module in pkgutil.walk_packages(klb.__path__, "keras_learnbits.")]
+    described = [pkgutil.resolve_name(name) for name in DESCRIBED]
+    for module in [klb, *map(importlib.import_module, names)]:
+        for name in getattr(module, "__all__", []):
+            public = getattr(module, name)
+            assert sum(each is public for each in described) == 1, name
+
+
+def test_nothing_is_in_the_reference_twice(site):
+    pages = [page.read_text() for page in (site / "docs" / "api").rglob("*.html")]
+    for name in DESCRIBED:
+        assert sum(page.count(f'id="{name}"') for page in pages) == 1, name
+
+
+def test_all_links_of_the_site_lead_somewhere(site):
+    pages = set(site.rglob("*.html")) - {site / "404.html"}  # which is shown under any path
+    assert len(pages) > 10
+    for page in pages:
+        for link in re.findall(r'(?:href|src)="([^"]*)"', page.read_text()):
+            target = urllib.parse.urlsplit(link)
+            if not target.scheme and not target.netloc:
+                assert (page.parent / urllib.parse.unquote(target.path)).exists(), (page, link)
+
+
+def test_the_examples_of_the_reference_are_set_as_code(site):
+    for page in (site / "docs" / "api").rglob("*.html"):
+        text = page.read_text()
+        assert "&gt;&gt;&gt;" in text
+        assert "<blockquote>" not in text, page
