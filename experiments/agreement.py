@@ -77,7 +77,7 @@ class SecondOrderPerChannel(SecondOrder):
 def main(argv):
     del argv
     problem = PROBLEMS[FLAGS.problem]
-    settings = Recipe.defaults | problem.defaults
+    settings = Recipe.defaults | problem.defaults_of(next(iter(problem.nets)))
     train, _ = problem.load(FLAGS.data_dir)
     held_out = FLAGS.validation_examples or 5000
     x, y = train[0][:-held_out], train[1][:-held_out]
@@ -93,9 +93,11 @@ def main(argv):
     )
     recipe = Recipe()
     model.compile(
-        recipe.optimizer(settings["learning_rate"], problem.weight_decay, steps),
+        recipe.optimizer(
+            settings["optimizer"], settings["learning_rate"], settings["weight_decay"], steps
+        ),
         keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=problem.label_smoothing
+            from_logits=True, label_smoothing=settings["label_smoothing"]
         ),
         metrics=["accuracy"],
         bit_reg=0.03 if FLAGS.bit_reg is None else FLAGS.bit_reg,

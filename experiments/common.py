@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from loading import dataset
-from recipes import RECIPES, Published
+from recipes import OPTIMIZERS, RECIPES, Published
 
 import keras_learnbits as klb
 
@@ -34,6 +34,9 @@ flags.DEFINE_string("model", None, "Which of the program's nets.")
 flags.DEFINE_integer("epochs", None, "Epochs of training.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Examples a step.", lower_bound=1)
 flags.DEFINE_float("learning_rate", None, "Peak rate of the weights' optimizer.", lower_bound=0)
+flags.DEFINE_enum("optimizer", None, sorted(OPTIMIZERS), "Of the weights.")
+flags.DEFINE_float("weight_decay", None, "Of that optimizer, decoupled.", lower_bound=0)
+flags.DEFINE_float("label_smoothing", None, "Of the training loss.", 0, 1)
 flags.DEFINE_float("bit_reg", None, "Price of the bits, in loss.", lower_bound=0)
 flags.DEFINE_float("quantization_reg", 1e-3, "Weight of the quantization error.", lower_bound=0)
 flags.DEFINE_float(
@@ -85,6 +88,9 @@ flags.DEFINE_string(
 flags.DEFINE_string("output_dir", None, "Files of the run; `runs/<program>-<model>` by default.")
 
 
+COMMON = {"optimizer": "adamw", "weight_decay": 0.0, "label_smoothing": 0.0}
+
+
 @dataclasses.dataclass
 class Problem:
     """Data, nets and default settings of one program.
@@ -94,22 +100,24 @@ class Problem:
             labels as NumPy arrays, for training and test.
         nets: Dictionary of name to `build(Conv2D, Dense)`, the default first.
         defaults: Values of the flags that the user leaves open.
+        settings: Dictionary of net to values that take the place of these.
         published: Flags of the published method in this program.
         initializers: Dictionary of net to a function of the float net and the training images
             that gives it its first weights; other nets begin as Keras has them.
         augment: Function of a batch of images and a seed to a batch of images, or None.
-        label_smoothing: Of the training loss.
-        weight_decay: Of AdamW.
     """
 
     load: Callable
     nets: dict
     defaults: dict
+    settings: dict = dataclasses.field(default_factory=dict)
     published: dict = dataclasses.field(default_factory=dict)
     initializers: dict = dataclasses.field(default_factory=dict)
     augment: Callable | None = None
-    label_smoothing: float = 0.0
-    weight_decay: float = 0.0
+
+    def defaults_of(self, net):
+        """Values of the flags for that net."""
+        return COMMON | self.defaults | self.settings.get(net, {})
 
 
 def run(problem):
@@ -119,18 +127,19 @@ def run(problem):
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {argv[1:]}")
         recipe = RECIPES[FLAGS.bit_gradient]()
-        defaults = {"model": next(iter(problem.nets))}
-        if isinstance(recipe, Published):
-            defaults |= problem.defaults | recipe.defaults | problem.published
-        else:
-            defaults |= recipe.defaults | problem.defaults
-        for name, value in defaults.items():
-            if not FLAGS[name].present:
-                FLAGS[name].value = value
+        published = problem.published if isinstance(recipe, Published) else {}
+        if not FLAGS["model"].present:
+            FLAGS.model = published.get("model", next(iter(problem.nets)))
         if FLAGS.model not in problem.nets:
             raise app.UsageError(
                 f"--model must be one of {', '.join(problem.nets)}. Received: {FLAGS.model}"
             )
+        defaults = recipe.defaults | problem.defaults_of(FLAGS.model)
+        if published:
+            defaults |= recipe.defaults | published
+        for name, value in defaults.items():
+            if not FLAGS[name].present:
+                FLAGS[name].value = value
         if FLAGS.distill and not FLAGS.init_from:
             raise app.UsageError("--distill needs the float net of --init_from.")
         if FLAGS.float and (FLAGS.distill or FLAGS.fixed_bits or FLAGS.target_bits):
@@ -269,11 +278,13 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         fitted = klb.LearnedBitDistiller(float_model, model, _logits_distillation(temperature=2.0))
     loss = keras.losses.CategoricalCrossentropy(
         from_logits=True,
-        label_smoothing=problem.label_smoothing if recipe.regularized else 0.0,
+        label_smoothing=FLAGS.label_smoothing if recipe.regularized else 0.0,
         reduction=recipe.loss_reduction,
     )
     settings = {
-        "optimizer": recipe.optimizer(FLAGS.learning_rate, problem.weight_decay, steps),
+        "optimizer": recipe.optimizer(
+            FLAGS.optimizer, FLAGS.learning_rate, FLAGS.weight_decay, steps
+        ),
         "loss": loss,
         "metrics": [
             "accuracy",

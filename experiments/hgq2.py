@@ -65,11 +65,11 @@ def in_float32(model):
     return copy
 
 
-def optimizer(quantized, problem, steps):
+def optimizer(quantized, steps):
     """The recipe's for weights; for bit-widths Adam, its schedule at a height of its own."""
     widths = {id(v) for layer in quantized for v in layer.kq.quantizer.trainable_variables}
-    weights = Recipe().optimizer(FLAGS.learning_rate, problem.weight_decay, steps)
-    bits = Recipe().optimizer(FLAGS.bit_learning_rate, 0.0, steps)
+    weights = Recipe().optimizer(FLAGS.optimizer, FLAGS.learning_rate, FLAGS.weight_decay, steps)
+    bits = Recipe().optimizer("adamw", FLAGS.bit_learning_rate, 0.0, steps)
     return keras.optimizers.MultiOptimizer(lambda v: bits if id(v) in widths else weights)
 
 
@@ -77,7 +77,8 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     problem = PROBLEMS[FLAGS.program]
-    for name, value in {**problem.defaults, "bit_learning_rate": 0.01}.items():
+    defaults = problem.defaults_of(next(iter(problem.nets))) | {"bit_learning_rate": 0.01}
+    for name, value in defaults.items():
         if name in FLAGS and not FLAGS[name].present:
             FLAGS[name].value = value
     train, test = problem.load(FLAGS.data_dir)
@@ -91,9 +92,9 @@ def main(argv):
     model, quantized = build(in_float32(float_model))
     steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
     model.compile(
-        optimizer(quantized, problem, steps),
+        optimizer(quantized, steps),
         keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=problem.label_smoothing
+            from_logits=True, label_smoothing=FLAGS.label_smoothing
         ),
         metrics=[
             "accuracy",

@@ -65,6 +65,28 @@ def shifted(images, seed, by, flip=False):
     return tf.reshape(images, (batch, height, width, channels))
 
 
+def cut_out(images, seed, size):
+    """Blackens a square of each image (arXiv 1708.04552), which may lie partly outside.
+
+    Args:
+        images: Shape `(batch_size, height, width, channels)`.
+        seed: Integer tensor of two elements.
+        size: Edge of the square in pixels.
+
+    Returns:
+        Images of the same shape.
+    """
+
+    def inside(length, salt):
+        shape = (tf.shape(images)[0], 1)
+        start = tf.random.stateless_uniform(shape, seed + salt, 0, length, tf.int32) - size // 2
+        return tf.logical_and(tf.range(length) >= start, tf.range(length) < start + size)
+
+    rows, columns = inside(images.shape[1], 3), inside(images.shape[2], 4)
+    square = tf.logical_and(rows[:, :, None], columns[:, None, :])
+    return tf.where(square[..., None], tf.zeros_like(images), images)
+
+
 def load_tfds(name, data_dir):
     """Train and test arrays of a dataset of tensorflow_datasets.
 

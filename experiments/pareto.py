@@ -29,8 +29,13 @@ flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<what has a width of its own>:
 flags.DEFINE_bool("paper", True, "The published method, too.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_integer("float_epochs", None, "Epochs of the float net; the program's by default.")
-flags.DEFINE_integer("finetune_epochs", 8, "Epochs after it.")
-flags.DEFINE_float("finetune_rate", 3e-3, "Peak learning rate after it.")
+flags.DEFINE_integer("finetune_epochs", 6, "Epochs after it.")
+flags.DEFINE_list(
+    "finetune",
+    ["optimizer=adamw", "learning_rate=3e-3", "weight_decay=0.05"],
+    "Flags of the program for what follows the float net, the published method excepted.",
+)
+flags.DEFINE_list("learned", [], "More flags of the program, for learned bits.")
 flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
 
 MODELS = {"cifar10": "cnn", "mnist": "lenet", "digits": "cnn"}
@@ -73,7 +78,9 @@ def do(name, seed, kind, settings, output_dir):
     else:
         start = os.path.join(output_dir, f"start-seed{seed}", "model.keras")
         command += [f"--init_from={start}", f"--epochs={FLAGS.finetune_epochs}"]
-        command += [] if kind == "paper" else [f"--learning_rate={FLAGS.finetune_rate}"]
+        more = [] if kind == "paper" else FLAGS.finetune
+        more = more + FLAGS.learned if kind == "learned" else more
+        command += [f"--{flag}" for flag in more]
     command += ["--resume"] if FLAGS.resume and kind != "hgq2" else []
     command += [f"--validation_examples={FLAGS.validation_examples}"]
     print(f"{name}: {' '.join(command[1:])}", flush=True)

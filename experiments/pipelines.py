@@ -29,13 +29,14 @@ flags.DEFINE_list("programs", ["digits", "mnist", "cifar10"], "Which programs.")
 
 def measure(problem):
     """Least seconds of an epoch from the pipeline, and on a repeated batch."""
-    keras.config.set_dtype_policy(problem.defaults.get("dtype_policy") or "float32")
-    net = next(iter(problem.nets.values()))
+    name, net = next(iter(problem.nets.items()))
+    settings = problem.defaults_of(name)
+    keras.config.set_dtype_policy(settings.get("dtype_policy") or "float32")
     model = klb.LearnedBitModel(*net(klb.LearnedBitConv2D, klb.LearnedBitDense))
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, metrics=["accuracy"], bit_reg=problem.defaults["bit_reg"])
+    model.compile("adam", loss, metrics=["accuracy"], bit_reg=settings["bit_reg"])
     train, _ = problem.load(FLAGS.data_dir)
-    data = dataset(*train, problem.defaults["batch_size"], problem.augment, shuffle_seed=0)
+    data = dataset(*train, settings["batch_size"], problem.augment, shuffle_seed=0)
     steps = data.cardinality().numpy() - 1  # the last batch is smaller
     repeated = measuring.repeated(*next(iter(data)))
 

@@ -1,14 +1,20 @@
 """How a net is trained: what works, and what was published."""
 
+import functools
+
 import keras
 
 import keras_learnbits as klb
 
 schedules = keras.optimizers.schedules
+OPTIMIZERS = {
+    "adamw": keras.optimizers.AdamW,
+    "sgd": functools.partial(keras.optimizers.SGD, momentum=0.85, nesterov=True),
+}
 
 
 class Recipe:
-    """AdamW with a warm-up and a cosine; bits that move for three quarters of the training.
+    """An optimizer with a warm-up and a cosine; bits that move for three quarters of the training.
 
     Attributes:
         defaults: Values of flags that the user leaves open.
@@ -25,12 +31,12 @@ class Recipe:
     regularized = True
     freezes = True
 
-    def optimizer(self, learning_rate, weight_decay, steps):
+    def optimizer(self, name, learning_rate, weight_decay, steps):
         warmup = steps // 10
         rate = schedules.CosineDecay(
             0.0, steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
         )
-        return keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+        return OPTIMIZERS[name](rate, weight_decay=weight_decay)
 
     def bit_optimizer(self, step, momentum, learning_rate, steps, moving_steps):
         """By default the bits could cross their whole range in 0.4 of the time they move."""
@@ -78,7 +84,7 @@ class Published(Recipe):
     halving_steps = 200
     eps = 7e-8
 
-    def optimizer(self, learning_rate, weight_decay, steps):
+    def optimizer(self, name, learning_rate, weight_decay, steps):
         return keras.optimizers.SGD(
             schedules.ExponentialDecay(learning_rate, self.halving_steps, 0.5, staircase=True)
         )

@@ -134,6 +134,25 @@ def test_augmented_images_are_shifts_of_the_image_with_reflected_edges(monkeypat
     assert 16 < flips < 48
 
 
+def test_each_image_loses_one_square_and_nothing_else(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    from loading import cut_out
+
+    images = np.random.default_rng(0).integers(1, 256, (64, 12, 10, 3), "uint8")
+    found = cut_out(tf.constant(images), tf.constant([3, 4], tf.int64), size=4).numpy()
+    places = set()
+    for image, augmented in zip(images, found, strict=True):
+        cut = (augmented != image).any(axis=-1)
+        rows, columns = np.flatnonzero(cut.any(axis=1)), np.flatnonzero(cut.any(axis=0))
+        assert 2 <= len(rows) <= 4  # centred within the image
+        assert 2 <= len(columns) <= 4
+        square = np.zeros_like(cut)
+        square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+        np.testing.assert_array_equal(augmented, image * ~square[..., None])
+        places.add((rows[0], columns[0]))
+    assert len(places) > 20
+
+
 @pytest.mark.parametrize("program", ["mnist.py", "cifar10.py"])
 def test_without_data_a_program_says_in_one_line_what_to_do(program, tmp_path):
     process = run(program, f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'run'}")
