@@ -4,9 +4,10 @@ TFDS_DATA_DIR=... python experiments/pareto.py --program=cifar10
 
 Runs a program once for each way, size and seed, one run at a time, and skips those whose result
 file is there; so it may be stopped and called again. Every run begins at the float net of its seed,
-which is trained first, and goes on for `--finetune_epochs`; as does the float net itself, so that
-no way has seen more examples than another. Accuracies are those of the last epoch. HGQ2 takes part
-where it is installed (`pip install hgq2==0.2.0`), at several prices, since it takes no size.
+or of `--start_seed`, which is trained first, and goes on for `--finetune_epochs`; as does the float
+net itself, so that no way has seen more examples than another. Accuracies are those of the last
+epoch. HGQ2 takes part where it is installed (`pip install hgq2==0.2.0`), at several prices, since
+it takes no size.
 """
 
 import importlib.util
@@ -28,14 +29,17 @@ flags.DEFINE_list("uniform", ["1", "2", "3", "4"], "Bits of every layer.")
 flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<what has a width of its own>:<price>`.")
 flags.DEFINE_bool("paper", True, "The published method, too.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+flags.DEFINE_string("start_seed", None, "Begin all seeds at the float net of this one.")
 flags.DEFINE_integer("float_epochs", None, "Epochs of the float net; the program's by default.")
 flags.DEFINE_integer("finetune_epochs", 6, "Epochs after it.")
 flags.DEFINE_list(
     "finetune",
-    ["optimizer=adamw", "learning_rate=3e-3", "weight_decay=0.05"],
+    ["optimizer=adamw", "learning_rate=1e-3", "weight_decay=0.05"],
     "Flags of the program for what follows the float net, the published method excepted.",
 )
-flags.DEFINE_list("learned", [], "More flags of the program, for learned bits.")
+flags.DEFINE_list(
+    "learned", ["freeze_at=0.5", "interval=10"], "More flags of the program, for learned bits."
+)
 flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
 
 MODELS = {"cifar10": "cnn", "mnist": "lenet", "digits": "cnn"}
@@ -51,7 +55,9 @@ LABELS = {
 def runs():
     """Name, seed, way, size and the program's flags of each run: whole seeds first."""
     for seed in FLAGS.seeds:
-        yield f"start-seed{seed}", seed, "start", None, ["--float"]
+        if FLAGS.start_seed is None or seed == FLAGS.seeds[0]:
+            start = FLAGS.start_seed or seed
+            yield f"start-seed{start}", start, "start", None, ["--float"]
         yield f"float-seed{seed}", seed, "float", None, ["--float"]
         for bits in FLAGS.uniform:
             yield f"uniform{bits}-seed{seed}", seed, "uniform", bits, [f"--fixed_bits={bits}"]
@@ -76,11 +82,14 @@ def do(name, seed, kind, settings, output_dir):
     if kind == "start":
         command += [f"--epochs={FLAGS.float_epochs}"] if FLAGS.float_epochs else []
     else:
-        start = os.path.join(output_dir, f"start-seed{seed}", "model.keras")
+        start = f"start-seed{FLAGS.start_seed or seed}"
+        start = os.path.join(output_dir, start, "model.keras")
         command += [f"--init_from={start}", f"--epochs={FLAGS.finetune_epochs}"]
         more = [] if kind == "paper" else FLAGS.finetune
         more = more + FLAGS.learned if kind == "learned" else more
         command += [f"--{flag}" for flag in more]
+    if FLAGS.dtype_policy and kind != "hgq2":
+        command += [f"--dtype_policy={FLAGS.dtype_policy}"]
     command += ["--resume"] if FLAGS.resume and kind != "hgq2" else []
     command += [f"--validation_examples={FLAGS.validation_examples}"]
     print(f"{name}: {' '.join(command[1:])}", flush=True)
