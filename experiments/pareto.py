@@ -27,7 +27,7 @@ flags.DEFINE_enum("program", "cifar10", ["cifar10", "digits", "mnist"], "Which p
 flags.DEFINE_list("budgets", ["1", "1.25", "1.5", "2", "3", "4"], "Mean bits to learn to.")
 flags.DEFINE_list("uniform", ["1", "2", "3", "4"], "Bits of every layer.")
 flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<what has a width of its own>:<price>`.")
-flags.DEFINE_bool("paper", True, "The published method, too.")
+flags.DEFINE_list("ways", ["float", "uniform", "learned", "paper", "hgq2"], "What to compare.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("start_seed", None, "Begin all seeds at the float net of this one.")
 flags.DEFINE_integer("float_epochs", None, "Epochs of the float net; the program's by default.")
@@ -54,6 +54,10 @@ LABELS = {
 
 def runs():
     """Name, seed, way, size and the program's flags of each run: whole seeds first."""
+    return (run for run in all_runs() if run[2] in ("start", *FLAGS.ways))
+
+
+def all_runs():
     for seed in FLAGS.seeds:
         if FLAGS.start_seed is None or seed == FLAGS.seeds[0]:
             start = FLAGS.start_seed or seed
@@ -63,8 +67,7 @@ def runs():
             yield f"uniform{bits}-seed{seed}", seed, "uniform", bits, [f"--fixed_bits={bits}"]
         for bits in FLAGS.budgets:
             yield f"learned{bits}-seed{seed}", seed, "learned", bits, [f"--target_bits={bits}"]
-        if FLAGS.paper:
-            yield f"paper-seed{seed}", seed, "paper", None, ["--bit_gradient=paper"]
+        yield f"paper-seed{seed}", seed, "paper", None, ["--bit_gradient=paper"]
         for point in FLAGS.hgq2 if importlib.util.find_spec("hgq") else ():
             per, price = point.split(":")
             settings = [f"--program={FLAGS.program}", f"--per={per}", f"--price={price}"]

@@ -99,7 +99,7 @@ def test_the_pareto_study_does_what_is_missing_and_no_more(tmp_path):
         "--budgets=2",
         "--uniform=2",
         "--seeds=0",
-        "--nopaper",
+        "--ways=float,uniform,learned",
         f"--output_dir={tmp_path}",
     ]
     first = run("pareto.py", *arguments)
