@@ -177,14 +177,21 @@ class LearnedBitTraining(BitControl):
         terms = (quantization_reg * error + bit_reg * penalty) / replicas
         return task_loss + tf.cast(terms, task_loss.dtype)
 
+    def make_train_function(self, force=False):
+        # A step that creates variables is traced twice; Keras would have the optimizer build its
+        # own in the first one.
+        if self.built and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not all(layer.built for layer in (self, *self.layers)):  # bits to watch must exist
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
         moving = self.trained_tensors
         if not self.optimizer.built:
-            with tf.init_scope():  # variables made in a step have it traced twice
-                self.optimizer.build(self.trainable_variables)
+            self.optimizer.build(self.trainable_variables)
         bit_gradient = self._bit_state().bit_gradient
         self._check_training_argument()
         data = x, y, sample_weight

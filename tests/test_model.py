@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import keras
@@ -497,6 +498,23 @@ def test_bits_to_freeze_at_are_checked_before_any_is_set(bits, make_model):
     with pytest.raises(ValueError, match="`bits` must be an integer within its layer's bounds"):
         model.freeze_bits(bits)
     assert bits_of(model) == [8.0, 8.0]
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_fit_traces_a_training_step_once(distributed, make_model, data, strategy, monkeypatch):
+    traces = []
+    original = LearnedBitTraining.train_step
+
+    def train_step(model, batch):
+        traces.append(tf.distribute.get_replica_context().replica_id_in_sync_group)
+        return original(model, batch)
+
+    monkeypatch.setattr(LearnedBitTraining, "train_step", train_step)
+    with strategy.scope() if distributed else contextlib.nullcontext():
+        model = make_model()
+        model.compile("adam", "mse")
+    model.fit(*data, batch_size=16, epochs=2, verbose=0)
+    assert len(traces) == (2 if distributed else 1)  # a replica each
 
 
 class Counting(klb.LearnedScaleQuantizer):
