@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_learnbits import ops, penalties
-from keras_learnbits.layers.tensors import kernels_among
+from keras_learnbits.layers.tensors import integer_widths, kernels_among
 from keras_learnbits.serialization import choose
 
 
@@ -70,7 +70,7 @@ class BitObjective:
 
     def _penalty_at(self, tensors, other):
         """Changes of each layer's penalty at `other(bits)`, shape `(cases, layers)` transposed."""
-        bits, shares = tf.stack([tensor.integer_bits() for tensor in tensors]), _shares(tensors)
+        bits, shares = integer_widths(tensors), _shares(tensors)
         return tf.transpose(self._penalty(other(bits), shares) - self._penalty(bits, shares))
 
 

@@ -59,16 +59,19 @@ class SignSGD(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         gradient = keras.ops.cast(gradient, variable.dtype)
         step = keras.ops.cast(learning_rate, variable.dtype)
-        dead_zone = self.dead_zone(self.iterations) if callable(self.dead_zone) else self.dead_zone
         is_number = keras.ops.isfinite(gradient)
         mean = gradient = keras.ops.where(is_number, gradient, 0.0)
         if self.momentum:
             past = self.means[self._get_variable_index(variable)]
             mean = self.momentum * past + (1 - self.momentum) * gradient
             self.assign(past, keras.ops.where(is_number, mean, past))
-        moves = keras.ops.abs(mean) > keras.ops.cast(dead_zone, variable.dtype)
-        moves = keras.ops.logical_and(moves, gradient != 0)
-        self.assign_sub(variable, keras.ops.where(moves, step * keras.ops.sign(mean), 0.0))
+            mean = keras.ops.where(gradient != 0, mean, 0.0)
+        sign = keras.ops.sign(mean)
+        dead_zone = self.dead_zone(self.iterations) if callable(self.dead_zone) else self.dead_zone
+        if callable(self.dead_zone) or dead_zone:
+            beyond = keras.ops.abs(mean) > keras.ops.cast(dead_zone, variable.dtype)
+            sign = keras.ops.where(beyond, sign, 0.0)
+        self.assign_sub(variable, step * sign)
 
     def get_config(self):
         dead_zone = self.dead_zone

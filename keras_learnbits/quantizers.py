@@ -21,7 +21,12 @@ class Quantizer:
     """Base class: maps a kernel and a bit-width to a grid of `2**bits` levels.
 
     A subclass defines `grid` and `log_step_slope`, and `scale_shape` if it has trained scales.
+
+    Attributes:
+        fixed_range: Whether offset and highest code of its grids depend on nothing but the bits.
     """
+
+    fixed_range = False
 
     def scale_shape(self, kernel_shape, output_axes):
         """Shape of the trained scales that broadcasts against the kernel; None without any.
@@ -74,10 +79,14 @@ class Quantizer:
         """
         grid = self.grid(kernel, tf.stop_gradient(bits), log_scale)
         if not by_bits:
-            return rounding.quantize_with_error(kernel, grid, dtype=dtype)
+            return rounding.quantize_with_error(
+                kernel, grid, dtype=dtype, fixed_range=self.fixed_range
+            )
         scale = None if log_scale is None else tf.stop_gradient(log_scale)
         by_bits = self.grid(tf.stop_gradient(kernel), bits, scale)
-        quantized, error, energy = rounding.quantize_with_error(kernel, grid, by_bits, dtype)
+        quantized, error, energy = rounding.quantize_with_error(
+            kernel, grid, by_bits, dtype, self.fixed_range
+        )
         return quantized, ops.with_error_slope(error, bits, self.log_step_slope(bits)), energy
 
     def squared_error(self, kernel, bits, log_scale=None):
@@ -122,6 +131,8 @@ class LearnedScaleQuantizer(Quantizer):
         [[ 0.798]
          [-0.798]]
     """
+
+    fixed_range = True
 
     def __init__(self, per_channel=True):
         self.per_channel = per_channel
@@ -252,6 +263,8 @@ class MinMaxQuantizer(Quantizer):
         >>> quantizer.quantize(tf.constant([0.0, 0.9, 3.0]), tf.constant(2.0)).numpy().tolist()
         [0.0, 1.0, 3.0]
     """
+
+    fixed_range = True
 
     def grid(self, kernel, bits, log_scale=None):
         low = tf.stop_gradient(tf.reduce_min(kernel))

@@ -58,7 +58,7 @@ def fake_quantize(values, grid):
     return rounded(values, *grid)
 
 
-def quantize_with_error(kernel, grid, by_bits=None, dtype="float32"):
+def quantize_with_error(kernel, grid, by_bits=None, dtype="float32", fixed_range=False):
     """`fake_quantize` and what it costs.
 
     Kernels of `COMPILED_SIZE` weights or more are handled by loops that XLA compiles.
@@ -71,6 +71,7 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32"):
             the quantized kernel alone, for errors see the bits in another way,
             `keras_learnbits.ops.with_error_slope`.
         dtype: Of the quantized kernel.
+        fixed_range: Whether offset and highest code of `grid` are constants, without gradients.
 
     Returns:
         `fake_quantize(kernel, grid)` in `dtype`; the squared error, `sum (q - w)**2`; and the
@@ -93,11 +94,12 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32"):
             del by_energy
             upstream = tf.cast(tf.convert_to_tensor(by_quantized), tf.float32)
             by_weights = loops.each(_by_weights_with_error, upstream, by_error)
-            by_step, by_offset, by_max_code = _by_grid(loops, upstream)
             of_both = loops.summed(_by_step_with_error, grid.step.shape, upstream, by_error)
-            # What nobody asks for, graphs leave out.
-            of_bits = (by_step, by_offset, by_max_code) if by_bits else ()
-            return by_weights, of_both / loops.grid.step, by_offset, by_max_code, *of_bits
+            # What nobody asks for, graphs leave out; but each of these operations takes its time
+            # to trace.
+            of_bits = _by_grid(loops, upstream) if by_bits or not fixed_range else [None] * 3
+            of_range = [None] * 2 if fixed_range else of_bits[1:]
+            return by_weights, of_both / loops.grid.step, *of_range, *(of_bits if by_bits else ())
 
         error = loops.summed(_errors, tf.TensorShape([]))
         energy = 2.0 * tf.nn.l2_loss(kernel)

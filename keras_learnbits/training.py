@@ -9,6 +9,7 @@ from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
 from keras_learnbits.layers.tensors import (
     activations_among,
+    integer_widths,
     kernels_among,
     quantized_kernels,
     quantized_tensor_of,
@@ -196,12 +197,14 @@ class LearnedBitTraining(BitControl):
         self._check_training_argument()
         data = x, y, sample_weight
         by_bits = bit_gradient.takes_bit_gradients
-        loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
-        if moving:
-            step = self._bit_step(data, moving, gradients, index, by_bits)
-            moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
-            for tensor, gradient in zip(moving, tf.unstack(bit_gradient(step)), strict=True):
-                gradients[index[id(tensor.bits)]] = moves * tensor.may_move() * gradient
+        with rounding_once(by_bits):
+            loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
+            if moving:
+                step = self._bit_step(data, moving, gradients, index, by_bits)
+                moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
+                estimates = tf.unstack(bit_gradient(step), num=len(moving))
+                for tensor, gradient in zip(moving, estimates, strict=True):
+                    gradients[index[id(tensor.bits)]] = moves * tensor.may_move() * gradient
         bit_gradient.before_update(moving)
         self.optimizer.apply(gradients, self.trainable_variables)
         for metric in self.metrics:
@@ -222,7 +225,7 @@ class LearnedBitTraining(BitControl):
             by_bits: Whether gradients by their bits are wanted; they are None otherwise.
         """
         x, y, sample_weight = data
-        with rounding_once(by_bits), tf.GradientTape() as tape:
+        with tf.GradientTape() as tape:
             tape.watch([tensor.bits.value for tensor in moving if by_bits])
             y_pred = self(x, **self._training_argument(True))
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
@@ -243,7 +246,7 @@ class LearnedBitTraining(BitControl):
             `keras_learnbits.bit_gradients.BitStep`.
         """
         moving = self.trained_tensors
-        with self._changing_nothing():
+        with self._changing_nothing(), rounding_once(by_bits=True):
             _, _, gradients, index = self._differentiate(data, moving, by_bits=True)
         return self._bit_step(data, moving, gradients, index, by_bits=True)
 
@@ -332,7 +335,7 @@ class LearnedBitTraining(BitControl):
         """
         x, y, sample_weight = data
         moving = self.trained_tensors
-        bits = tf.stack([tensor.integer_bits() for tensor in moving])
+        bits = integer_widths(moving)
         low = [float(tensor.layer.min_bits) for tensor in moving]
         high = [float(tensor.layer.max_bits) for tensor in moving]
 

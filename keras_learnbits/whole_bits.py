@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_learnbits import ops
 from keras_learnbits.derivatives import BitGradient
+from keras_learnbits.layers.tensors import integer_widths
 from keras_learnbits.serialization import register
 
 # Looks at a layer after which what was seen counts 1/e.
@@ -78,15 +79,17 @@ class WholeBit(BitGradient):
         # Of the layers there were at the start, some may have been frozen since.
         places = [self.tensors.index(tensor) for tensor in step.tensors]
         due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
+        # Here, where the step has rounded all kernels, they cost nothing.
+        errors = [tensor.squared_error() for tensor in step.tensors]
         changes, seen, errors = tf.cond(
-            due, lambda: self._look(step), lambda: self._no_look(len(places))
+            due, lambda: self._look(step, errors), lambda: self._no_look(len(places))
         )
         # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
         predicted, noise, known = self._learn(places, changes, errors, seen)
         gradients = self._decide(places, step, predicted, noise)
         # Where nothing was seen yet, nothing is known: the bits stay.
         gradients = tf.where(known, gradients, 0.0)
-        bits = tf.stack([tensor.integer_bits() for tensor in step.tensors])
+        bits = integer_widths(step.tensors)
         moved = tf.logical_and(due, gradients != 0)
         for variable, new, where in (
             (self.gradients, gradients, due),
@@ -143,8 +146,8 @@ class WholeBit(BitGradient):
         at = tf.constant(places)[:, None]
         variable.assign(tf.tensor_scatter_nd_update(variable.value, at, rows))
 
-    def _look(self, step):
-        errors = error_changes(step.tensors)
+    def _look(self, step, errors):
+        errors = error_changes(step.tensors, errors)
         changes, seen = self.look(step, errors)
         usable = tf.logical_and(seen, tf.math.is_finite(changes))
         return tf.where(usable, changes, 0.0), usable, errors
@@ -213,7 +216,8 @@ class Difference(WholeBit):
 
     def look(self, step, errors):
         rows, error_weights = [], tf.unstack(step.error_weights(), num=len(step.tensors))
-        for place, kernel in enumerate(step.tensors):
+        neighbours = tf.unstack(_neighbours(step.tensors), num=len(step.tensors), axis=1)
+        for place, (kernel, widths) in enumerate(zip(step.tensors, neighbours, strict=True)):
             quantized, kernel_value = kernel.quantized(), tf.cast(kernel.kernel.value, tf.float32)
             gradient = tf.cast(step.kernel_gradients[place], tf.float32) / step.loss_unit
             of_error = error_weights[place]
@@ -221,7 +225,7 @@ class Difference(WholeBit):
             fisher = tf.cast(step.batch_size, tf.float32) * tf.reduce_mean(tf.square(gradient))
             first_order = [
                 tf.reduce_sum(gradient * (kernel.quantized_at(bits) - quantized))
-                for bits in _neighbours(kernel)
+                for bits in tf.unstack(widths, num=2)
             ]
             rows.append(tf.stack(first_order) + (0.5 * fisher + of_error) * errors[place])
         return tf.stack(rows), tf.not_equal(errors, 0.0)
@@ -250,10 +254,10 @@ class Measured(WholeBit):
         return tf.stack([step.loss_changes(-identity), step.loss_changes(identity)], axis=1)
 
 
-def _neighbours(tensor):
-    """The bit-widths one below and one above, within what grids allow."""
-    bits = tensor.integer_bits()
-    return tf.maximum(bits - 1, ops.MIN_BITS), tf.minimum(bits + 1, ops.MAX_BITS)
+def _neighbours(tensors):
+    """The bit-widths one below and one above, within what grids allow, shape `(2, layers)`."""
+    bits = integer_widths(tensors)
+    return tf.stack([tf.maximum(bits - 1, ops.MIN_BITS), tf.minimum(bits + 1, ops.MAX_BITS)])
 
 
 def _loss_row(tensor, sensitivity):
@@ -269,13 +273,25 @@ def _loss_row(tensor, sensitivity):
     return row
 
 
-def error_changes(tensors):
-    """Changes of `||q - W||^2` with one bit fewer and with one more, shape `(layers, 2)`."""
-    rows = []
-    for tensor in tensors:
-        error = tensor.squared_error_at(tensor.integer_bits())
-        rows.append([tensor.squared_error_at(b) - error for b in _neighbours(tensor)])
-    return tf.stop_gradient(tf.convert_to_tensor(rows))
+def error_changes(tensors, errors=None):
+    """Changes of `||q - W||^2` with one bit fewer and with one more.
+
+    Args:
+        tensors: List of `QuantizedTensor`.
+        errors: Their squared errors, where they are known.
+
+    Returns:
+        Float32 tensor of shape `(layers, 2)`.
+    """
+
+    def errors_at(widths):
+        widths = tf.unstack(widths, num=len(tensors))
+        return tf.stack([t.squared_error_at(b) for t, b in zip(tensors, widths, strict=True)])
+
+    errors = tf.stack(errors or [tensor.squared_error() for tensor in tensors])
+    # A loop, so that it is traced once.
+    changed = tf.map_fn(errors_at, _neighbours(tensors), parallel_iterations=1)
+    return tf.stop_gradient(tf.transpose(changed) - errors[:, None])
 
 
 def movable(tensors):
@@ -286,7 +302,7 @@ def movable(tensors):
 
 def room(tensors):
     """Whether each layer may take a bit fewer, and a bit more: two tensors `(layers,)`."""
-    bits = tf.stack([tensor.integer_bits() for tensor in tensors])
+    bits = integer_widths(tensors)
     low = tf.constant([float(tensor.layer.min_bits) for tensor in tensors])
     high = tf.constant([float(tensor.layer.max_bits) for tensor in tensors])
     return bits > low, bits < high

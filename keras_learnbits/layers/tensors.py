@@ -39,6 +39,10 @@ class QuantizedTensor:
         """1.0 where its bits may move by now, else 0.0, a float32 scalar."""
         return 1.0
 
+    def squared_error(self):
+        """Squared quantization error, a float32 scalar."""
+        return self.squared_error_at(self.integer_bits())
+
     def squared_error_at(self, bits):
         """Squared quantization error at another bit-width, a float32 scalar."""
         raise NotImplementedError
@@ -135,6 +139,11 @@ class QuantizedKernel(QuantizedTensor):
     def project(self):
         """Moves the float kernel onto its grid."""
         self.kernel.assign(tf.cast(self.quantized(), self.kernel.dtype))
+
+
+def integer_widths(tensors):
+    """The bit-widths in use of a list of `QuantizedTensor`s, shape `(layers,)`."""
+    return ops.integer_bits(tf.stack([tensor.latent_bits() for tensor in tensors]))
 
 
 def quantized_tensors(model):
