@@ -11,6 +11,7 @@ import common
 import keras
 import numpy as np
 from loading import cut_out, load_tfds, shifted
+from recipes import fast_policy
 
 # Of the training images, channel by channel.
 MEAN, VARIANCE = (0.4914, 0.4822, 0.4465), (0.061, 0.059, 0.068)
@@ -134,7 +135,7 @@ PROBLEM = common.Problem(
         "weight_decay": 0.05,
         "label_smoothing": 0.1,
         "bit_reg": 1e-3,
-        "dtype_policy": "mixed_bfloat16",
+        "dtype_policy": fast_policy(),
     },
     settings={"cnn": CNN_SETTINGS, "cnn_quarter": CNN_SETTINGS},
     published={"model": "lenet", "epochs": 100},

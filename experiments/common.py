@@ -198,6 +198,7 @@ def _run(problem, recipe):
         "seed": FLAGS.seed,
         "epochs": FLAGS.epochs,
         "model": FLAGS.model,
+        "dtype_policy": FLAGS.dtype_policy or "float32",
         "evaluated_on": "held-out training examples" if FLAGS.validation_examples else "test",
         "test_accuracy": history["val_accuracy"][-1],
         "test_loss": history["val_cross_entropy"][-1],

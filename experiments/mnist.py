@@ -12,6 +12,7 @@ import functools
 import common
 import keras
 from loading import load_tfds, shifted
+from recipes import fast_policy
 
 
 def load(data_dir):
@@ -59,7 +60,7 @@ PROBLEM = common.Problem(
         "batch_size": 128,
         "learning_rate": 1e-3,
         "bit_reg": 0.03,
-        "dtype_policy": "mixed_bfloat16",
+        "dtype_policy": fast_policy(),
     },
     published={"model": "lenet32", "epochs": 30},
     augment=functools.partial(shifted, by=2),

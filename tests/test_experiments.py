@@ -163,6 +163,22 @@ def test_without_data_a_program_says_in_one_line_what_to_do(program, tmp_path):
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.parametrize(
+    ("features", "policy"),
+    [("fma avx2", "float32"), ("avx2 amx_bf16 fma", "mixed_bfloat16"), (None, "float32")],
+)
+def test_bfloat16_is_the_default_only_where_the_processor_has_it(
+    features, policy, monkeypatch, tmp_path
+):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    from recipes import fast_policy
+
+    if features is not None:
+        (tmp_path / "cpuinfo").write_text(f"flags\t\t: {features}\n")
+    assert fast_policy(tmp_path / "cpuinfo") == policy
+
+
 def test_an_unknown_net_is_refused(tmp_path):
     process = run("digits.py", "--model=typo", f"--output_dir={tmp_path}")
     assert process.returncode == 1
