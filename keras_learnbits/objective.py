@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_learnbits import ops, penalties
-from keras_learnbits.layers.tensors import integer_widths, kernels_among
+from keras_learnbits.layers.tensors import integer_widths, kernels_among, latent_widths
 from keras_learnbits.serialization import choose
 
 
@@ -29,7 +29,7 @@ class BitObjective:
 
     def penalty(self, tensors):
         """Penalty at the latent bit-widths, a float32 scalar."""
-        return tf.reduce_sum(self._penalty(_bits(tensors), _shares(tensors)))
+        return tf.reduce_sum(self._penalty(latent_widths(tensors), _shares(tensors)))
 
     def quantization_error(self, tensors):
         """Quantization error of all kernels, a float32 scalar."""
@@ -49,7 +49,7 @@ class BitObjective:
 
     def penalty_gradients(self, tensors):
         """Derivatives of the penalty by the latent bit-widths, shape `(layers,)`."""
-        bits = _bits(tensors)
+        bits = latent_widths(tensors)
         with tf.GradientTape() as tape:
             tape.watch(bits)
             penalty = self._penalty(bits, _shares(tensors))
@@ -83,11 +83,7 @@ def mean_bits(tensors):
     Returns:
         Float32 scalar, in bits.
     """
-    return tf.reduce_sum(penalties.mean_bits(_bits(tensors), _shares(tensors)))
-
-
-def _bits(tensors):
-    return tf.stack([tensor.latent_bits() for tensor in tensors])
+    return tf.reduce_sum(penalties.mean_bits(latent_widths(tensors), _shares(tensors)))
 
 
 def _energies(kernels):

@@ -94,7 +94,7 @@ def gaussian_log_step_slope(bits):
 
 
 def _table_index(bits):
-    return tf.cast(integer_bits(bits), tf.int32) - MIN_BITS
+    return tf.cast(bits + 0.5, tf.int32)  # towards 0, which is down
 
 
 def _log_step_slopes():
@@ -103,10 +103,13 @@ def _log_step_slopes():
     return [(after - before) / 2 for before, after in zip(extended, extended[2:], strict=False)]
 
 
-_LOG_STEP_SLOPES = _log_step_slopes()
+# Rows are numbered by bits; there is no row 0.
+_LOG_STEP_SLOPES = [math.nan, *_log_step_slopes()]
 _GAUSSIAN_GRIDS = [
     (step, step * slope, 2**bits - 1, math.log(2.0) * 2**bits)
-    for bits, (step, slope) in enumerate(zip(GAUSSIAN_STEPS, _LOG_STEP_SLOPES, strict=True), 1)
+    for bits, (step, slope) in enumerate(
+        zip((math.nan, *GAUSSIAN_STEPS), _LOG_STEP_SLOPES, strict=True)
+    )
 ]
 
 

@@ -90,11 +90,10 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32", fixed_range
     def rounded(kernel, *grids):
         loops = _loops(kernel, Grid(*grids[:3]))
 
-        def gradient(by_quantized, by_error, by_energy):
-            del by_energy
-            upstream = tf.cast(tf.convert_to_tensor(by_quantized), tf.float32)
-            by_weights = loops.each(_by_weights_with_error, upstream, by_error)
-            of_both = loops.summed(_by_step_with_error, grid.step.shape, upstream, by_error)
+        def gradient(by_quantized, by_error):
+            upstream, pull = tf.cast(tf.convert_to_tensor(by_quantized), tf.float32), 2.0 * by_error
+            by_weights = loops.each(_by_weights_with_error, upstream, pull)
+            of_both = loops.summed(_by_step_with_error, grid.step.shape, upstream, pull)
             # What nobody asks for, graphs leave out; but each of these operations takes its time
             # to trace.
             of_bits = _by_grid(loops, upstream) if by_bits or not fixed_range else [None] * 3
@@ -102,10 +101,10 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32", fixed_range
             return by_weights, of_both / loops.grid.step, *of_range, *(of_bits if by_bits else ())
 
         error = loops.summed(_errors, tf.TensorShape([]))
-        energy = 2.0 * tf.nn.l2_loss(kernel)
-        return (tf.cast(loops.each(_levels), dtype), error, energy), gradient
+        return (tf.cast(loops.each(_levels), dtype), error), gradient
 
-    return rounded(kernel, *grid, *(by_bits or ()))
+    quantized, error = rounded(kernel, *grid, *(by_bits or ()))
+    return quantized, error, tf.stop_gradient(2.0 * tf.nn.l2_loss(kernel))
 
 
 def squared_error(kernel, grid, shape=()):
@@ -169,17 +168,16 @@ def _by_weights(rounded, grid, upstream):
     return _if_inside(rounded, upstream, 0.0)
 
 
-def _by_weights_with_error(rounded, grid, upstream, by_error):
-    of_error = 2.0 * by_error * (rounded.levels - rounded.weights)
-    return _by_weights(rounded, grid, upstream) - of_error
+def _by_weights_with_error(rounded, grid, upstream, pull):
+    return _by_weights(rounded, grid, upstream) - pull * (rounded.levels - rounded.weights)
 
 
 def _by_step(rounded, grid, upstream):
     return upstream * (rounded.levels - _if_inside(rounded, rounded.weights, 0.0))
 
 
-def _by_step_with_error(rounded, grid, upstream, by_error):
-    of_error = 2.0 * by_error * (rounded.levels - rounded.weights) * rounded.levels
+def _by_step_with_error(rounded, grid, upstream, pull):
+    of_error = pull * (rounded.levels - rounded.weights) * rounded.levels
     return _by_step(rounded, grid, upstream) + of_error
 
 

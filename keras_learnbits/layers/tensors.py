@@ -108,13 +108,13 @@ class QuantizedKernel(QuantizedTensor):
 
         Within `rounding_once` the same three tensors each time.
         """
-        results = {} if _ROUNDED.results is None else _ROUNDED.results
-        key = self, tf.compat.v1.get_default_graph()
-        if key not in results:
-            results[key] = self.quantizer.quantize_with_error(
+
+        def rounded():
+            return self.quantizer.quantize_with_error(
                 *self._float32(), self.layer.compute_dtype, by_bits=_ROUNDED.by_bits
             )
-        return results[key]
+
+        return _once("rounded", self, rounded)
 
     def squared_error(self):
         """`||q - W||^2`, a float32 scalar."""
@@ -141,9 +141,21 @@ class QuantizedKernel(QuantizedTensor):
         self.kernel.assign(tf.cast(self.quantized(), self.kernel.dtype))
 
 
+def latent_widths(tensors):
+    """The real bit-widths of a list of `QuantizedTensor`s, shape `(layers,)`.
+
+    Within `rounding_once` the same tensor each time.
+    """
+
+    def stacked():
+        return tf.stack([tensor.latent_bits() for tensor in tensors])
+
+    return _once("latent_widths", tuple(tensors), stacked)
+
+
 def integer_widths(tensors):
     """The bit-widths in use of a list of `QuantizedTensor`s, shape `(layers,)`."""
-    return ops.integer_bits(tf.stack([tensor.latent_bits() for tensor in tensors]))
+    return ops.integer_bits(latent_widths(tensors))
 
 
 def quantized_tensors(model):
@@ -215,8 +227,8 @@ def quantized_tensor_of(variable):
 
 
 class _Rounded(threading.local):
-    """Results of `QuantizedKernel.rounded` by kernel and graph, None outside of any scope; and
-    whether gradients by the bits are wanted.
+    """Results by name, kernels and graph, None outside of any scope; and whether gradients by
+    the bits are wanted.
     """
 
     results = None
@@ -224,6 +236,16 @@ class _Rounded(threading.local):
 
 
 _ROUNDED = _Rounded()
+
+
+def _once(name, of, function):
+    """The result of a function; within `rounding_once` that of the first call in this graph."""
+    if _ROUNDED.results is None:
+        return function()
+    key = name, of, tf.compat.v1.get_default_graph()
+    if key not in _ROUNDED.results:
+        _ROUNDED.results[key] = function()
+    return _ROUNDED.results[key]
 
 
 @contextlib.contextmanager
