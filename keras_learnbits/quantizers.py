@@ -23,7 +23,8 @@ class Quantizer:
     A subclass defines `grid` and `log_step_slope`, and `scale_shape` if it has trained scales.
 
     Attributes:
-        fixed_range: Whether offset and highest code of its grids depend on nothing but the bits.
+        fixed_range: Whether offset and highest code of its grids have no gradients but by the
+            bits. A subclass that trains them sets it to False.
     """
 
     fixed_range = False

@@ -13,6 +13,7 @@ from keras_learnbits.layers.tensors import (
     kernels_among,
     quantized_kernels,
     quantized_tensor_of,
+    rounding_anew,
     rounding_once,
 )
 from keras_learnbits.metrics import BitMetrics
@@ -178,17 +179,19 @@ class LearnedBitTraining(BitControl):
         terms = (quantization_reg * error + bit_reg * penalty) / replicas
         return task_loss + tf.cast(terms, task_loss.dtype)
 
+    def _has_its_variables(self):
+        return all(layer.built for layer in (self, *self.layers))
+
     def make_train_function(self, force=False):
         # A step that creates variables is traced twice; Keras would have the optimizer build its
         # own in the first one.
-        if self.built and not self.optimizer.built:
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        if self._has_its_variables() and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if not all(layer.built for layer in (self, *self.layers)):  # bits to watch must exist
+        if not self._has_its_variables():  # bits to watch must exist
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
         moving = self.trained_tensors
         if not self.optimizer.built:
@@ -231,7 +234,8 @@ class LearnedBitTraining(BitControl):
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
-        gradients = tape.gradient(scaled_loss, variables, self._one_if_finite(loss))
+        with rounding_anew():
+            gradients = tape.gradient(scaled_loss, variables, self._one_if_finite(loss))
         return loss, y_pred, list(gradients), {id(v): i for i, v in enumerate(variables)}
 
     def bit_step(self, data):

@@ -290,8 +290,11 @@ def error_changes(tensors, errors=None):
 
     errors = tf.stack(errors or [tensor.squared_error() for tensor in tensors])
     # A loop, so that it is traced once.
-    changed = tf.map_fn(errors_at, _neighbours(tensors), parallel_iterations=1)
-    return tf.stop_gradient(tf.transpose(changed) - errors[:, None])
+    widths = _neighbours(tensors)
+    changed = tf.map_fn(errors_at, widths, parallel_iterations=1) - errors
+    # Where there is no neighbour, exactly 0, however the two were compiled.
+    changed = tf.where(tf.equal(widths, integer_widths(tensors)), 0.0, changed)
+    return tf.stop_gradient(tf.transpose(changed))
 
 
 def movable(tensors):

@@ -277,7 +277,8 @@ def test_trainable_may_be_toggled_without_compiling(run_eagerly, make_model, dat
     assert bits_of(model)[1] == pytest.approx(8 - 3 * 0.01, abs=1e-5)
 
 
-def test_a_model_with_a_build_of_its_own_learns_bits(data):
+@pytest.mark.parametrize("built", [False, True])
+def test_a_model_with_a_build_of_its_own_learns_bits(built, data):
     class Lazy(Subclassed):
         def build(self, input_shape):
             self.built = True
@@ -286,6 +287,8 @@ def test_a_model_with_a_build_of_its_own_learns_bits(data):
     model.compile(
         "adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25), bit_gradient="straight_through"
     )
+    if built:
+        model.build((None, 6))
     model.fit(*data, batch_size=64, verbose=0)
     assert bits_of(model) == [7.75, 7.75]
 
@@ -506,7 +509,7 @@ def test_fit_traces_a_training_step_once(distributed, make_model, data, strategy
     original = LearnedBitTraining.train_step
 
     def train_step(model, batch):
-        traces.append(tf.distribute.get_replica_context().replica_id_in_sync_group)
+        traces.append(model)
         return original(model, batch)
 
     monkeypatch.setattr(LearnedBitTraining, "train_step", train_step)

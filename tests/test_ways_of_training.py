@@ -17,6 +17,27 @@ from keras_learnbits.layers.tensors import quantized_kernels
 SETTINGS = {"bit_reg": 0.05, "bit_gradient": Measured(interval=1)}
 
 
+def test_layers_whose_activations_are_computed_anew_learn_as_others_do():
+    """Under `keras.RematScope` a layer is called once more on the way back."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 6, 6, 2)).astype("float32"), rng.normal(size=(32, 3))
+
+    def learned(mode):
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((6, 6, 2))
+        with keras.RematScope(mode):
+            convolution = klb.LearnedBitConv2D(3, 3, bits=3)
+        outputs = keras.layers.GlobalAveragePooling2D()(convolution(inputs))
+        model = klb.LearnedBitModel(inputs, outputs)
+        model.compile(keras.optimizers.SGD(0.5), "mse", quantization_reg=0.0)
+        model.fit(x, y, epochs=3, shuffle=False, verbose=0)
+        kernel = convolution.quantized_kernels["kernel"]
+        return kernel.kernel.numpy(), kernel.log_scale.numpy()
+
+    for anew, kept in zip(learned("full"), learned(None), strict=True):
+        np.testing.assert_allclose(anew, kept, rtol=1e-4, atol=1e-5)
+
+
 def compiled(model, optimizer="adam", loss="mse", **settings):
     settings = {**SETTINGS, "bit_optimizer": klb.SignSGD(0.25), **settings}
     model.compile(optimizer, loss, **settings)

@@ -255,8 +255,23 @@ def rounding_once(by_bits=False):
     Args:
         by_bits: Whether gradients by the bits are wanted.
     """
+    with _state({}, by_bits):
+        yield
+
+
+def rounding_anew():
+    """A scope within `rounding_once` that rounds each time, for the way back.
+
+    Layers under `keras.RematScope` are called once more there, and their kernels' gradients flow
+    through what is rounded in that call.
+    """
+    return _state(None, _ROUNDED.by_bits)
+
+
+@contextlib.contextmanager
+def _state(results, by_bits):
     outer = _ROUNDED.results, _ROUNDED.by_bits
-    _ROUNDED.results, _ROUNDED.by_bits = {}, by_bits
+    _ROUNDED.results, _ROUNDED.by_bits = results, by_bits
     try:
         yield
     finally:
