@@ -183,6 +183,7 @@ def _write(changes):
     }
     result = {
         "command": " ".join(["python", "experiments/agreement.py", *sys.argv[1:]]),
+        "dtype_policy": keras.config.dtype_policy().name,
         **summary,
         "by_epoch": by_epoch,
         "each": changes,

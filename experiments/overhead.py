@@ -34,6 +34,8 @@ flags.DEFINE_integer("rounds", 5, "Rounds of each kind of training.", lower_boun
 flags.DEFINE_integer("steps", 20, "Steps a round; a multiple of the estimators' interval.")
 flags.DEFINE_string("policy", "float32", "Keras dtype policy.")
 flags.DEFINE_list("nets", None, "Names of nets; all by default.")
+flags.DEFINE_list("kinds", None, "Kinds of training beside plain Keras; all by default.")
+flags.DEFINE_bool("metrics", False, "Train with a metric, which Keras makes in the first step.")
 flags.DEFINE_bool("memory", True, "Measure peak memory, too.")
 flags.DEFINE_string("peak_of", None, "Print the peak memory of this kind of training, and end.")
 
@@ -119,7 +121,7 @@ def make_model(net, kind):
         model = keras.models.clone_model(model, clone_function=twin)
     outputs = model.output.shape[-1]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, **settings)
+    model.compile("adam", loss, metrics=["accuracy"] if FLAGS.metrics else None, **settings)
     return model, outputs
 
 
@@ -134,6 +136,8 @@ def measure(net, batch_size):
     """Seconds and CPU seconds of a step, and seconds to the end of the first, by kind."""
     models, found = {}, {}
     for kind in KINDS:
+        if FLAGS.kinds and kind not in ("plain Keras", *FLAGS.kinds):
+            continue
         if kind == "HGQ2" and FLAGS.policy != "float32":
             continue  # it fails under mixed precision
         model, outputs = make_model(net, kind)
@@ -151,8 +155,8 @@ def measure(net, batch_size):
             model.fit(data, steps_per_epoch=FLAGS.steps, verbose=0)
             found[kind]["wall"].append((time.perf_counter() - wall) / FLAGS.steps)
             found[kind]["cpu"].append((time.process_time() - cpu) / FLAGS.steps)
-    weights = sum(row.weights for row in klb.bit_table(models["frozen bits"]).rows)
-    return found, weights
+    learned = klb.to_learned_bits(keras.Model(*net()))
+    return found, sum(row.weights for row in klb.bit_table(learned).rows)
 
 
 def print_peak(net, batch_size, kind):
@@ -165,7 +169,7 @@ def print_peak(net, batch_size, kind):
 def peak(name, kind):
     """Peak memory of a process that trains like this, in bytes."""
     command = [sys.executable, __file__, f"--peak_of={kind}", f"--nets={name}"]
-    command += [f"--policy={FLAGS.policy}", f"--steps={FLAGS.steps}"]
+    command += [f"--policy={FLAGS.policy}", f"--steps={FLAGS.steps}", f"--metrics={FLAGS.metrics}"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return int(lines[-1])
 
@@ -182,7 +186,7 @@ def summary(name, found, weights):
         }
         for kind, each in found.items()
     }
-    for kind in ("plain Keras", "measured") if FLAGS.memory else ():
+    for kind in {"plain Keras", "measured"} & set(kinds) if FLAGS.memory else ():
         kinds[kind]["peak_bytes"] = peak(name, kind)
     return {"weights": weights, "kinds": kinds}
 
@@ -190,7 +194,7 @@ def summary(name, found, weights):
 def plot(results, path):
     """Bars of the ratios, a group for each net."""
     figure, axes = common.plt.subplots(figsize=(10, 4.5), layout="constrained")
-    kinds = [kind for kind in KINDS if kind != "plain Keras"]
+    kinds = [kind for kind in KINDS[1:] if any(kind in net["kinds"] for net in results.values())]
     width = 0.8 / len(kinds)
     for place, kind in enumerate(kinds):
         nets = [i for i, net in enumerate(results.values()) if kind in net["kinds"]]
@@ -206,6 +210,8 @@ def plot(results, path):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    if unknown := set(FLAGS.kinds or ()) - set(KINDS):
+        raise app.UsageError(f"--kinds must be among {', '.join(KINDS)}. Received: {unknown}")
     keras.config.set_dtype_policy(FLAGS.policy)
     nets = {name: NETS[name] for name in FLAGS.nets or NETS}
     if FLAGS.peak_of:

@@ -5,9 +5,10 @@ TFDS_DATA_DIR=... python experiments/pareto.py --program=cifar10
 Runs a program once for each way, size and seed, one run at a time, and skips those whose result
 file is there; so it may be stopped and called again. Every run begins at the float net of its seed,
 or of `--start_seed`, which is trained first, and goes on for `--finetune_epochs`; as does the float
-net itself, so that no way has seen more examples than another. Accuracies are those of the last
-epoch. HGQ2 takes part where it is installed (`pip install hgq2==0.2.0`), at several prices, since
-it takes no size.
+net itself, so that no way has seen more examples than another. With one start the spread leaves
+out that of the float nets; keep such runs in a directory of their own. Accuracies are those of the
+last epoch. HGQ2 takes part where it is installed (`pip install hgq2==0.2.0`), at the prices of
+`--hgq2`, since it takes no size.
 """
 
 import importlib.util
@@ -27,22 +28,18 @@ flags.DEFINE_enum("program", "cifar10", ["cifar10", "digits", "mnist"], "Which p
 flags.DEFINE_list("budgets", ["1", "1.25", "1.5", "2", "3", "4"], "Mean bits to learn to.")
 flags.DEFINE_list("uniform", ["1", "2", "3", "4"], "Bits of every layer.")
 flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<what has a width of its own>:<price>`.")
-flags.DEFINE_list("ways", ["float", "uniform", "learned", "paper", "hgq2"], "What to compare.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("start_seed", None, "Begin all seeds at the float net of this one.")
 flags.DEFINE_integer("float_epochs", None, "Epochs of the float net; the program's by default.")
 flags.DEFINE_integer("finetune_epochs", 6, "Epochs after it.")
 flags.DEFINE_list(
     "finetune",
-    ["optimizer=adamw", "learning_rate=1e-3", "weight_decay=0.05"],
+    ["optimizer=adamw", "learning_rate=3e-3", "weight_decay=0.05"],
     "Flags of the program for what follows the float net, the published method excepted.",
 )
-flags.DEFINE_list(
-    "learned", ["freeze_at=0.5", "interval=10"], "More flags of the program, for learned bits."
-)
+flags.DEFINE_list("learned", [], "More flags of the program, for learned bits.")
 flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
 
-MODELS = {"cifar10": "cnn", "mnist": "lenet", "digits": "cnn"}
 LABELS = {
     "learned": "learned bits",
     "uniform": "same bits in every layer",
@@ -50,6 +47,11 @@ LABELS = {
     "hgq2": "HGQ2",
     "paper": "published method",
 }
+flags.DEFINE_list("ways", list(LABELS), "What to compare.")
+flags.register_validator(
+    "ways", lambda ways: {*ways} <= {*LABELS}, f"--ways must be among {', '.join(LABELS)}."
+)
+MODELS = {"cifar10": "cnn", "mnist": "lenet", "digits": "cnn"}
 
 
 def runs():
@@ -57,10 +59,16 @@ def runs():
     return (run for run in all_runs() if run[2] in ("start", *FLAGS.ways))
 
 
+def start_of(seed):
+    """Seed of the float net that a seed's runs begin at."""
+    return seed if FLAGS.start_seed is None else FLAGS.start_seed
+
+
 def all_runs():
-    for seed in FLAGS.seeds:
-        if FLAGS.start_seed is None or seed == FLAGS.seeds[0]:
-            start = FLAGS.start_seed or seed
+    """The same for all ways."""
+    for place, seed in enumerate(FLAGS.seeds):
+        start = start_of(seed)
+        if start not in map(start_of, FLAGS.seeds[:place]):
             yield f"start-seed{start}", start, "start", None, ["--float"]
         yield f"float-seed{seed}", seed, "float", None, ["--float"]
         for bits in FLAGS.uniform:
@@ -85,13 +93,12 @@ def do(name, seed, kind, settings, output_dir):
     if kind == "start":
         command += [f"--epochs={FLAGS.float_epochs}"] if FLAGS.float_epochs else []
     else:
-        start = f"start-seed{FLAGS.start_seed or seed}"
-        start = os.path.join(output_dir, start, "model.keras")
+        start = os.path.join(output_dir, f"start-seed{start_of(seed)}", "model.keras")
         command += [f"--init_from={start}", f"--epochs={FLAGS.finetune_epochs}"]
         more = [] if kind == "paper" else FLAGS.finetune
         more = more + FLAGS.learned if kind == "learned" else more
         command += [f"--{flag}" for flag in more]
-    if FLAGS.dtype_policy and kind != "hgq2":
+    if FLAGS.dtype_policy and kind not in ("hgq2", "paper"):
         command += [f"--dtype_policy={FLAGS.dtype_policy}"]
     command += ["--resume"] if FLAGS.resume and kind != "hgq2" else []
     command += [f"--validation_examples={FLAGS.validation_examples}"]

@@ -57,7 +57,12 @@ def main(argv):
     results = {}
     for name in FLAGS.programs:
         epoch, of_model = measure(problems[name].PROBLEM)
-        results[name] = {"epoch_seconds": epoch, "model_seconds": of_model}
+        policy = keras.config.dtype_policy().name
+        results[name] = {
+            "epoch_seconds": epoch,
+            "model_seconds": of_model,
+            "dtype_policy": policy,
+        }
     rows = [
         (name, f"{r['epoch_seconds']:.2f}", f"{r['model_seconds'] / r['epoch_seconds']:.1%}")
         for name, r in results.items()

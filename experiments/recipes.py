@@ -3,7 +3,6 @@
 import functools
 
 import keras
-import tensorflow as tf
 
 import keras_learnbits as klb
 
@@ -15,20 +14,19 @@ OPTIMIZERS = {
 
 
 def fast_policy(cpuinfo="/proc/cpuinfo"):
-    """`mixed_bfloat16` where the hardware multiplies such numbers, else `float32`.
+    """`mixed_bfloat16` where the processor is known to multiply such numbers, else `float32`.
 
     On processors that do not, TensorFlow emulates it: steps take many times as long.
 
     Args:
-        cpuinfo: Linux's file of the processor's features; without one there are none.
+        cpuinfo: Linux's file of the processor's features; without one none is known.
     """
     try:
         with open(cpuinfo) as file:
             features = set(file.read().split())
     except OSError:
         features = set()
-    has = features & {"amx_bf16", "avx512_bf16"} or tf.config.list_physical_devices("GPU")
-    return "mixed_bfloat16" if has else "float32"
+    return "mixed_bfloat16" if features & {"amx_bf16", "avx512_bf16"} else "float32"
 
 
 class Recipe:
