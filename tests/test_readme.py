@@ -83,6 +83,20 @@ def test_the_table_of_learned_and_uniform_bits_is_that_of_its_files(bits):
     assert all(run["mean_bits"] <= bits for run in learned)
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_the_rows_of_the_narrow_net_are_those_of_its_files(bits):
+    uniform, learned = (
+        json.loads((RESULTS / "cifar10-quarter" / f"{kind}{bits}.json").read_text())
+        for kind in ("uniform", "learned")
+    )
+    assert uniform["seed"] == learned["seed"]
+    assert learned["packed_bytes"] <= uniform["packed_bytes"]
+    cells = [f"{100 * run['test_accuracy']:.2f}" for run in (uniform, learned)]
+    cells += [f"{run['test_loss']:.3f}" for run in (uniform, learned)]
+    cells += [f"{run['packed_bytes']:,}" for run in (uniform, learned)]
+    assert f"| {bits}.00 | {' | '.join(cells)} |" in README
+
+
 EXPORTS = (ROOT / "docs" / "exports.md").read_text()
 
 
