@@ -177,6 +177,17 @@ def test_the_cost_of_a_step_is_that_of_its_file(policy):
         assert row_of(study, net) == [plain, *ratios, first_step]
 
 
+@pytest.mark.parametrize("name", ["first-step", "first-step-metrics"])
+def test_the_seconds_to_the_first_step_are_those_of_their_file(name):
+    study = study_of(name)
+    assert len(study["nets"]) == 5
+    for net, found in study["nets"].items():
+        learned = found["kinds"]["measured"]
+        plain = found["kinds"]["plain Keras"]["seconds_to_first_step"]
+        seconds = [f"{each:.1f}" for each in (plain, learned["seconds_to_first_step"])]
+        assert row_of(study, net) == [*seconds, f"{learned['first_step_ratio']:.2f}"]
+
+
 def test_the_growth_of_the_cost_is_that_of_its_file():
     study = study_of("scaling")
     for name, slope in study["slopes"].items():
