@@ -248,15 +248,13 @@ def _once(name, of, function):
     return _ROUNDED.results[key]
 
 
-@contextlib.contextmanager
 def rounding_once(by_bits=False):
     """A scope in which kernels, bits and scales do not change: each kernel is rounded once.
 
     Args:
         by_bits: Whether gradients by the bits are wanted.
     """
-    with _state({}, by_bits):
-        yield
+    return _state({}, by_bits)
 
 
 def rounding_anew():
