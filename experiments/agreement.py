@@ -8,6 +8,9 @@ bits, all else as it is. There the loss on held-out training examples is measure
 fewer and with one more; the estimators predict the same changes from some training batches. Writes
 every change, and how well they agree, to `agreement.json`, and a picture.
 
+The loss is that of `evaluate`, or with `--training_loss` that of `fit`: with batch normalization by
+the batch, as if its moving statistics had followed the change, and with dropout.
+
 `agreement of signs`: share of the changes above their standard error for which predicted and
 measured change of the loss, each plus the price, have the same sign. `rank correlation`:
 Spearman's, of predicted with measured changes of the loss. `slope`: of measured against predicted,
@@ -43,6 +46,9 @@ flags.DEFINE_list("moments", ["1", "3", "6"], "Epochs after which to stop and me
 flags.DEFINE_list(
     "prices", ["0.003", "0.01", "0.03", "0.1", "0.3"], "Prices of a mean bit, for the signs."
 )
+flags.DEFINE_bool(
+    "training_loss", False, "Measure the loss that `fit` sees in place of that of `evaluate`."
+)
 flags.DEFINE_integer("estimate_batches", 10, "Training batches that the estimators see.")
 
 
@@ -77,7 +83,8 @@ class SecondOrderPerChannel(SecondOrder):
 def main(argv):
     del argv
     problem = PROBLEMS[FLAGS.problem]
-    settings = Recipe.defaults | problem.defaults_of(next(iter(problem.nets)))
+    net = FLAGS.model or next(iter(problem.nets))
+    settings = Recipe.defaults | problem.defaults_of(net)
     train, _ = problem.load(FLAGS.data_dir)
     held_out = FLAGS.validation_examples or 5000
     x, y = train[0][:-held_out], train[1][:-held_out]
@@ -88,9 +95,7 @@ def main(argv):
     moments = [int(moment) for moment in FLAGS.moments]
     batch_size = settings["batch_size"]
     steps = max(moments) * -(-len(x) // batch_size)
-    model = klb.LearnedBitModel(
-        *next(iter(problem.nets.values()))(klb.LearnedBitConv2D, klb.LearnedBitDense)
-    )
+    model = klb.LearnedBitModel(*problem.nets[net](klb.LearnedBitConv2D, klb.LearnedBitDense))
     recipe = Recipe()
     model.compile(
         recipe.optimizer(
@@ -108,7 +113,8 @@ def main(argv):
     estimators["second order only"] = SecondOrder()
     estimators["second order, per channel"] = SecondOrderPerChannel()
     rows = klb.bit_table(model).rows
-    probers = [BitProber(model, [row.layer], estimators=estimators) for row in rows]
+    measuring = {"estimators": estimators, "training": FLAGS.training_loss}
+    probers = [BitProber(model, [row.layer], **measuring) for row in rows]
     changes, epoch = [], 0
     for moment in moments:
         model.fit(batches, epochs=moment, initial_epoch=epoch, verbose=2)
@@ -173,7 +179,7 @@ def _table(summary):
 
 
 def _write(changes):
-    name = f"agreement-{FLAGS.problem}"
+    name = f"agreement-{FLAGS.problem}" + ("-training" if FLAGS.training_loss else "")
     output_dir = FLAGS.output_dir or os.path.join("runs", name)
     os.makedirs(output_dir, exist_ok=True)
     summary = _summary(changes)

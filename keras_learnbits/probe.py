@@ -74,12 +74,11 @@ class BitProbe:
     __repr__ = __str__
 
 
-def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=None):
+def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=None, training=False):
     """Measures the loss with one bit fewer and one more, layer by layer, all else fixed.
 
     Beside it stands what each estimator of bit gradients predicts from the data it sees, and the
-    move that its prediction asks for at the present price. The measurement is in inference mode;
-    the model is not changed.
+    move that its prediction asks for at the present price. The model is not changed.
 
     Args:
         model: A compiled `LearnedBitModel` or `LearnedBitSequential`.
@@ -89,6 +88,10 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
             data, on which `measured` cannot be wrong: give some batches of training data.
         batch_size: Examples a batch, for arrays.
         layers: Names of the layers to probe, as in `bit_table`; all by default.
+        training: Whether to measure the loss that `fit` sees, with batch normalization by the
+            batch and with dropout. By default it is that of `evaluate`, whose moving statistics
+            still are those of the present widths: what they cost is then counted, too, though
+            training after the change wins it back.
 
     Returns:
         `BitProbe`: print it, or read `.changes` and `.moves`.
@@ -105,7 +108,7 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
         >>> [(change.layer, change.bits, change.step) for change in probe.changes]
         [('dense', 3, -1), ('dense', 3, 1)]
     """
-    return BitProber(model, layers, batch_size)(x, y, estimate_on=estimate_on)
+    return BitProber(model, layers, batch_size, training=training)(x, y, estimate_on=estimate_on)
 
 
 class BitProber:
@@ -117,6 +120,7 @@ class BitProber:
         batch_size: As for `probe_bits`.
         estimators: Dictionary of name to `keras_learnbits.bit_gradients.BitGradient`; by default
             those of the library that can say something of the model's bits.
+        training: As for `probe_bits`.
 
     Examples:
         >>> model = keras_learnbits.LearnedBitSequential(
@@ -127,7 +131,7 @@ class BitProber:
         3
     """
 
-    def __init__(self, model, layers=None, batch_size=256, estimators=None):
+    def __init__(self, model, layers=None, batch_size=256, estimators=None, training=False):
         if not hasattr(model, "bit_step"):
             raise TypeError(
                 "`probe_bits` needs a compiled LearnedBitModel or LearnedBitSequential. "
@@ -154,8 +158,9 @@ class BitProber:
         @tf.function(reduce_retracing=True)
         def measure(batch):
             shifts = tf.one_hot(places, len(tensors))
-            both = model.loss_changes(batch, tf.concat([-shifts, shifts], axis=0))
-            return tf.transpose(tf.reshape(both, (2, len(places))))
+            cases = tf.concat([tf.zeros((1, len(tensors))), -shifts, shifts], axis=0)
+            losses = model.losses_at(batch, cases, training)
+            return tf.transpose(tf.reshape(losses[1:] - losses[0], (2, len(places))))
 
         @tf.function(reduce_retracing=True)
         def predict(batch):

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
+from keras_learnbits.layers.inside import layers_inside
 from keras_learnbits.layers.tensors import (
     activations_among,
     integer_widths,
@@ -200,10 +201,11 @@ class LearnedBitTraining(BitControl):
         self._check_training_argument()
         data = x, y, sample_weight
         by_bits = bit_gradient.takes_bit_gradients
+        seeds = self._seeds()
         with rounding_once(by_bits):
             loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
             if moving:
-                step = self._bit_step(data, moving, gradients, index, by_bits)
+                step = self._bit_step(data, moving, (loss, gradients, index), by_bits, seeds)
                 moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
                 estimates = tf.unstack(bit_gradient(step), num=len(moving))
                 for tensor, gradient in zip(moving, estimates, strict=True):
@@ -251,8 +253,13 @@ class LearnedBitTraining(BitControl):
         """
         moving = self.trained_tensors
         with self._changing_nothing(), rounding_once(by_bits=True):
-            _, _, gradients, index = self._differentiate(data, moving, by_bits=True)
-        return self._bit_step(data, moving, gradients, index, by_bits=True)
+            loss, _, gradients, index = self._differentiate(data, moving, by_bits=True)
+        return self._bit_step(data, moving, (loss, gradients, index), True, self._seeds())
+
+    def _seeds(self):
+        """The state of the random numbers, as of dropout: pairs of a variable and its value."""
+        states = [v for v in self.non_trainable_variables if "int" in v.dtype]
+        return [(variable, tf.identity(variable.value)) for variable in states]
 
     def _changing_nothing(self, state=()):
         """A scope that keeps what a pass would change, with some variables at other values."""
@@ -289,19 +296,21 @@ class LearnedBitTraining(BitControl):
         checked = tf.debugging.check_numerics(loss, message)
         return tf.cast(tf.math.is_finite(checked), loss.dtype)
 
-    def _bit_step(self, data, moving, gradients, index, by_bits):
+    def _bit_step(self, data, moving, differentiated, by_bits, seeds):
         """What an estimator of bit gradients may look at.
 
         Args:
             data: Tuple `(x, y, sample_weight)` of this step.
             moving: The `QuantizedTensor`s whose bits are trained.
-            gradients: Of the scaled loss by the trainable variables.
-            index: Dictionary of a variable's `id` to its place in `gradients`.
-            by_bits: Whether `gradients` has those by the bits.
+            differentiated: The loss, the scaled loss's gradients by the trainable variables, and
+                a dictionary of a variable's `id` to its place in these.
+            by_bits: Whether they have those by the bits.
+            seeds: The `_seeds` that this step began with.
 
         Returns:
             `BitStep`.
         """
+        loss, gradients, index = differentiated
         tensors = self.quantized_tensors
         places = [tensors.index(tensor) for tensor in moving]
         price = self.bit_reg.value
@@ -319,13 +328,22 @@ class LearnedBitTraining(BitControl):
                 self.quantization_reg.value
                 * tf.gather(self.bit_objective.error_weights(tensors), places)
             ),
-            loss_changes=lambda shifts: self.loss_changes(data, shifts),
+            loss_changes=lambda shifts: self._loss_changes(data, shifts, loss, seeds),
             batch_size=_batch_size(*data[:2]),
             bits_move=tf.equal(self.bits_frozen.value, 0.0),
         )
 
-    def loss_changes(self, data, shifts):
-        """Changes of the loss on a batch with other bit-widths, measured in inference mode.
+    def _loss_changes(self, data, shifts, loss, seeds):
+        """`BitStep.loss_changes`, from this step's loss and the `_seeds` that it began with."""
+        if _replicas() > 1 and any(getattr(e, "synchronized", False) for e in layers_inside(self)):
+            # Replicas cannot meet in a branch of the graph: as `evaluate` runs the model.
+            losses = self.losses_at(data, tf.pad(shifts, [[1, 0], [0, 0]]))
+            return losses[1:] - losses[0]
+        losses = self.losses_at(data, shifts, training=True, state=seeds)
+        return losses - self._without_price(loss)
+
+    def losses_at(self, data, shifts, training=False, state=()):
+        """Losses on a batch with other bit-widths.
 
         Nothing changes: neither weights, nor metrics, nor statistics.
 
@@ -333,9 +351,12 @@ class LearnedBitTraining(BitControl):
             data: Tuple `(x, y, sample_weight)`.
             shifts: Integers to add to the widths of `trained_tensors`, which stay within their
                 bounds; shape `(cases, layers)`.
+            training: Whether to run the model as `fit` does, with batch statistics and dropout,
+                the same in all cases; otherwise as `evaluate` does.
+            state: Pairs of a variable and a value to run it with.
 
         Returns:
-            Float32 tensor of shape `(cases,)`: changes of the loss, price left out.
+            Float32 tensor of shape `(cases,)`: losses, price left out.
         """
         x, y, sample_weight = data
         moving = self.trained_tensors
@@ -345,16 +366,18 @@ class LearnedBitTraining(BitControl):
 
         def loss_at(shift):
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
-            state = [(tensor.bits, width) for tensor, width in zip(moving, widths, strict=True)]
-            with self._changing_nothing(state), rounding_once():
-                y_pred = self(x, **self._training_argument(False))
-                loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-                price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)
-            return tf.cast(loss * _replicas(), tf.float32) - price
+            shifted = [(tensor.bits, width) for tensor, width in zip(moving, widths, strict=True)]
+            with self._changing_nothing([*state, *shifted]), rounding_once():
+                y_pred = self(x, **self._training_argument(training))
+                loss = self.compute_loss(x, y, y_pred, sample_weight, training=training)
+                return self._without_price(loss)
 
-        cases = tf.concat([tf.zeros_like(shifts[:1]), shifts], axis=0)
-        losses = tf.map_fn(loss_at, cases, parallel_iterations=1)
-        return losses[1:] - losses[0]
+        return tf.map_fn(loss_at, shifts, parallel_iterations=1)
+
+    def _without_price(self, loss):
+        """The loss at the present widths with this replica's share, price left out, in float32."""
+        price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)
+        return tf.cast(loss * _replicas(), tf.float32) - price
 
 
 def _without_fixed_scales(variables):

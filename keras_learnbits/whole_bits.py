@@ -235,8 +235,8 @@ class Difference(WholeBit):
 class Measured(WholeBit):
     """Measures the change of the loss: one layer at a look, on the batch at hand.
 
-    A look costs three forward passes, in inference mode: at the present widths, at one bit fewer
-    and at one more. Layers take turns.
+    A look costs two forward passes, at one bit fewer and at one more, run as the training step
+    ran: with its dropout, and with batch normalization by the batch. Layers take turns.
     """
 
     def look(self, step, errors):

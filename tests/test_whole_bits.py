@@ -51,6 +51,28 @@ def test_measured_changes_are_those_of_the_evaluated_loss(make_model, data):
             assert more == 0
 
 
+def test_a_look_sees_the_loss_of_training_with_the_dropout_of_its_step(data):
+    inputs = keras.Input((6,))
+    x = keras.layers.BatchNormalization()(klb.LearnedBitDense(8, bits=3)(inputs))
+    dropout = keras.layers.Dropout(0.5)
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, bits=3)(dropout(x)))
+    model.compile("sgd", "mse", quantization_reg=0.0)
+    x, y = data
+    start = dropout.seed_generator.state.numpy()
+
+    def loss():
+        dropout.seed_generator.state.assign(start)
+        return np.mean((y - model(x, training=True).numpy()) ** 2)
+
+    measured = Measured().predict(step_of(model, data)).numpy()
+    here = loss()
+    for kernel, changes in zip(quantized_kernels(model), measured, strict=True):
+        for bits, change in zip((2, 4), changes, strict=True):
+            kernel.bits.assign(bits)
+            np.testing.assert_allclose(change, loss() - here, rtol=1e-3, atol=1e-6)
+        kernel.bits.assign(3)
+
+
 def test_measured_changes_contain_the_quantization_error_and_not_the_price(make_model):
     zero = np.zeros((8, 6), "float32"), np.zeros((8, 2), "float32")
     model = compiled(make_model(bits=3), zero, "measured", quantization_reg=10.0, bit_reg=100.0)
@@ -242,6 +264,24 @@ def test_two_replicas_learn_the_same_bits(bit_gradient, strategy, make_model, da
         assert one == two
     else:
         assert two != [4.0, 8.0]
+
+
+def test_bits_are_learned_where_replicas_synchronize_their_batch_norm(strategy, data):
+    with strategy.scope():
+        model = klb.LearnedBitSequential(
+            [
+                keras.Input((6,)),
+                klb.LearnedBitDense(8, bits=4),
+                keras.layers.BatchNormalization(synchronized=True),
+                klb.LearnedBitDense(2, bits=4),
+            ]
+        )
+        model.compile(
+            "sgd", "mse", bit_reg=1e4, bit_optimizer=klb.SignSGD(0.25),
+            bit_gradient=Measured(interval=1),
+        )  # fmt: skip
+    model.fit(*data, batch_size=8, epochs=3, verbose=0)
+    assert all(float(tf.convert_to_tensor(k.bits.value)) < 3 for k in quantized_kernels(model))
 
 
 def test_a_loaded_model_goes_on_with_what_it_has_seen(make_model, data, tmp_path):
