@@ -14,6 +14,8 @@ from keras_learnbits.serialization import register
 MEMORY = 5
 # Standard errors by which a layer must gain before it turns around.
 CERTAINTY = 2
+# Bits by which a sensitivity may be carried on from the width of the latest look.
+REACH = 1
 # Loss per weight and squared step that more bits gain in any case, so that budgets are used up.
 TRACE = 1e-12
 
@@ -23,7 +25,8 @@ class WholeBit(BitGradient):
 
     Every `interval` steps they look at some layers: at the change of the loss with one bit fewer
     and with one more, and at the change of the squared quantization error, which is exact. Means
-    over the latest looks give a layer's *sensitivity* in each direction, loss per squared error,
+    over the latest looks, and over both directions, give a layer's *sensitivity*, loss per squared
+    error,
 
         s = mean(change of loss) / mean(change of error)
 
@@ -36,8 +39,9 @@ class WholeBit(BitGradient):
     where the gain is greater if in both, and else its gradient is 0: the bits stay. A layer that
     has moved the other way before turns only where it gains two standard errors more of the
     predicted change, which spread between looks estimates; so noise alone rarely turns a
-    layer. At fixed weights and sensitivities this ends where no single bit's change improves the
-    sum.
+    layer. No layer moves more than two bits from one look to the next, since what a look could
+    not see grows fourfold with each bit. At fixed weights and sensitivities this ends where no
+    single bit's change improves the sum.
 
     Args:
         interval: Training steps from one look to the next, an integer >= 1.
@@ -67,8 +71,9 @@ class WholeBit(BitGradient):
         self.steps = add("bit_steps", ())
         self.loss_changes = add("loss_changes", shape)
         self.error_changes = add("error_changes", shape)
-        self.variances = add("sensitivity_variances", shape)
+        self.variances = add("sensitivity_variances", shape[:1])
         self.looked_at = add("looked_at", shape[:1])
+        self.seen_at = add("seen_at", shape[:1])
         self.directions = add("directions", shape[:1])
         self.gradients = add("bit_gradients", shape[:1])
         self.widths = add("decided_at", shape[:1])
@@ -86,9 +91,7 @@ class WholeBit(BitGradient):
         )
         # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
         predicted, noise, known = self._learn(places, changes, errors, seen)
-        gradients = self._decide(places, step, predicted, noise)
-        # Where nothing was seen yet, nothing is known: the bits stay.
-        gradients = tf.where(known, gradients, 0.0)
+        gradients = tf.where(known, self._decide(places, step, predicted, noise), 0.0)
         bits = integer_widths(step.tensors)
         moved = tf.logical_and(due, gradients != 0)
         for variable, new, where in (
@@ -107,8 +110,8 @@ class WholeBit(BitGradient):
 
         Returns:
             The predicted change of the loss in each direction, shape `(layers, 2)`; its standard
-            error, infinite before the third look; and which layers were ever looked at, shape
-            `(layers,)`.
+            error, infinite before the third look; and for which layers it is known, shape
+            `(layers,)`: those that were looked at near their present width.
         """
         kept = math.exp(-1 / MEMORY)
 
@@ -118,20 +121,24 @@ class WholeBit(BitGradient):
             return tf.gather(variable.value, places)
 
         old_means = [tf.gather(v.value, places) for v in (self.loss_changes, self.error_changes)]
+        looked = tf.reduce_any(seen, axis=1)
         known = tf.gather(self.looked_at.value, places) > 0
-        surprise = tf.math.divide_no_nan(changes, errors) - sensitivities(*old_means)
-        variances = update(self.variances, surprise**2, tf.logical_and(seen, known[:, None]))
+        at_look = _loss_per_error(changes, tf.where(seen, errors, 0.0))
+        surprise = at_look - sensitivities(*old_means)
+        variances = update(self.variances, surprise**2, tf.logical_and(looked, known))
         means = update(self.loss_changes, changes, seen), update(self.error_changes, errors, seen)
         # A running mean of ones: it says by how much the other means still fall short.
-        weight = update(
-            self.looked_at, tf.ones_like(places, tf.float32), tf.reduce_any(seen, axis=1)
-        )
+        weight = update(self.looked_at, tf.ones_like(places, tf.float32), looked)
         of_variances = tf.maximum(1.0 - (1.0 - weight) / kept, 0.0)  # one look less
         of_mean = (1 - kept) / (1 + kept) * tf.math.divide_no_nan(2.0 - weight, weight)
-        variance_of_mean = tf.math.divide_no_nan(of_mean, of_variances)[:, None] * variances
+        error_of_mean = tf.sqrt(tf.math.divide_no_nan(of_mean, of_variances) * variances)
         enough = weight > 1 - kept**2.5  # three looks
-        noise = tf.where(enough[:, None], tf.sqrt(variance_of_mean) * tf.abs(errors), np.inf)
-        return sensitivities(*means) * errors, noise, weight > 0
+        noise = tf.where(enough[:, None], error_of_mean[:, None] * tf.abs(errors), np.inf)
+        bits = integer_widths([self.tensors[place] for place in places])
+        seen_at = tf.where(looked, bits, tf.gather(self.seen_at.value, places))
+        self._put(self.seen_at, places, seen_at)
+        near = tf.logical_and(weight > 0, tf.abs(bits - seen_at) <= REACH)
+        return sensitivities(*means)[:, None] * errors, noise, near
 
     def _decide(self, places, step, predicted, noise):
         """-1, 0 or 1 for each layer."""
@@ -189,8 +196,8 @@ class WholeBit(BitGradient):
         seen = tf.convert_to_tensor(self.looked_at.value).numpy() > 0
         per_weight = np.array([float(t.energy()) / t.size for t in self.tensors])
         # Layers that were not looked at yet: as sensitive to relative error as the others.
-        typical = np.mean((sensitivity.mean(axis=1) * per_weight)[seen]) if seen.any() else 1.0
-        sensitivity[~seen] = (typical / np.maximum(per_weight[~seen], ops.TINY))[:, None]
+        typical = np.mean((sensitivity * per_weight)[seen]) if seen.any() else 1.0
+        sensitivity[~seen] = typical / np.maximum(per_weight[~seen], ops.TINY)
         rows = list(map(_loss_row, self.tensors, sensitivity))
         return np.reshape(rows, (len(rows), ops.MAX_BITS))
 
@@ -261,12 +268,11 @@ def _neighbours(tensors):
 
 
 def _loss_row(tensor, sensitivity):
-    """One row of `loss_table`, from a layer's sensitivities to fewer and to more bits."""
+    """One row of `loss_table`, from a layer's sensitivity."""
     low, high, bits = tensor.layer.min_bits, tensor.layer.max_bits, int(tensor.integer_bits())
     widths = np.arange(low, high + 1)
     errors = np.array([float(tensor.squared_error_at(tf.constant(b, tf.float32))) for b in widths])
-    fewer, more = sensitivity
-    losses = np.where(widths < bits, fewer, more) * (errors - errors[bits - low])
+    losses = sensitivity * (errors - errors[bits - low])
     trace = TRACE * tensor.size * np.take(ops.GAUSSIAN_STEPS, widths - 1) ** 2
     row = np.full(ops.MAX_BITS, np.inf)
     row[low - 1 : high] = np.minimum.accumulate(losses) + trace
@@ -312,27 +318,25 @@ def room(tensors):
 
 
 def sensitivities(loss_changes, error_changes):
-    """Loss per squared error in each direction, shape `(layers, 2)`.
+    """Loss per squared error of each layer, shape `(layers,)`.
 
-    Never negative, and never more for a bit more than for one fewer: where noise says so, both
-    take the mean. What no look has seen yet is 0 for the one and the other's for the other.
+    Weights that have grown used to a width make fewer bits look dearer, and more bits worth less,
+    than they are once training has gone on. So both directions are taken together, weighted by
+    their errors: a bit fewer counts some four times as much. Never negative; 0 where no look has
+    seen anything yet.
 
     Examples:
-        >>> sensitivities(tf.constant([[4.0, -3.0], [4.0, -0.5]]), tf.constant([[2.0, -1.0]] * 2))
-        <tf.Tensor: shape=(2, 2), dtype=float32, numpy=
-        array([[2.3333333, 2.3333333],
-               [2.       , 0.5      ]], dtype=float32)>
+        >>> loss_changes, error_changes = [[4.0, -0.5], [-1.0, 0.0]], [[3.0, -1.0], [3.0, -1.0]]
+        >>> sensitivities(tf.constant(loss_changes), tf.constant(error_changes)).numpy().tolist()
+        [1.125, 0.0]
     """
     loss_changes, error_changes = map(tf.convert_to_tensor, (loss_changes, error_changes))
-    each = tf.math.divide_no_nan(loss_changes, error_changes)
-    pooled = tf.math.divide_no_nan(
-        tf.reduce_sum(tf.abs(error_changes) * each, axis=1),
-        tf.reduce_sum(tf.abs(error_changes), axis=1),
-    )
-    in_order = each[:, 1] <= each[:, 0]
-    one_only = tf.reduce_any(tf.equal(error_changes, 0.0), axis=1)
-    pool = tf.logical_or(tf.logical_not(in_order), one_only)
-    return tf.maximum(tf.where(pool[:, None], pooled[:, None], each), 0.0)
+    return tf.maximum(_loss_per_error(loss_changes, error_changes), 0.0)
+
+
+def _loss_per_error(loss_changes, error_changes):
+    losses = tf.reduce_sum(loss_changes * tf.sign(error_changes), axis=1)
+    return tf.math.divide_no_nan(losses, tf.reduce_sum(tf.abs(error_changes), axis=1))
 
 
 def whole_bit_gradients(loss_changes, price_changes, may_fall, may_rise):
