@@ -315,7 +315,10 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         tensorboard = keras.callbacks.TensorBoard(log_dir, write_graph=False)
         if FLAGS.target_bits:
             by = 2 / 3 * FLAGS.freeze_at  # and the rest of the time to settle
-            callbacks.append(klb.BitBudget(target_bits=FLAGS.target_bits, by=by))
+            # Less than half a bit from one price to the next, at the bits' default speed.
+            update_freq = max(1, int(FLAGS.freeze_at * steps / 40))
+            budget = klb.BitBudget(FLAGS.target_bits, by=by, update_freq=update_freq)
+            callbacks.append(budget)
         callbacks += [logger, *recipe.callbacks(FLAGS.freeze_at), tensorboard]
     if FLAGS.resume:
         callbacks.append(keras.callbacks.BackupAndRestore(os.path.join(output_dir, "backup")))
