@@ -17,7 +17,7 @@ from keras_learnbits.layers.tensors import (
     rounding_anew,
     rounding_once,
 )
-from keras_learnbits.metrics import BitMetrics
+from keras_learnbits.metrics import BitMetrics, with_metrics
 from keras_learnbits.objective import BitObjective, mean_bits
 from keras_learnbits.optimizers import with_bits
 
@@ -184,11 +184,14 @@ class LearnedBitTraining(BitControl):
         return all(layer.built for layer in (self, *self.layers))
 
     def make_train_function(self, force=False):
-        # A step that creates variables is traced twice; Keras would have the optimizer build its
-        # own in the first one.
+        # A step that creates variables is traced twice: have them created before the first one.
+        remake = force or self.train_function is None
         if self._has_its_variables() and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
+        super().make_train_function(force)
+        if remake and self._has_its_variables() and not self.run_eagerly:
+            self.train_function = with_metrics(self, self.train_function)
+        return self.train_function
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

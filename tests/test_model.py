@@ -503,8 +503,11 @@ def test_bits_to_freeze_at_are_checked_before_any_is_set(bits, make_model):
     assert bits_of(model) == [8.0, 8.0]
 
 
+@pytest.mark.parametrize("metrics", [None, ["mae", keras.metrics.MeanSquaredError()]])
 @pytest.mark.parametrize("distributed", [False, True])
-def test_fit_traces_a_training_step_once(distributed, make_model, data, strategy, monkeypatch):
+def test_fit_traces_a_training_step_once(
+    distributed, metrics, make_model, data, strategy, monkeypatch
+):
     traces = []
     original = LearnedBitTraining.train_step
 
@@ -515,7 +518,7 @@ def test_fit_traces_a_training_step_once(distributed, make_model, data, strategy
     monkeypatch.setattr(LearnedBitTraining, "train_step", train_step)
     with strategy.scope() if distributed else contextlib.nullcontext():
         model = make_model()
-        model.compile("adam", "mse")
+        model.compile("adam", "mse", metrics=metrics)
     model.fit(*data, batch_size=16, epochs=2, verbose=0)
     assert len(traces) == (2 if distributed else 1)  # a replica each
 
