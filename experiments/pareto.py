@@ -31,13 +31,15 @@ flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<what has a width of its own>:
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("start_seed", None, "Begin all seeds at the float net of this one.")
 flags.DEFINE_integer("float_epochs", None, "Epochs of the float net; the program's by default.")
-flags.DEFINE_integer("finetune_epochs", 6, "Epochs after it.")
+flags.DEFINE_integer("finetune_epochs", 8, "Epochs after it.")
 flags.DEFINE_list(
     "finetune",
     ["optimizer=adamw", "learning_rate=3e-3", "weight_decay=0.05"],
     "Flags of the program for what follows the float net, the published method excepted.",
 )
-flags.DEFINE_list("learned", [], "More flags of the program, for learned bits.")
+flags.DEFINE_list(
+    "learned", ["freeze_at=0.375", "interval=10"], "More flags of the program, for learned bits."
+)
 flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
 
 LABELS = {
