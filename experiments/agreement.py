@@ -8,8 +8,8 @@ bits, all else as it is. There the loss on held-out training examples is measure
 fewer and with one more; the estimators predict the same changes from some training batches. Writes
 every change, and how well they agree, to `agreement.json`, and a picture.
 
-The loss is that of `evaluate`, or with `--training_loss` that of `fit`: with batch normalization by
-the batch, as if its moving statistics had followed the change, and with dropout.
+Two losses are measured: that of `fit`, with batch normalization by the batch, as if its moving
+statistics had followed the change, and with dropout; and that of `evaluate`.
 
 `agreement of signs`: share of the changes above their standard error for which predicted and
 measured change of the loss, each plus the price, have the same sign. `rank correlation`:
@@ -46,10 +46,10 @@ flags.DEFINE_list("moments", ["1", "3", "6"], "Epochs after which to stop and me
 flags.DEFINE_list(
     "prices", ["0.003", "0.01", "0.03", "0.1", "0.3"], "Prices of a mean bit, for the signs."
 )
-flags.DEFINE_bool(
-    "training_loss", False, "Measure the loss that `fit` sees in place of that of `evaluate`."
-)
 flags.DEFINE_integer("estimate_batches", 10, "Training batches that the estimators see.")
+
+# The loss that is measured, and whether it is that of training.
+LOSSES = {"fit": True, "evaluate": False}
 
 
 class SecondOrder(Difference):
@@ -113,8 +113,13 @@ def main(argv):
     estimators["second order only"] = SecondOrder()
     estimators["second order, per channel"] = SecondOrderPerChannel()
     rows = klb.bit_table(model).rows
-    measuring = {"estimators": estimators, "training": FLAGS.training_loss}
-    probers = [BitProber(model, [row.layer], **measuring) for row in rows]
+    probers = [
+        {
+            "fit": BitProber(model, [row.layer], estimators=estimators, training=True),
+            "evaluate": BitProber(model, [row.layer], estimators={}),
+        }
+        for row in rows
+    ]
     changes, epoch = [], 0
     for moment in moments:
         model.fit(batches, epochs=moment, initial_epoch=epoch, verbose=2)
@@ -125,27 +130,37 @@ def main(argv):
     _write(changes)
 
 
-def _changes_at(moment, model, prober, measured_on, batches):
+def _changes_at(moment, model, probers, measured_on, batches):
     """The changes of one layer at each of the widths, as dictionaries."""
-    (kernel,) = prober.tensors
+    (kernel,) = probers["fit"].tensors
     present, found = float(kernel.bits), []
+    seen = batches.take(FLAGS.estimate_batches)
     for width in WIDTHS:
         kernel.bits.assign(width)
-        probe = prober(measured_on, estimate_on=batches.take(FLAGS.estimate_batches))
-        for change in probe.changes:
-            size = change.price / float(model.bit_reg)
-            found.append({"epoch": moment, **change._asdict(), "size": size})
+        probes = [
+            probers[loss](measured_on, estimate_on=seen if loss == "fit" else batches.take(1))
+            for loss in LOSSES
+        ]
+        for changes in zip(*(probe.changes for probe in probes), strict=True):
+            row = changes[0]._asdict()
+            for key in ("measured", "standard_error"):
+                row[key] = {
+                    loss: getattr(change, key) for loss, change in zip(LOSSES, changes, strict=True)
+                }
+            size = changes[0].price / float(model.bit_reg)
+            found.append({"epoch": moment, **row, "size": size})
     kernel.bits.assign(present)
     return found
 
 
-def _summary(changes):
-    """How well each estimator agrees with the measurement."""
+def _summary(changes, loss):
+    """How well each estimator agrees with the measurement of one of the losses."""
     prices = [float(price) for price in FLAGS.prices]
-    measured, error, size = (
-        np.array([change[key] for change in changes])
-        for key in ("measured", "standard_error", "size")
+    measured, error = (
+        np.array([change[key][loss] for change in changes])
+        for key in ("measured", "standard_error")
     )
+    size = np.array([change["size"] for change in changes])
     clear = np.abs(measured) > error
     rows = {}
     for name in changes[0]["predicted"]:
@@ -179,33 +194,38 @@ def _table(summary):
 
 
 def _write(changes):
-    name = f"agreement-{FLAGS.problem}" + ("-training" if FLAGS.training_loss else "")
+    name = f"agreement-{FLAGS.problem}"
     output_dir = FLAGS.output_dir or os.path.join("runs", name)
     os.makedirs(output_dir, exist_ok=True)
-    summary = _summary(changes)
-    by_epoch = {
-        epoch: _summary([change for change in changes if change["epoch"] == epoch])
-        for epoch in sorted({change["epoch"] for change in changes})
-    }
+    summaries = {loss: _summary(changes, loss) for loss in LOSSES}
+    epochs = sorted({change["epoch"] for change in changes})
     result = {
         "command": " ".join(["python", "experiments/agreement.py", *sys.argv[1:]]),
         "dtype_policy": keras.config.dtype_policy().name,
-        **summary,
-        "by_epoch": by_epoch,
+        **summaries,
+        "by_epoch": {
+            epoch: {
+                loss: _summary([change for change in changes if change["epoch"] == epoch], loss)
+                for loss in LOSSES
+            }
+            for epoch in epochs
+        },
         "each": changes,
     }
     with open(os.path.join(output_dir, "agreement.json"), "w") as file:
         json.dump(result, file, indent=1)
-    _plot(changes, summary, os.path.join(output_dir, "agreement.png"))
-    print(f"{summary['above_standard_error']} of {summary['changes']} changes above their error")
-    print(_table(summary))
+    _plot(changes, summaries["fit"], os.path.join(output_dir, "agreement.png"))
+    for loss, summary in summaries.items():
+        clear = f"{summary['above_standard_error']} of {summary['changes']} changes"
+        print(f"Loss of `{loss}`: {clear} above their error")
+        print(_table(summary))
     print(f"Files: {output_dir}")
 
 
 def _plot(changes, summary, path):
     """Predicted against measured changes, a panel an estimator."""
-    measured = np.array([change["measured"] for change in changes])
-    clear = np.abs(measured) > [change["standard_error"] for change in changes]
+    measured = np.array([change["measured"]["fit"] for change in changes])
+    clear = np.abs(measured) > [change["standard_error"]["fit"] for change in changes]
     widths = np.array([change["bits"] for change in changes])
     estimators = {name: summary["estimators"][name] for name in BIT_GRADIENTS}
     figure, axes = plt.subplots(
@@ -231,7 +251,7 @@ def _plot(changes, summary, path):
         )
     axes[0].set_ylabel("measured change of loss [nats]")
     figure.colorbar(dots, ax=axes, label="bit-width [bits]")
-    figure.suptitle(f"{FLAGS.problem}: one bit fewer or more, held-out examples")
+    figure.suptitle(f"{FLAGS.problem}: one bit fewer or more, loss of fit on held-out examples")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
