@@ -116,7 +116,7 @@ def main(argv):
     probers = [
         {
             "fit": BitProber(model, [row.layer], estimators=estimators, training=True),
-            "evaluate": BitProber(model, [row.layer], estimators={}),
+            "evaluate": BitProber(model, [row.layer], estimators={}, training=False),
         }
         for row in rows
     ]

@@ -28,7 +28,8 @@ class BitStep(NamedTuple):
             `(layers,)`.
         loss_changes: Function of integer shifts of all bit-widths, shape `(cases, layers)`, to
             the changes of the loss on this batch, price left out, shape `(cases,)`: measured by
-            running the model at these widths as this step ran it, with the same dropout.
+            running the model at these widths as this step ran it, with the same dropout; see
+            `Measured`.
         batch_size: Number of examples, a scalar tensor.
         bits_move: Whether the bits are not frozen, a boolean tensor.
     """

@@ -70,7 +70,7 @@ def _has_strategy(model):
 def _make_metrics(model, spec):
     """Traces, and does not run, the metrics on data of a `tf.TypeSpec`."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(spec)
-    if not all(isinstance(each, tf.TensorSpec) for each in tf.nest.flatten(spec)):
+    if y is None or not all(isinstance(each, tf.TensorSpec) for each in tf.nest.flatten(spec)):
         return
     outputs = getattr(model.learner(), "outputs", None) or []
     if len(outputs) != 1:  # of more the structure is not known here

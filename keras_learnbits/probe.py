@@ -74,7 +74,7 @@ class BitProbe:
     __repr__ = __str__
 
 
-def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=None, training=False):
+def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=None, training=True):
     """Measures the loss with one bit fewer and one more, layer by layer, all else fixed.
 
     Beside it stands what each estimator of bit gradients predicts from the data it sees, and the
@@ -88,10 +88,10 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
             data, on which `measured` cannot be wrong: give some batches of training data.
         batch_size: Examples a batch, for arrays.
         layers: Names of the layers to probe, as in `bit_table`; all by default.
-        training: Whether to measure the loss that `fit` sees, with batch normalization by the
-            batch and with dropout. By default it is that of `evaluate`, whose moving statistics
-            still are those of the present widths: what they cost is then counted, too, though
-            training after the change wins it back.
+        training: Whether to measure the loss that `fit` lowers, which `measured` looks at, with
+            batch normalization by the batch and with dropout. Otherwise it is that of `evaluate`,
+            whose moving statistics still are those of the present widths: what they cost is then
+            counted, too, though training after the change wins it back.
 
     Returns:
         `BitProbe`: print it, or read `.changes` and `.moves`.
@@ -131,7 +131,7 @@ class BitProber:
         3
     """
 
-    def __init__(self, model, layers=None, batch_size=256, estimators=None, training=False):
+    def __init__(self, model, layers=None, batch_size=256, estimators=None, training=True):
         if not hasattr(model, "bit_step"):
             raise TypeError(
                 "`probe_bits` needs a compiled LearnedBitModel or LearnedBitSequential. "

@@ -154,8 +154,7 @@ class LearnedBitTraining(BitControl):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The task's loss plus the quantization error and the price of the bits.
 
-        A subclass with a loss of its own adds it to `super().compute_loss(...)`, or leaves the
-        two terms out.
+        A subclass with a loss of its own adds it to `super().compute_loss(...)`.
         """
         task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         tensors = self.quantized_tensors
@@ -189,9 +188,16 @@ class LearnedBitTraining(BitControl):
         if self._has_its_variables() and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         super().make_train_function(force)
-        if remake and self._has_its_variables() and not self.run_eagerly:
+        if remake and self._has_its_variables() and not self.run_eagerly and self._is_as_keras():
             self.train_function = with_metrics(self, self.train_function)
         return self.train_function
+
+    def _is_as_keras(self):
+        """Whether the metrics see the data as they are: no subclass has changed that."""
+        return (
+            type(self).train_step is LearnedBitTraining.train_step
+            and type(self).compute_metrics is keras.Model.compute_metrics
+        )
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -338,14 +344,15 @@ class LearnedBitTraining(BitControl):
 
     def _loss_changes(self, data, shifts, loss, seeds):
         """`BitStep.loss_changes`, from this step's loss and the `_seeds` that it began with."""
-        if _replicas() > 1 and any(getattr(e, "synchronized", False) for e in layers_inside(self)):
+        synchronized = any(getattr(each, "synchronized", False) for each in layers_inside(self))
+        if synchronized and tf.distribute.has_strategy():
             # Replicas cannot meet in a branch of the graph: as `evaluate` runs the model.
-            losses = self.losses_at(data, tf.pad(shifts, [[1, 0], [0, 0]]))
+            losses = self.losses_at(data, tf.pad(shifts, [[1, 0], [0, 0]]), training=False)
             return losses[1:] - losses[0]
         losses = self.losses_at(data, shifts, training=True, state=seeds)
         return losses - self._without_price(loss)
 
-    def losses_at(self, data, shifts, training=False, state=()):
+    def losses_at(self, data, shifts, training, state=()):
         """Losses on a batch with other bit-widths.
 
         Nothing changes: neither weights, nor metrics, nor statistics.
@@ -378,7 +385,7 @@ class LearnedBitTraining(BitControl):
         return tf.map_fn(loss_at, shifts, parallel_iterations=1)
 
     def _without_price(self, loss):
-        """The loss at the present widths with this replica's share, price left out, in float32."""
+        """The mean loss of this replica's examples, price left out, in float32."""
         price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)
         return tf.cast(loss * _replicas(), tf.float32) - price
 

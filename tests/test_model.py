@@ -523,6 +523,19 @@ def test_fit_traces_a_training_step_once(
     assert len(traces) == (2 if distributed else 1)  # a replica each
 
 
+def test_a_train_step_that_makes_the_labels_anew_keeps_its_metrics(data):
+    class OneHot(klb.LearnedBitSequential):
+        def train_step(self, batch):
+            x, y = batch
+            return super().train_step((x, tf.one_hot(y, 4)))
+
+    model = OneHot([keras.Input((6,)), klb.LearnedBitDense(4, activation="softmax")])
+    model.compile(keras.optimizers.Adam(0.05), "categorical_crossentropy", metrics=["accuracy"])
+    labels = np.argmax(data[0][:, :4], axis=-1)
+    history = model.fit(data[0], labels, epochs=60, verbose=0).history
+    assert history["accuracy"][-1] > 0.5
+
+
 class Counting(klb.LearnedScaleQuantizer):
     """Counts how often it rounds."""
 

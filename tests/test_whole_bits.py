@@ -73,6 +73,39 @@ def test_a_look_sees_the_loss_of_training_with_the_dropout_of_its_step(data):
         kernel.bits.assign(3)
 
 
+class AtPresentWidths(Measured):
+    """Looks at no other width: all changes are 0 but for what else differs from the step."""
+
+    def look(self, step, errors):
+        changes = step.loss_changes(tf.zeros((2, len(step.tensors))))
+        return tf.stack([changes] * len(step.tensors)), tf.ones_like(errors, tf.bool)
+
+
+def test_a_look_in_fit_differs_from_its_step_in_nothing_but_the_bits(data):
+    inputs = keras.Input((6,))
+    x = keras.layers.BatchNormalization()(klb.LearnedBitDense(8, bits=3)(inputs))
+    outputs = klb.LearnedBitDense(2, bits=3)(keras.layers.Dropout(0.5)(x))
+    model = klb.LearnedBitModel(inputs, outputs)
+    estimator = AtPresentWidths(interval=1)
+    model.compile("sgd", "mse", bit_gradient=estimator, bit_optimizer=klb.SignSGD(0.0))
+    model.fit(*data, batch_size=16, epochs=2, verbose=0)
+    estimator = model.optimizer.bit_gradient
+    assert float(estimator.steps) == 8
+    np.testing.assert_allclose(estimator.loss_changes, 0.0, atol=1e-5)
+
+
+def test_at_a_bound_state_that_moves_with_each_pass_is_not_charged_to_a_bit(data):
+    """Renormalization has moving statistics in its outputs, and updates them."""
+    inputs = keras.Input((6,))
+    x = klb.LearnedBitDense(8, bits=16, max_bits=16)(inputs)
+    x = keras.layers.BatchNormalization(renorm=True)(x)
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, bits=16, max_bits=16)(x))
+    estimator = Measured(interval=1)
+    model.compile("sgd", "mse", bit_gradient=estimator, bit_optimizer=klb.SignSGD(0.0))
+    model.fit(*data, batch_size=16, epochs=2, verbose=0)
+    np.testing.assert_allclose(model.optimizer.bit_gradient.loss_changes, 0.0, atol=1e-4)
+
+
 def test_measured_changes_contain_the_quantization_error_and_not_the_price(make_model):
     zero = np.zeros((8, 6), "float32"), np.zeros((8, 2), "float32")
     model = compiled(make_model(bits=3), zero, "measured", quantization_reg=10.0, bit_reg=100.0)
@@ -262,8 +295,9 @@ def test_two_replicas_learn_the_same_bits(bit_gradient, strategy, make_model, da
         assert two != [4.0, 8.0]
 
 
-def test_bits_are_learned_where_replicas_synchronize_their_batch_norm(strategy, data):
-    with strategy.scope():
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_bits_are_learned_where_replicas_synchronize_their_batch_norm(replicas, strategy, data):
+    with strategy.scope() if replicas == 2 else tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         model = klb.LearnedBitSequential(
             [
                 keras.Input((6,)),
