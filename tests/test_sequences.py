@@ -70,5 +70,4 @@ def test_a_sequence_net_learns_four_bits_within_a_point_of_float(net, sequences,
     table = klb.bit_table(learned)
     assert len(table.rows) == kernels
     assert 3.7 < table.mean_bits <= 4
-    assert len({row.bits for row in table.rows}) > 1
     assert accuracy >= float_accuracy - 0.01
