@@ -182,7 +182,7 @@ def test_the_measured_change_of_an_activation_is_that_of_the_evaluated_loss(make
     model.fit(*data, verbose=0)
     act = model.get_layer("act")
     act.bits.assign(4.0)
-    probe = klb.probe_bits(model, *data, layers=["act"])
+    probe = klb.probe_bits(model, *data, layers=["act"], training=False)
     assert set(probe.changes[0].predicted) == {"straight_through", "measured"}
     before = model.evaluate(*data, verbose=0, return_dict=True)["task_loss"]
     for change in probe.changes:
