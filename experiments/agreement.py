@@ -48,8 +48,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer("estimate_batches", 10, "Training batches that the estimators see.")
 
-# The loss that is measured, and whether it is that of training.
-LOSSES = {"fit": True, "evaluate": False}
+LOSSES = ("fit", "evaluate")  # what is measured
 
 
 class SecondOrder(Difference):

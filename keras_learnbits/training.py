@@ -13,9 +13,9 @@ from keras_learnbits.layers.tensors import (
     integer_widths,
     kernels_among,
     quantized_kernels,
-    quantized_tensor_of,
     rounding_anew,
     rounding_once,
+    without_fixed_scales,
 )
 from keras_learnbits.metrics import BitMetrics, with_metrics
 from keras_learnbits.objective import BitObjective, mean_bits
@@ -137,11 +137,11 @@ class LearnedBitTraining(BitControl):
 
     @property
     def trainable_variables(self):
-        return _without_fixed_scales(super().trainable_variables) + self._moving_bits()
+        return without_fixed_scales(super().trainable_variables) + self._moving_bits()
 
     @property
     def trainable_weights(self):
-        return _without_fixed_scales(super().trainable_weights) + self._moving_bits()
+        return without_fixed_scales(super().trainable_weights) + self._moving_bits()
 
     @property
     def non_trainable_variables(self):
@@ -388,16 +388,6 @@ class LearnedBitTraining(BitControl):
         """The mean loss of this replica's examples, price left out, in float32."""
         price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)
         return tf.cast(loss * _replicas(), tf.float32) - price
-
-
-def _without_fixed_scales(variables):
-    """Without the scales of kernels that are not trained, which may lie inside other layers."""
-    tensors = [quantized_tensor_of(variable) for variable in variables]
-    return [
-        variable
-        for variable, tensor in zip(variables, tensors, strict=True)
-        if tensor is None or tensor.trainable
-    ]
 
 
 def _replicas():

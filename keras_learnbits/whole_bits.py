@@ -257,8 +257,8 @@ class Measured(WholeBit):
         at_turn = tf.one_hot(place, layers)
         allowed = tf.stack(room(step.tensors), axis=1)
         changes = step.loss_changes(tf.stack([-at_turn, at_turn]))
-        # What is beyond a bound ran at the present width: a base that the other is nearer to than
-        # to the step's own loss, should state that is no seed have changed in between.
+        # At a bound the case beyond it ran at the present width. It is the better base, since the
+        # step may have changed state by now, as of a stateful recurrent layer.
         changes -= tf.reduce_sum(tf.where(tf.gather(allowed, place), 0.0, changes))
         seen = tf.logical_and(at_turn[:, None] > 0, allowed)
         return at_turn[:, None] * changes, seen

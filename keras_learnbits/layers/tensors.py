@@ -226,6 +226,16 @@ def quantized_tensor_of(variable):
     return getattr(variable, "quantized_tensor", None)
 
 
+def without_fixed_scales(variables):
+    """Without the scales of kernels that are not trained, which may lie inside other layers."""
+    tensors = [quantized_tensor_of(variable) for variable in variables]
+    return [
+        variable
+        for variable, tensor in zip(variables, tensors, strict=True)
+        if tensor is None or tensor.trainable
+    ]
+
+
 class _Rounded(threading.local):
     """Results by name, kernels and graph, None outside of any scope; and whether gradients by
     the bits are wanted.
