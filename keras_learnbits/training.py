@@ -210,11 +210,11 @@ class LearnedBitTraining(BitControl):
         self._check_training_argument()
         data = x, y, sample_weight
         by_bits = bit_gradient.takes_bit_gradients
-        seeds = self._seeds()
+        state = self._state_before()
         with rounding_once(by_bits):
             loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
             if moving:
-                step = self._bit_step(data, moving, (loss, gradients, index), by_bits, seeds)
+                step = self._bit_step(data, moving, (loss, gradients, index), by_bits, state)
                 moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
                 estimates = tf.unstack(bit_gradient(step), num=len(moving))
                 for tensor, gradient in zip(moving, estimates, strict=True):
@@ -263,12 +263,11 @@ class LearnedBitTraining(BitControl):
         moving = self.trained_tensors
         with self._changing_nothing(), rounding_once(by_bits=True):
             loss, _, gradients, index = self._differentiate(data, moving, by_bits=True)
-        return self._bit_step(data, moving, (loss, gradients, index), True, self._seeds())
+        return self._bit_step(data, moving, (loss, gradients, index), True, self._state_before())
 
-    def _seeds(self):
-        """The state of the random numbers, as of dropout: pairs of a variable and its value."""
-        states = [v for v in self.non_trainable_variables if "int" in v.dtype]
-        return [(variable, tf.identity(variable.value)) for variable in states]
+    def _state_before(self):
+        """What a pass may change, as seeds of dropout: pairs of a variable and its value."""
+        return [(v, tf.identity(v.value)) for v in self.non_trainable_variables]
 
     def _changing_nothing(self, state=()):
         """A scope that keeps what a pass would change, with some variables at other values."""
@@ -305,7 +304,7 @@ class LearnedBitTraining(BitControl):
         checked = tf.debugging.check_numerics(loss, message)
         return tf.cast(tf.math.is_finite(checked), loss.dtype)
 
-    def _bit_step(self, data, moving, differentiated, by_bits, seeds):
+    def _bit_step(self, data, moving, differentiated, by_bits, state):
         """What an estimator of bit gradients may look at.
 
         Args:
@@ -314,7 +313,7 @@ class LearnedBitTraining(BitControl):
             differentiated: The loss, the scaled loss's gradients by the trainable variables, and
                 a dictionary of a variable's `id` to its place in these.
             by_bits: Whether they have those by the bits.
-            seeds: The `_seeds` that this step began with.
+            state: The `_state_before` that this step began with.
 
         Returns:
             `BitStep`.
@@ -337,19 +336,19 @@ class LearnedBitTraining(BitControl):
                 self.quantization_reg.value
                 * tf.gather(self.bit_objective.error_weights(tensors), places)
             ),
-            loss_changes=lambda shifts: self._loss_changes(data, shifts, loss, seeds),
+            loss_changes=lambda shifts: self._loss_changes(data, shifts, loss, state),
             batch_size=_batch_size(*data[:2]),
             bits_move=tf.equal(self.bits_frozen.value, 0.0),
         )
 
-    def _loss_changes(self, data, shifts, loss, seeds):
-        """`BitStep.loss_changes`, from this step's loss and the `_seeds` that it began with."""
+    def _loss_changes(self, data, shifts, loss, state):
+        """`BitStep.loss_changes`, from this step's loss and the `_state_before` it."""
         synchronized = any(getattr(each, "synchronized", False) for each in layers_inside(self))
         if synchronized and tf.distribute.has_strategy():
             # Replicas cannot meet in a branch of the graph: as `evaluate` runs the model.
             losses = self.losses_at(data, tf.pad(shifts, [[1, 0], [0, 0]]), training=False)
             return losses[1:] - losses[0]
-        losses = self.losses_at(data, shifts, training=True, state=seeds)
+        losses = self.losses_at(data, shifts, training=True, state=state)
         return losses - self._without_price(loss)
 
     def losses_at(self, data, shifts, training, state=()):

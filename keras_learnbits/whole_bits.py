@@ -24,9 +24,8 @@ class WholeBit(BitGradient):
     """Base class of the estimators that compare with a whole bit fewer and a whole bit more.
 
     Every `interval` steps they look at some layers: at the change of the loss with one bit fewer
-    and with one more, and at the change of the squared quantization error, which is exact. Means
-    over the latest looks, and over both directions, give a layer's *sensitivity*, loss per squared
-    error,
+    or with one more, and at the change of the squared quantization error, which is exact. Means
+    over the latest looks give a layer's *sensitivity*, loss per squared error,
 
         s = mean(change of loss) / mean(change of error)
 
@@ -61,22 +60,22 @@ class WholeBit(BitGradient):
         self.interval = interval
 
     def build(self, tensors, add_variable):
-        shape = (len(tensors), 2)
         self.tensors = tensors
+        of_layers = (len(tensors),)
 
         # Replicas see other examples: what is assigned is averaged over them.
-        def add(name, shape):
+        def add(name, shape=of_layers):
             return add_variable(shape, dtype="float32", aggregation="mean", name=name)
 
         self.steps = add("bit_steps", ())
-        self.loss_changes = add("loss_changes", shape)
-        self.error_changes = add("error_changes", shape)
-        self.variances = add("sensitivity_variances", shape[:1])
-        self.looked_at = add("looked_at", shape[:1])
-        self.seen_at = add("seen_at", shape[:1])
-        self.directions = add("directions", shape[:1])
-        self.gradients = add("bit_gradients", shape[:1])
-        self.widths = add("decided_at", shape[:1])
+        self.loss_changes = add("loss_changes")
+        self.error_changes = add("error_changes")
+        self.variances = add("loss_change_variances")
+        self.looked_at = add("looked_at")
+        self.seen_at = add("seen_at")
+        self.directions = add("directions")
+        self.gradients = add("bit_gradients")
+        self.widths = add("decided_at")
 
     def __call__(self, step):
         if not movable(step.tensors):
@@ -123,17 +122,21 @@ class WholeBit(BitGradient):
         old_means = [tf.gather(v.value, places) for v in (self.loss_changes, self.error_changes)]
         looked = tf.reduce_any(seen, axis=1)
         known = tf.gather(self.looked_at.value, places) > 0
-        at_look = _loss_per_error(changes, tf.where(seen, errors, 0.0))
-        surprise = at_look - sensitivities(*old_means)
+        loss_change, error_change = _over_directions(changes, tf.where(seen, errors, 0.0))
+        surprise = loss_change - sensitivities(*old_means) * error_change
         variances = update(self.variances, surprise**2, tf.logical_and(looked, known))
-        means = update(self.loss_changes, changes, seen), update(self.error_changes, errors, seen)
+        means = (
+            update(self.loss_changes, loss_change, looked),
+            update(self.error_changes, error_change, looked),
+        )
         # A running mean of ones: it says by how much the other means still fall short.
         weight = update(self.looked_at, tf.ones_like(places, tf.float32), looked)
         of_variances = tf.maximum(1.0 - (1.0 - weight) / kept, 0.0)  # one look less
         of_mean = (1 - kept) / (1 + kept) * tf.math.divide_no_nan(2.0 - weight, weight)
-        error_of_mean = tf.sqrt(tf.math.divide_no_nan(of_mean, of_variances) * variances)
+        of_loss = tf.sqrt(tf.math.divide_no_nan(of_mean, of_variances) * variances)
+        of_sensitivity = tf.math.divide_no_nan(of_loss * weight, means[1])
         enough = weight > 1 - kept**2.5  # three looks
-        noise = tf.where(enough[:, None], error_of_mean[:, None] * tf.abs(errors), np.inf)
+        noise = tf.where(enough[:, None], of_sensitivity[:, None] * tf.abs(errors), np.inf)
         bits = integer_widths([self.tensors[place] for place in places])
         seen_at = tf.where(looked, bits, tf.gather(self.seen_at.value, places))
         self._put(self.seen_at, places, seen_at)
@@ -242,26 +245,26 @@ class Difference(WholeBit):
 class Measured(WholeBit):
     """Measures the change of the loss: one layer at a look, on the batch at hand.
 
-    A look costs two forward passes, at one bit fewer and at one more, run as the training step
-    ran: with its dropout, and with batch normalization by the batch. Layers take turns, so a net of
-    `L` layers needs some `3 * L * interval` steps to go from 8 bits to 2. Where replicas
-    synchronize batch normalization, which they cannot do in a look, it costs three passes in
-    inference mode. Random numbers of `tf.random` differ from pass to pass: take Keras's.
+    A look costs one forward pass, at one bit fewer or at one more, in turns. It runs as the
+    training step ran: with its dropout, and with batch normalization by the batch. Layers take
+    turns, too, so a net of `L` layers needs some `3 * L * interval` steps to go from 8 bits to 2.
+    Where replicas synchronize batch normalization, which they cannot do in a look, it costs two
+    passes in inference mode. Random numbers of `tf.random` differ from pass to pass: take Keras's.
     """
 
     def look(self, step, errors):
         layers = len(step.tensors)
         turns = movable(step.tensors)
-        turn = tf.cast(self.steps.value // self.interval, tf.int32) % len(turns)
-        place = tf.gather(turns, turn)
+        looks = tf.cast(self.steps.value // self.interval, tf.int32)
+        place = tf.gather(turns, looks % len(turns))
+        for_fewer = looks // len(turns) % 2 == 0
         at_turn = tf.one_hot(place, layers)
-        allowed = tf.stack(room(step.tensors), axis=1)
-        changes = step.loss_changes(tf.stack([-at_turn, at_turn]))
-        # At a bound the case beyond it ran at the present width. It is the better base, since the
-        # step may have changed state by now, as of a stateful recurrent layer.
-        changes -= tf.reduce_sum(tf.where(tf.gather(allowed, place), 0.0, changes))
-        seen = tf.logical_and(at_turn[:, None] > 0, allowed)
-        return at_turn[:, None] * changes, seen
+        may_fall, may_rise = (tf.gather(each, place) for each in room(step.tensors))
+        down = tf.logical_and(may_fall, tf.logical_or(for_fewer, tf.logical_not(may_rise)))
+        change = step.loss_changes(tf.where(down, -at_turn, at_turn)[None])
+        directions = tf.stack([down, tf.logical_not(down)])
+        seen = tf.logical_and(at_turn[:, None] > 0, directions)
+        return tf.where(seen, change, 0.0), seen
 
     def predict(self, step):
         identity = tf.eye(len(step.tensors))
@@ -325,25 +328,28 @@ def room(tensors):
 
 
 def sensitivities(loss_changes, error_changes):
-    """Loss per squared error of each layer, shape `(layers,)`.
+    """Loss per squared error of each layer: never negative, 0 where no look has seen anything yet.
 
-    Weights that have grown used to a width make fewer bits look dearer, and more bits worth less,
-    than they are once training has gone on. So both directions are taken together, weighted by
-    their errors: a bit fewer counts some four times as much. Never negative; 0 where no look has
-    seen anything yet.
+    Args:
+        loss_changes: Means of what looks at fewer bits added to the loss and looks at more bits
+            took off it, shape `(layers,)`.
+        error_changes: Likewise of the squared errors.
 
     Examples:
-        >>> loss_changes, error_changes = [[4.0, -0.5], [-1.0, 0.0]], [[3.0, -1.0], [3.0, -1.0]]
-        >>> sensitivities(tf.constant(loss_changes), tf.constant(error_changes)).numpy().tolist()
-        [1.125, 0.0]
+        >>> sensitivities(tf.constant([4.5, -1.0, 0.0]), tf.constant([3.0, 3.0, 0.0])).numpy()
+        array([1.5, 0. , 0. ], dtype=float32)
     """
-    loss_changes, error_changes = map(tf.convert_to_tensor, (loss_changes, error_changes))
-    return tf.maximum(_loss_per_error(loss_changes, error_changes), 0.0)
+    return tf.maximum(tf.math.divide_no_nan(loss_changes, error_changes), 0.0)
 
 
-def _loss_per_error(loss_changes, error_changes):
+def _over_directions(loss_changes, error_changes):
+    """Changes with fewer bits less those with more: losses and errors, shape `(layers,)`.
+
+    Weights that have grown used to a width make fewer bits look dearer, and more bits worth less,
+    than they are once training has gone on. So both directions are taken together.
+    """
     losses = tf.reduce_sum(loss_changes * tf.sign(error_changes), axis=1)
-    return tf.math.divide_no_nan(losses, tf.reduce_sum(tf.abs(error_changes), axis=1))
+    return losses, tf.reduce_sum(tf.abs(error_changes), axis=1)
 
 
 def whole_bit_gradients(loss_changes, price_changes, may_fall, may_rise):

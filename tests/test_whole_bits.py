@@ -77,8 +77,9 @@ class AtPresentWidths(Measured):
     """Looks at no other width: all changes are 0 but for what else differs from the step."""
 
     def look(self, step, errors):
-        changes = step.loss_changes(tf.zeros((2, len(step.tensors))))
-        return tf.stack([changes] * len(step.tensors)), tf.ones_like(errors, tf.bool)
+        change = step.loss_changes(tf.zeros((1, len(step.tensors))))
+        seen = tf.constant([[True, False]] * len(step.tensors))
+        return tf.where(seen, change, 0.0), seen
 
 
 def test_a_look_in_fit_differs_from_its_step_in_nothing_but_the_bits(data):
@@ -214,9 +215,55 @@ def test_at_fixed_sensitivities_moves_end_where_no_single_bit_improves():
             assert totals[end] <= min(totals[max(end - 1, 0) : end + 2]) + 1e-6
 
 
-def test_a_sensitivity_is_loss_per_error_over_both_directions_and_never_negative():
-    losses, errors = tf.constant([[6.0, -1.0], [-2.0, 1.0]]), tf.constant([[2.0, -1.0]] * 2)
-    np.testing.assert_allclose(sensitivities(losses, errors), [(6 + 1) / (2 + 1), 0.0])
+class Shown(Measured):
+    """Looks of whose losses a test says what they show."""
+
+    def __init__(self, changes, seen):
+        super().__init__(interval=1)
+        self.shown = changes, seen
+
+    def look(self, step, errors):
+        return tuple(map(tf.constant, self.shown))
+
+    def get_config(self):
+        return dict(zip(("changes", "seen"), self.shown, strict=True))
+
+
+def test_a_sensitivity_is_loss_per_error_in_the_directions_seen_and_never_negative(
+    make_model, data
+):
+    changes, seen = [[6.0, -1.0], [-2.0, 0.0]], [[True, True], [True, False]]
+    model = compiled(make_model(bits=3), data, Shown(changes, seen), bit_reg=0.0)
+    fewer, more = error_changes(quantized_kernels(model)[:1]).numpy()[0]
+    model.fit(*data, batch_size=64, verbose=0)
+    estimator = model.optimizer.bit_gradient
+    found = sensitivities(estimator.loss_changes.value, estimator.error_changes.value)
+    np.testing.assert_allclose(found, [(6 + 1) / (fewer - more), 0.0], rtol=1e-4)
+
+
+FEWER, MORE = 0, 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "ways"), [(1, (MORE, MORE)), (3, (FEWER, MORE)), (8, (FEWER, FEWER))]
+)
+def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
+    bits, ways, make_model, data
+):
+    model = compiled(make_model(bits=3), data, "measured", quantization_reg=0.0)
+    model.optimizer.build(model.trainable_variables)
+    kernels, estimator = quantized_kernels(model), model.optimizer.bit_gradient
+    for kernel in kernels:
+        kernel.bits.assign(bits)
+    step = step_of(model, data)
+    both = Measured().predict(step).numpy()
+    for look, (way, place) in enumerate(itertools.product(ways, (0, 1))):
+        estimator.steps.assign(look * estimator.interval)
+        changes, seen = map(np.asarray, estimator.look(step, None))
+        expected = np.zeros((2, 2), bool)
+        expected[place, way] = True
+        np.testing.assert_array_equal(seen, expected)
+        np.testing.assert_allclose(changes, both * expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("bit_gradient", ESTIMATORS)
