@@ -5,6 +5,7 @@ import keras
 from keras_learnbits import bit_gradients
 from keras_learnbits.layers.tensors import activations_among, quantized_tensor_of
 from keras_learnbits.serialization import register
+from keras_learnbits.updates import compiled_updates
 
 
 @register
@@ -171,7 +172,8 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
             self.build(trainable_variables)
         pairs = list(zip(grads, trainable_variables, strict=True))
         for optimizer, share in self._split(pairs, trainable_variables):
-            optimizer.apply(*map(list, zip(*share, strict=True)))
+            with compiled_updates(optimizer):
+                optimizer.apply(*map(list, zip(*share, strict=True)))
 
     def finalize_variable_values(self, var_list):
         for optimizer, share in self._split(var_list, var_list):
