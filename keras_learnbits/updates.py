@@ -6,7 +6,9 @@ import functools
 import keras
 import tensorflow as tf
 
-from keras_learnbits.rounding import COMPILED_SIZE
+# From so many weights on, what XLA saves in a step is worth the time that it compiles: each
+# variable's update anew.
+COMPILED_SIZE = 2**18
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ class Custom(keras.optimizers.SGD):
 @pytest.fixture
 def gradients():
     rng = np.random.default_rng(0)
-    return tf.constant(rng.normal(size=(4, 256, 300)), tf.float32)
+    return tf.constant(rng.normal(size=(4, 512, 600)), tf.float32)
 
 
 def applied(optimizer, gradients, small=5):
@@ -85,25 +85,25 @@ def test_optimizers_of_others_are_left_alone(gradients):
 
 
 def test_gradients_with_few_rows_are_left_alone():
-    table = keras.Variable(np.ones((300, 300), "float32"))
+    table = keras.Variable(np.ones((600, 600), "float32"))
     optimizer = keras.optimizers.SGD(0.5)
     optimizer.build([table])
 
     @tf.function
     def step():
-        rows = tf.IndexedSlices(tf.ones((1, 300)), tf.constant([7]), tf.constant([300, 300]))
+        rows = tf.IndexedSlices(tf.ones((1, 600)), tf.constant([7]), tf.constant([600, 600]))
         with compiled_updates(optimizer):
             optimizer.apply([rows], [table])
 
     step()
-    expected = np.ones((300, 300))
+    expected = np.ones((600, 600))
     expected[7] = 0.5
     np.testing.assert_array_equal(table, expected)
 
 
 def test_steps_that_run_eagerly_compile_nothing():
-    optimizer, variable = keras.optimizers.SGD(0.5), keras.Variable(np.ones((300, 300), "float32"))
+    optimizer, variable = keras.optimizers.SGD(0.5), keras.Variable(np.ones((600, 600), "float32"))
     with compiled_updates(optimizer):
         assert "update_step" not in vars(optimizer)
-        optimizer.apply([tf.ones((300, 300))], [variable])
-    np.testing.assert_array_equal(variable, np.full((300, 300), 0.5))
+        optimizer.apply([tf.ones((600, 600))], [variable])
+    np.testing.assert_array_equal(variable, np.full((600, 600), 0.5))
