@@ -5,8 +5,9 @@ python experiments/overhead.py --policy=mixed_bfloat16
 
 Interleaved rounds in one process on random data; ratios are those of the fastest rounds and of
 the least CPU seconds, since a machine's cores come and go. Peak memory is that of a process of
-its own, once for plain Keras and once for learned bits. HGQ2 takes part where it is installed
-(`pip install hgq2==0.2.0`), as `experiments/hgq2_twins.py` says.
+its own, once for plain Keras and once for learned bits. HGQ2 and QKeras take part where they are
+installed (`pip install hgq2==0.2.0`; `pip install qkeras-v3==1.2.1`, in an environment of its own),
+as `hgq2_twins.py` and `qkeras_twins.py` say.
 """
 
 import functools
@@ -104,8 +105,19 @@ LEARNED = {
     "measured": {},
 }
 KINDS = ("plain Keras", *LEARNED)
-if importlib.util.find_spec("hgq"):
-    KINDS += ("HGQ2",)
+OTHERS = {"HGQ2": "hgq", "QKeras": "qkeras"}
+KINDS += tuple(name for name, package in OTHERS.items() if importlib.util.find_spec(package))
+
+
+def twin_of(library):
+    """Function of a layer to that of another library."""
+    if library == "HGQ2":
+        import hgq2_twins
+
+        return functools.partial(hgq2_twins.twin, integer_bits=0)
+    import qkeras_twins
+
+    return qkeras_twins.twin
 
 
 def make_model(net, kind):
@@ -114,11 +126,8 @@ def make_model(net, kind):
     model, settings = keras.Model(*net()), {}
     if kind in LEARNED:
         model, settings = klb.to_learned_bits(model, bits=4), LEARNED[kind]
-    elif kind == "HGQ2":
-        import hgq2_twins
-
-        twin = functools.partial(hgq2_twins.twin, integer_bits=0)
-        model = keras.models.clone_model(model, clone_function=twin)
+    elif kind in OTHERS:
+        model = keras.models.clone_model(model, clone_function=twin_of(kind))
     outputs = model.output.shape[-1]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"] if FLAGS.metrics else None, **settings)
@@ -138,8 +147,8 @@ def measure(net, batch_size):
     for kind in KINDS:
         if FLAGS.kinds and kind not in ("plain Keras", *FLAGS.kinds):
             continue
-        if kind == "HGQ2" and FLAGS.policy != "float32":
-            continue  # it fails under mixed precision
+        if kind in OTHERS and FLAGS.policy != "float32":
+            continue  # HGQ2 fails under mixed precision
         model, outputs = make_model(net, kind)
         data = make_data(model, batch_size, outputs)
         gc.freeze()  # or collections would walk through the graphs of all models before
