@@ -4,7 +4,7 @@ TFDS_DATA_DIR=... python experiments/layers.py --study=runs/pareto-cifar10-cnn
 
 Reads what `pareto.py` left. Bits are the mean of the seeds at each budget. Sensitivity is the loss
 that rounding one layer of the float net costs, all others at 16 bits, with no training after it:
-on the last training examples, `--validation_examples` or 5000.
+the loss of `fit`, on the last training examples, `--validation_examples` or 5000.
 """
 
 import json
@@ -15,6 +15,7 @@ import cifar10
 import keras
 import mnist
 import numpy as np
+import tensorflow as tf
 from absl import app, flags
 from common import plt
 from loading import dataset
@@ -24,6 +25,7 @@ from keras_learnbits.report import aligned_table
 
 PROBLEMS = {"cifar10": cifar10.PROBLEM, "mnist": mnist.PROBLEM}
 WIDTHS = (1, 2, 3, 4)
+WHOLE = 16  # bits that cost nothing
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("program", "cifar10", sorted(PROBLEMS), "Whose data.")
 flags.DEFINE_string("study", "runs/pareto-cifar10-cnn", "Directory of pareto.py's files.")
@@ -43,19 +45,20 @@ def learned_bits(study):
 
 def sensitivities(float_model, data):
     """Loss added by rounding each layer alone: layer to a list, an element for each width."""
-    model = klb.to_learned_bits(float_model, bits=16, max_bits=16)
-    model.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
-    reference = model.evaluate(data, verbose=0, return_dict=True)["task_loss"]
-    found = {}
-    for layer in model.layers:
-        for kernel in getattr(layer, "quantized_kernels", {}).values():
-            losses = []
-            for width in WIDTHS:
-                kernel.bits.assign(width)
-                losses.append(model.evaluate(data, verbose=0, return_dict=True)["task_loss"])
-            kernel.bits.assign(16)
-            found[layer.name] = [loss - reference for loss in losses]
-    return found
+    model = klb.to_learned_bits(float_model, bits=WHOLE, max_bits=WHOLE)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile(loss=loss, quantization_reg=0.0)
+    layers = [tensor.layer.name for tensor in model.trained_tensors]
+    of_each = np.kron(np.eye(len(layers)), np.array(WIDTHS)[:, None] - WHOLE)
+    shifts = tf.constant(np.vstack([np.zeros(len(layers)), of_each]), tf.float32)
+
+    @tf.function
+    def losses_on(x, y):
+        return model.losses_at((x, y, None), shifts, training=True)
+
+    losses = np.mean([losses_on(x, y) for x, y in data], axis=0)
+    added = (losses[1:] - losses[0]).reshape(len(layers), len(WIDTHS))
+    return dict(zip(layers, added.tolist(), strict=True))
 
 
 def plot(bits, weights, added, path, title):
@@ -97,7 +100,7 @@ def main(argv):
     )
     (x, y), _ = PROBLEMS[FLAGS.program].load(FLAGS.data_dir)
     held_out = FLAGS.validation_examples or 5000
-    added = sensitivities(float_model, dataset(x[-held_out:], y[-held_out:], 1000))
+    added = sensitivities(float_model, dataset(x[-held_out:], y[-held_out:], 250))
     weights = {name: int(np.size(float_model.get_layer(name).kernel)) for name in added}
     head = (
         "layer",
