@@ -105,8 +105,9 @@ LEARNED = {
     "measured": {},
 }
 KINDS = ("plain Keras", *LEARNED)
+# HGQ2 comes with a package named `qkeras`, which is another.
 OTHERS = {"HGQ2": "hgq", "QKeras": "qkeras"}
-KINDS += tuple(name for name, package in OTHERS.items() if importlib.util.find_spec(package))
+KINDS += tuple(name for name, package in OTHERS.items() if importlib.util.find_spec(package))[:1]
 
 
 def twin_of(library):
