@@ -44,7 +44,8 @@ def _update(update_step, gradient, variable, learning_rate):
         return update_step(gradient, variable, learning_rate)
 
     @tf.function(jit_compile=True, autograph=False)
-    def compiled(gradient, learning_rate):
+    def compiled(gradient):
+        # The learning rate as it came: a Keras variable takes on the dtype that it meets.
         update_step(gradient, variable, learning_rate)
 
-    compiled(gradient, tf.convert_to_tensor(learning_rate))
+    compiled(gradient)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_learnbits as klb
 from keras_learnbits.updates import compiled_updates
 
 optimizers = keras.optimizers
@@ -77,6 +78,36 @@ def test_an_optimizer_is_afterwards_as_it_was_also_after_an_error(gradients):
     with pytest.raises(RuntimeError):
         failing()
     assert "update_step" not in vars(optimizer)
+
+
+def test_the_learning_rate_meets_weights_of_few_bits():
+    """Muon multiplies it with the weights' dtype as it is."""
+    variable = keras.Variable(np.zeros((512, 600)), dtype="bfloat16")
+    optimizer = keras.optimizers.Muon(0.1)
+    optimizer.build([variable])
+
+    @tf.function
+    def step():
+        with compiled_updates(optimizer):
+            optimizer.apply([tf.ones(variable.shape, tf.bfloat16)], [variable])
+
+    step()
+    assert float(keras.ops.max(keras.ops.abs(variable))) > 0
+
+
+def test_a_model_compiles_the_update_of_its_large_kernel():
+    layer = klb.LearnedBitDense(600, use_bias=False)
+    model = klb.LearnedBitSequential([keras.Input((512,)), layer])
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step():
+        gradients = [tf.ones(v.shape) for v in model.trainable_variables]
+        model.optimizer.apply(gradients, model.trainable_variables)
+
+    operations = step.get_concrete_function().graph.get_operations()
+    assert sum("_XlaMustCompile" in op.node_def.attr for op in operations) == 1
 
 
 def test_optimizers_of_others_are_left_alone(gradients):
