@@ -143,7 +143,11 @@ def test_several_losses_are_measured_by_their_weighted_sum(data):
     outputs = {name: klb.LearnedBitDense(1, bits=5, name=name)(h) for name in ("a", "b")}
     model = klb.LearnedBitModel(inputs, outputs)
     compiled(model, loss={"a": "mse", "b": "mae"}, loss_weights={"a": 1.0, "b": 0.0}, bit_reg=1e-3)
-    model.fit(x, {"a": y[:, :1], "b": y[:, 1:]}, batch_size=16, epochs=20, verbose=0)
+    targets = {"a": y[:, :1], "b": y[:, 1:]}
+    model.freeze_bits()
+    model.fit(x, targets, batch_size=16, epochs=40, verbose=0)  # where bits are worth something
+    model.unfreeze_bits()
+    model.fit(x, targets, batch_size=16, epochs=20, verbose=0)
     bits = dict(zip(("hidden", "a", "b"), bits_of(model), strict=True))
     assert round(bits["b"]) == 1  # its loss counts nothing, so its bits are worth nothing
     assert round(bits["a"]) > 1
