@@ -16,8 +16,8 @@ def compiled_updates(optimizer):
     """A scope in which XLA compiles how an optimizer updates each large variable.
 
     Keras computes an update operation by operation, each of which reads and writes as many numbers
-    as the variable has; XLA makes a loop of what leads to each result. So one of Adam's moves some
-    40 bytes a weight in place of 130. The numbers are Keras's but for their rounding.
+    as the variable has; XLA makes a loop of what leads to each result. By count, one of Adam's
+    moves 40 bytes a weight in place of 130. The numbers are Keras's but for their rounding.
 
     Nothing changes for optimizers that are not Keras's own, as they may do what XLA cannot; under
     `tf.distribute`, which has a way of its own to update variables; where steps run eagerly; and

@@ -95,7 +95,7 @@ def test_a_look_in_fit_differs_from_its_step_in_nothing_but_the_bits(data):
     np.testing.assert_allclose(estimator.loss_changes, 0.0, atol=1e-5)
 
 
-def test_at_a_bound_state_that_moves_with_each_pass_is_not_charged_to_a_bit(data):
+def test_state_that_moves_with_each_pass_is_not_charged_to_a_bit(data):
     """Renormalization has moving statistics in its outputs, and updates them."""
     inputs = keras.Input((6,))
     x = klb.LearnedBitDense(8, bits=16, max_bits=16)(inputs)
