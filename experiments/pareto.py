@@ -53,6 +53,11 @@ flags.DEFINE_list("ways", list(LABELS), "What to compare.")
 flags.register_validator(
     "ways", lambda ways: {*ways} <= {*LABELS}, f"--ways must be among {', '.join(LABELS)}."
 )
+HGQ2_LABELS = {
+    "layer": "HGQ2, a width per layer",
+    "channel": "HGQ2, a width per channel",
+    "weight": "HGQ2, a width per weight",
+}
 MODELS = {"cifar10": "cnn", "mnist": "lenet", "digits": "cnn"}
 
 
@@ -124,7 +129,11 @@ def collect(output_dir):
 
 
 def summarize(rows):
-    """Mean and spread of the seeds of each way and size, sorted by bytes."""
+    """Mean and spread of the seeds of each way and size, sorted by bytes.
+
+    `above_uniform` is what a way gains over equal bits in every layer in as many bytes: on the
+    straight line between the two uniform nets beside it; None where it is not between two.
+    """
     groups = {}
     for row in rows:
         if row["kind"] != "start":
@@ -146,42 +155,71 @@ def summarize(rows):
                 ),
             }
         )
-    return sorted(points, key=lambda point: (list(LABELS).index(point["kind"]), point["bytes"]))
+    points.sort(key=lambda point: (list(LABELS).index(point["kind"]), point["bytes"]))
+    uniform = [point for point in points if point["kind"] == "uniform"]
+    for point in points:
+        point["above_uniform"] = None if point in uniform else above_line(point, uniform)
+    return points
+
+
+def above_line(point, line):
+    """Accuracy of a point above the straight lines between others; None beyond their sizes.
+
+    Args:
+        point: A point of `summarize`.
+        line: Points sorted by bytes.
+    """
+    sizes, accuracies = ([each[key] for each in line] for key in ("bytes", "accuracy"))
+    if not line or not 0.99 * sizes[0] <= point["bytes"] <= 1.01 * sizes[-1]:
+        return None
+    return point["accuracy"] - float(np.interp(point["bytes"], sizes, accuracies))
+
+
+def label(point):
+    """What a picture and a table call a point's way."""
+    per = point["size"].split(":")[0] if point["kind"] == "hgq2" else None
+    return HGQ2_LABELS.get(per, LABELS[point["kind"]])
 
 
 def show(points):
     reference = [point["accuracy"] for point in points if point["kind"] == "float"]
+
+    def in_points(share):
+        return "" if share is None else f"{100 * share:+.2f}"
+
     rows = [
         (
-            LABELS[point["kind"]],
+            label(point),
             f"{point['mean_bits']:.2f}",
             f"{point['bytes']:,.0f}",
             f"{point['accuracy']:.2%}",
             "" if point["spread"] is None else f"{100 * point['spread']:.2f}",
-            f"{100 * (reference[0] - point['accuracy']):+.2f}" if reference else "",
+            in_points(point["accuracy"] - reference[0] if reference else None),
+            in_points(point["above_uniform"]),
             f"{point['loss']:.3f}",
             str(point["seeds"]),
         )
         for point in points
     ]
-    head = ("way", "mean bits", "bytes", "accuracy", "spread", "gap to float", "loss", "seeds")
+    head = ("way", "mean bits", "bytes", "accuracy", "spread", "to float", "to uniform")
+    head += ("loss", "seeds")
     print(aligned_table([[head], rows], left=1))
 
 
 def plot(points, path, title):
     """Accuracy against packed bytes, with the seeds' standard deviation; float as a line."""
     figure, axes = common.plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for kind in ("learned", "uniform", "hgq2"):
-        chosen = [point for point in points if point["kind"] == kind]
+    for way in (LABELS["learned"], LABELS["uniform"], *HGQ2_LABELS.values()):
+        chosen = [point for point in points if label(point) == way]
         if chosen:
             axes.errorbar(
                 [point["bytes"] / 1000 for point in chosen],
                 [100 * point["accuracy"] for point in chosen],
                 yerr=[100 * (point["spread"] or 0) for point in chosen],
                 marker="o",
-                linestyle="none" if kind == "hgq2" else "-",
+                linestyle=":" if way in HGQ2_LABELS.values() else "-",
                 capsize=3,
-                label=LABELS[kind],
+                label=way,
             )
     for point in (point for point in points if point["kind"] == "float"):
         size = f"float, {point['bytes'] / 1000:,.0f} kB"

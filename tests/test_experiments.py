@@ -119,6 +119,30 @@ def test_the_pareto_study_does_what_is_missing_and_no_more(tmp_path):
     assert json.loads((tmp_path / "pareto.json").read_text())["points"] == study["points"]
 
 
+def test_a_way_is_compared_with_uniform_nets_on_the_line_between_them(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import pareto
+
+    def run_of(kind, size, kilobytes, accuracy):
+        sizes = {"mean_bits": kilobytes / 10, "packed_bytes": 1000 * kilobytes}
+        scores = {"test_accuracy": accuracy, "test_loss": 1.0}
+        return {"kind": kind, "size": size, "seed": 0} | sizes | scores
+
+    runs = [
+        run_of("uniform", "1", 10, 0.70),
+        run_of("uniform", "2", 20, 0.80),
+        run_of("learned", "1.5", 15, 0.78),
+        run_of("learned", "1.5", 15, 0.80),
+        run_of("learned", "4", 40, 0.85),
+    ]
+    above = {
+        (point["kind"], point["size"]): point["above_uniform"] for point in pareto.summarize(runs)
+    }
+    assert above[("learned", "1.5")] == pytest.approx(0.79 - 0.75)
+    assert above[("learned", "4")] is None
+    assert above[("uniform", "2")] is None
+
+
 def test_augmented_images_are_shifts_of_the_image_with_reflected_edges(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     from loading import shifted
