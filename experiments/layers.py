@@ -80,7 +80,8 @@ def plot(bits, weights, added, path, title):
     middle.set(xscale="log", xlabel="weights", title="size")
     for index, width in enumerate(WIDTHS[:3]):
         values = [max(added[layer][index], 1e-5) for layer in layers]
-        right.barh(positions + 0.27 * (index - 1), values, height=0.25, label=f"{width} bits")
+        label = "1 bit" if width == 1 else f"{width} bits"
+        right.barh(positions + 0.27 * (index - 1), values, height=0.25, label=label)
     right.set(xscale="log", xlabel="loss added [nats]", title="float net, this layer alone rounded")
     right.legend(frameon=False)
     for panel in (middle, right):

@@ -207,10 +207,14 @@ def show(points):
 
 
 def plot(points, path, title):
-    """Accuracy against packed bytes, with the seeds' standard deviation; float as a line."""
+    """Accuracy against packed bytes, with the seeds' standard deviation; float as a line.
+
+    Nets that collapsed, with less than half of the best accuracy, are in the table alone.
+    """
+    least = 0.5 * max(point["accuracy"] for point in points)
     figure, axes = common.plt.subplots(figsize=(7, 4.5), layout="constrained")
     for way in (LABELS["learned"], LABELS["uniform"], *HGQ2_LABELS.values()):
-        chosen = [point for point in points if label(point) == way]
+        chosen = [p for p in points if label(p) == way and p["accuracy"] > least]
         if chosen:
             axes.errorbar(
                 [point["bytes"] / 1000 for point in chosen],

@@ -38,17 +38,44 @@ def test_the_pictures_are_there():
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_every_figure_of_the_results_table_is_that_of_its_file(path):
-    result = json.loads(path.read_text())
-    (row,) = [line for line in README.splitlines() if f"(experiments/results/{path.name})" in line]
-    assert f"`{result['command']}`" in row
-    assert f"{result['test_accuracy']:.2%}" in row
-    if result["mean_bits"] is not None:
-        assert f"| {result['mean_bits']:.2f} |" in row
-        assert f"{result['packed_bytes']:,}" in row
-    if result["float_test_accuracy"] is not None:
-        assert f"{result['float_test_accuracy']:.2%}" in row
+PROGRAMS = ("digits", "mnist", "mnist-logistic", "mnist-paper")
+
+
+def mean_and_spread(accuracies):
+    """In per cent, the spread in points, where there is one."""
+    if len(accuracies) == 1:
+        return f"{accuracies[0]:.2%}"
+    return f"{np.mean(accuracies):.2%} ± {100 * np.std(accuracies, ddof=1):.2f}"
+
+
+def test_each_folder_of_results_of_programs_has_a_row():
+    studies = {"studies", "cifar10", "cifar10-quarter"}
+    assert {path.name for path in RESULTS.iterdir()} - studies == set(PROGRAMS)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_row_of_the_programs_is_that_of_its_files(name):
+    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / name).glob("*.json"))]
+    (row,) = [line for line in README.splitlines() if f"(experiments/results/{name})" in line]
+    found = [cell.strip() for cell in row.split("|")[2:-1]]
+    accuracies = [run["test_accuracy"] for run in runs]
+    of_float = [run["float_test_accuracy"] for run in runs]
+    bits = [run["mean_bits"] or 32 for run in runs]
+    expected = [mean_and_spread(accuracies), "", f"{np.mean(bits):.2f}"]
+    if None in of_float:
+        expected[1] = "not trained"
+    elif of_float != accuracies:
+        expected[1] = f"{100 * (np.mean(accuracies) - np.mean(of_float)):+.2f}"
+    if len(runs) > 1:
+        expected[2] += f" ({min(bits):.2f} to {max(bits):.2f})"
+    packed = [run["packed_bytes"] for run in runs if run["packed_bytes"]]
+    expected.append(f"{np.mean(packed):,.0f}" if packed else "")
+    (float_bytes,) = {run["float_bytes"] for run in runs}
+    (epochs,) = {run["epochs"] for run in runs}
+    expected += [f"{float_bytes:,}", str(len(runs)), str(epochs)]
+    assert found[:-1] == expected
+    assert found[-1].startswith(f"`{runs[0]['command']}`")
+    assert [run["seed"] for run in runs] == list(range(len(runs)))
 
 
 def runs_of(kind, bits, study="cifar10-quarter"):
