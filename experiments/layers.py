@@ -3,8 +3,9 @@
 TFDS_DATA_DIR=... python experiments/layers.py --study=runs/pareto-cifar10-cnn
 
 Reads what `pareto.py` left. Bits are the mean of the seeds at each budget. Sensitivity is the loss
-that rounding one layer of the float net costs, all others at 16 bits, with no training after it:
-the loss of `fit`, on the last training examples, `--validation_examples` or 5000.
+that rounding one layer of the float net costs, at the scales with the least squared error and with
+no training after it: the loss of `fit`, by batch statistics, on the last training examples,
+`--validation_examples` or 5000.
 """
 
 import json
@@ -25,7 +26,6 @@ from keras_learnbits.report import aligned_table
 
 PROBLEMS = {"cifar10": cifar10.PROBLEM, "mnist": mnist.PROBLEM}
 WIDTHS = (1, 2, 3, 4)
-WHOLE = 16  # bits that cost nothing
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("program", "cifar10", sorted(PROBLEMS), "Whose data.")
 flags.DEFINE_string("study", "runs/pareto-cifar10-cnn", "Directory of pareto.py's files.")
@@ -43,22 +43,33 @@ def learned_bits(study):
     }
 
 
-def sensitivities(float_model, data):
-    """Loss added by rounding each layer alone: layer to a list, an element for each width."""
-    model = klb.to_learned_bits(float_model, bits=WHOLE, max_bits=WHOLE)
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    model.compile(loss=loss, quantization_reg=0.0)
-    layers = [tensor.layer.name for tensor in model.trained_tensors]
-    of_each = np.kron(np.eye(len(layers)), np.array(WIDTHS)[:, None] - WHOLE)
-    shifts = tf.constant(np.vstack([np.zeros(len(layers)), of_each]), tf.float32)
+def sensitivities(float_model, data, loss):
+    """Loss added by rounding each layer alone: layer to a list, an element for each width.
+
+    Args:
+        float_model: The float net, whose kernels are as they were in the end.
+        data: Batches of images and labels.
+        loss: Keras loss.
+    """
 
     @tf.function
-    def losses_on(x, y):
-        return model.losses_at((x, y, None), shifts, training=True)
+    def loss_on(x, y):
+        return loss(y, float_model(x, training=True))
 
-    losses = np.mean([losses_on(x, y) for x, y in data], axis=0)
-    added = (losses[1:] - losses[0]).reshape(len(layers), len(WIDTHS))
-    return dict(zip(layers, added.tolist(), strict=True))
+    def mean_loss():
+        return float(np.mean([loss_on(x, y) for x, y in data]))
+
+    whole, added = mean_loss(), {}
+    for width in WIDTHS:
+        rounded = klb.to_keras(klb.to_learned_bits(float_model, bits=width))
+        for layer in float_model.layers:
+            if not hasattr(layer, "kernel"):
+                continue
+            kernel = np.array(layer.kernel)
+            layer.kernel.assign(rounded.get_layer(layer.name).kernel)
+            added.setdefault(layer.name, []).append(mean_loss() - whole)
+            layer.kernel.assign(kernel)
+    return added
 
 
 def plot(bits, weights, added, path, title):
@@ -99,9 +110,13 @@ def main(argv):
     float_model = keras.models.load_model(
         os.path.join(FLAGS.study, f"start-seed{FLAGS.seed}", "model.keras")
     )
-    (x, y), _ = PROBLEMS[FLAGS.program].load(FLAGS.data_dir)
+    problem = PROBLEMS[FLAGS.program]
+    (x, y), _ = problem.load(FLAGS.data_dir)
     held_out = FLAGS.validation_examples or 5000
-    added = sensitivities(float_model, dataset(x[-held_out:], y[-held_out:], 250))
+    data = dataset(x[-held_out:], y[-held_out:], 250).cache()
+    smoothing = problem.defaults_of(float_model.name)["label_smoothing"]
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
+    added = sensitivities(float_model, data, loss)
     weights = {name: int(np.size(float_model.get_layer(name).kernel)) for name in added}
     head = (
         "layer",
