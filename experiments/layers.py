@@ -16,12 +16,11 @@ import cifar10
 import keras
 import mnist
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
 from common import plt
 from loading import dataset
+from sensitivity import sensitivities
 
-import keras_learnbits as klb
 from keras_learnbits.report import aligned_table
 
 PROBLEMS = {"cifar10": cifar10.PROBLEM, "mnist": mnist.PROBLEM}
@@ -41,35 +40,6 @@ def learned_bits(study):
         budget: {layer: float(np.mean([run[layer] for run in runs])) for layer in runs[0]}
         for budget, runs in sorted(budgets.items(), key=lambda item: float(item[0]))
     }
-
-
-def sensitivities(float_model, data, loss):
-    """Loss added by rounding each layer alone: layer to a list, an element for each width.
-
-    Args:
-        float_model: The float net, whose kernels are as they were in the end.
-        data: Batches of images and labels.
-        loss: Keras loss.
-    """
-
-    @tf.function
-    def loss_on(x, y):
-        return loss(y, float_model(x, training=True))
-
-    def mean_loss():
-        return float(np.mean([loss_on(x, y) for x, y in data]))
-
-    whole, added = mean_loss(), {}
-    for width in WIDTHS:
-        rounded = klb.to_keras(klb.to_learned_bits(float_model, bits=width))
-        for layer in float_model.layers:
-            if not hasattr(layer, "kernel"):
-                continue
-            kernel = np.array(layer.kernel)
-            layer.kernel.assign(rounded.get_layer(layer.name).kernel)
-            added.setdefault(layer.name, []).append(mean_loss() - whole)
-            layer.kernel.assign(kernel)
-    return added
 
 
 def plot(bits, weights, added, path, title):
@@ -116,7 +86,7 @@ def main(argv):
     data = dataset(x[-held_out:], y[-held_out:], 250).cache()
     smoothing = problem.defaults_of(float_model.name)["label_smoothing"]
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
-    added = sensitivities(float_model, data, loss)
+    added = sensitivities(float_model, data, loss, WIDTHS)
     weights = {name: int(np.size(float_model.get_layer(name).kernel)) for name in added}
     head = (
         "layer",

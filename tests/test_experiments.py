@@ -143,6 +143,28 @@ def test_a_way_is_compared_with_uniform_nets_on_the_line_between_them(monkeypatc
     assert above[("uniform", "2")] is None
 
 
+def test_sensitivity_is_the_loss_that_one_layer_adds_when_it_alone_is_rounded(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    from sensitivity import sensitivities
+
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    model = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(5, name="signs"), keras.layers.Dense(1, name="last")]
+    )
+    signs = np.sign(model.get_layer("signs").kernel)
+    model.get_layer("signs").kernel.assign(0.5 * signs)
+    before = model.get_weights()
+    y = model.predict(x, verbose=0)
+    added = sensitivities(model, [(x, y)], keras.losses.MeanSquaredError(), (1, 2, 4))
+    assert added["signs"][0] == pytest.approx(0, abs=1e-3)  # one bit is enough for signs
+    losses = added["last"]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 0.01
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_augmented_images_are_shifts_of_the_image_with_reflected_edges(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     from loading import shifted

@@ -1,0 +1,36 @@
+"""What it costs to round one layer of a float net, all others as they are."""
+
+import numpy as np
+import tensorflow as tf
+
+import keras_learnbits as klb
+
+
+def sensitivities(float_model, data, loss, widths):
+    """Loss added by rounding each layer alone: layer to a list, an element for each width.
+
+    Args:
+        float_model: The float net, whose kernels are as they were in the end.
+        data: Batches of images and labels.
+        loss: Keras loss.
+        widths: Bits to round to.
+    """
+
+    @tf.function
+    def loss_on(x, y):
+        return loss(y, float_model(x, training=True))
+
+    def mean_loss():
+        return float(np.mean([loss_on(x, y) for x, y in data]))
+
+    whole, added = mean_loss(), {}
+    for width in widths:
+        rounded = klb.to_keras(klb.to_learned_bits(float_model, bits=width))
+        for layer in float_model.layers:
+            if not hasattr(layer, "kernel"):
+                continue
+            weights = layer.get_weights()
+            layer.set_weights(rounded.get_layer(layer.name).get_weights())
+            added.setdefault(layer.name, []).append(mean_loss() - whole)
+            layer.set_weights(weights)
+    return added
