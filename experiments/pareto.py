@@ -124,7 +124,8 @@ def collect(output_dir):
                 result = json.load(file)
             taken = ("test_accuracy", "test_loss", "mean_bits", "packed_bytes", "float_bytes")
             row = {"kind": kind, "size": size, "seed": int(seed)}
-            rows.append(row | {key: result[key] for key in (*taken, "bits", "epochs")})
+            row |= {key: result[key] for key in (*taken, "bits", "epochs")}
+            rows.append(row | {"direction_changes": result.get("direction_changes")})
     return rows
 
 
@@ -187,9 +188,12 @@ def show(points):
     def in_points(share):
         return "" if share is None else f"{100 * share:+.2f}"
 
+    def price(point):
+        return f" at {point['size'].split(':')[1]}" if point["kind"] == "hgq2" else ""
+
     rows = [
         (
-            label(point),
+            label(point) + price(point),
             f"{point['mean_bits']:.2f}",
             f"{point['bytes']:,.0f}",
             f"{point['accuracy']:.2%}",
