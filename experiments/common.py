@@ -6,7 +6,6 @@ learned-bit net are the same lines of code.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -61,6 +60,7 @@ flags.DEFINE_enum("bit_penalty", None, ["bits", "levels"], "What bits cost.")
 flags.DEFINE_integer(
     "fixed_bits", None, "Train with these bits, not learned ones.", lower_bound=1, upper_bound=16
 )
+flags.DEFINE_integer("end_bits", None, "Bits of the first and the last layer, not learned.", 1, 16)
 flags.DEFINE_bool("float", False, "Train the float baseline only.")
 flags.DEFINE_bool("baseline", True, "Train the float baseline first, to print it beside.")
 flags.DEFINE_string(
@@ -357,25 +357,33 @@ def _accuracy(model, test):
 
 
 def _build(problem, recipe, learned):
-    conv, dense, model_class = keras.layers.Conv2D, keras.layers.Dense, keras.Model
-    if learned:
-        arguments = {"kernel_quantizer": recipe.kernel_quantizer}
-        if FLAGS.fixed_bits:
-            arguments |= dict.fromkeys(("bits", "min_bits", "max_bits"), FLAGS.fixed_bits)
-        conv = functools.partial(klb.LearnedBitConv2D, **arguments)
-        dense = functools.partial(klb.LearnedBitDense, **arguments)
-        model_class = klb.LearnedBitModel
-    return model_class(*problem.nets[FLAGS.model](conv, dense), name=FLAGS.model)
+    net, quantizer = problem.nets[FLAGS.model], recipe.kernel_quantizer
+    if not learned:
+        return keras.Model(*net(keras.layers.Conv2D, keras.layers.Dense), name=FLAGS.model)
+    plain = _build(problem, recipe, learned=False).layers if FLAGS.end_bits else []
+    names = [layer.name for layer in plain if hasattr(layer, "kernel")]
+
+    def with_bits(cls):
+        def build(*args, name, **kwargs):
+            bits = FLAGS.end_bits if name in names[:1] + names[-1:] else FLAGS.fixed_bits
+            fixed = dict.fromkeys(("bits", "min_bits", "max_bits"), bits) if bits else {}
+            return cls(*args, name=name, kernel_quantizer=quantizer, **fixed, **kwargs)
+
+        return build
+
+    layers = map(with_bits, (klb.LearnedBitConv2D, klb.LearnedBitDense))
+    return klb.LearnedBitModel(*net(*layers), name=FLAGS.model)
 
 
 def _direction_changes(logger, freeze_step):
     """How often each layer's bits turned in the last quarter of the training before the freeze."""
-    steps = np.array(logger.steps)
-    bits = np.array(logger.bits)[(steps > 0.75 * freeze_step) & (steps <= freeze_step)]
+    steps = np.array(logger.steps)[1:]
+    counted = (steps > 0.75 * freeze_step) & (steps <= freeze_step)
     turns = {}
-    for name, moves in zip(logger.names, np.diff(bits, axis=0).T, strict=True):
-        signs = np.sign(moves[moves != 0])
-        turns[name] = int(np.sum(signs[1:] != signs[:-1]))
+    for name, moves in zip(logger.names, np.diff(logger.bits, axis=0).T, strict=True):
+        moved = np.flatnonzero(moves * (steps <= freeze_step))
+        signs = np.sign(moves[moved])
+        turns[name] = int(np.sum((signs[1:] != signs[:-1]) & counted[moved[1:]]))
     return turns
 
 

@@ -4,8 +4,8 @@ TFDS_DATA_DIR=... python experiments/layers.py --study=runs/pareto-cifar10-cnn
 
 Reads what `pareto.py` left. Bits are the mean of the seeds at each budget. Sensitivity is the loss
 that rounding one layer of the float net costs, at the scales with the least squared error and with
-no training after it: the loss of `fit`, by batch statistics, on the last training examples,
-`--validation_examples` or 5000.
+no training after it: the loss of `fit`, by batch statistics, without augmentation, on the last
+training examples, `--validation_examples` or 5000, which the net was trained on unless held out.
 """
 
 import json

@@ -7,8 +7,8 @@ file is there; so it may be stopped and called again. Every run begins at the fl
 or of `--start_seed`, which is trained first, and goes on for `--finetune_epochs`; as does the float
 net itself, so that no way has seen more examples than another. With one start the spread leaves
 out that of the float nets; keep such runs in a directory of their own. Accuracies are those of the
-last epoch. HGQ2 takes part where it is installed (`pip install hgq2==0.2.0`), at the prices of
-`--hgq2`, since it takes no size.
+last epoch. HGQ2 takes part at the prices of `--hgq2`, since it takes no size (`pip install
+hgq2==0.2.0`).
 """
 
 import importlib.util
@@ -27,6 +27,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("program", "cifar10", ["cifar10", "digits", "mnist"], "Which program.")
 flags.DEFINE_list("budgets", ["1", "1.25", "1.5", "2", "3", "4"], "Mean bits to learn to.")
 flags.DEFINE_list("uniform", ["1", "2", "3", "4"], "Bits of every layer.")
+flags.DEFINE_list("ends", ["1", "2"], "Bits of every layer but the first and last, which have 8.")
 flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<what has a width of its own>:<price>`.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("start_seed", None, "Begin all seeds at the float net of this one.")
@@ -45,6 +46,7 @@ flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report tho
 LABELS = {
     "learned": "learned bits",
     "uniform": "same bits in every layer",
+    "ends": "8 bits in the first and last layer",
     "float": "float",
     "hgq2": "HGQ2",
     "paper": "published method",
@@ -80,10 +82,13 @@ def all_runs():
         yield f"float-seed{seed}", seed, "float", None, ["--float"]
         for bits in FLAGS.uniform:
             yield f"uniform{bits}-seed{seed}", seed, "uniform", bits, [f"--fixed_bits={bits}"]
+        for bits in FLAGS.ends:
+            fixed = [f"--fixed_bits={bits}", "--end_bits=8"]
+            yield f"ends{bits}-seed{seed}", seed, "ends", bits, fixed
         for bits in FLAGS.budgets:
             yield f"learned{bits}-seed{seed}", seed, "learned", bits, [f"--target_bits={bits}"]
         yield f"paper-seed{seed}", seed, "paper", None, ["--bit_gradient=paper"]
-        for point in FLAGS.hgq2 if importlib.util.find_spec("hgq") else ():
+        for point in FLAGS.hgq2:
             per, price = point.split(":")
             settings = [f"--program={FLAGS.program}", f"--per={per}", f"--price={price}"]
             yield f"hgq2-{per}{price}-seed{seed}", seed, "hgq2", point, settings
@@ -122,10 +127,10 @@ def collect(output_dir):
         if os.path.exists(path):
             with open(path) as file:
                 result = json.load(file)
-            taken = ("test_accuracy", "test_loss", "mean_bits", "packed_bytes", "float_bytes")
             row = {"kind": kind, "size": size, "seed": int(seed)}
-            row |= {key: result[key] for key in (*taken, "bits", "epochs")}
-            rows.append(row | {"direction_changes": result.get("direction_changes")})
+            left_out = {"seed", "model", "dtype_policy", "seconds_per_epoch"}
+            row |= {key: value for key, value in result.items() if key not in left_out}
+            rows.append(row)
     return rows
 
 
@@ -166,6 +171,8 @@ def summarize(rows):
 def above_line(point, line):
     """Accuracy of a point above the straight lines between others; None beyond their sizes.
 
+    Up to 1% beyond, it is compared with the last of them.
+
     Args:
         point: A point of `summarize`.
         line: Points sorted by bytes.
@@ -188,12 +195,13 @@ def show(points):
     def in_points(share):
         return "" if share is None else f"{100 * share:+.2f}"
 
-    def price(point):
-        return f" at {point['size'].split(':')[1]}" if point["kind"] == "hgq2" else ""
+    def detail(point):
+        size = (point["size"] or "").split(":")[-1]
+        return {"hgq2": f", price {size}", "ends": f", {size} between"}.get(point["kind"], "")
 
     rows = [
         (
-            label(point) + price(point),
+            label(point) + detail(point),
             f"{point['mean_bits']:.2f}",
             f"{point['bytes']:,.0f}",
             f"{point['accuracy']:.2%}",
@@ -217,7 +225,7 @@ def plot(points, path, title):
     """
     least = 0.5 * max(point["accuracy"] for point in points)
     figure, axes = common.plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for way in (LABELS["learned"], LABELS["uniform"], *HGQ2_LABELS.values()):
+    for way in (*(LABELS[kind] for kind in ("learned", "uniform", "ends")), *HGQ2_LABELS.values()):
         chosen = [p for p in points if label(p) == way and p["accuracy"] > least]
         if chosen:
             axes.errorbar(
@@ -241,6 +249,8 @@ def plot(points, path, title):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    if FLAGS.hgq2 and "hgq2" in FLAGS.ways and FLAGS.train and not importlib.util.find_spec("hgq"):
+        raise app.UsageError("--hgq2 needs its package: pip install hgq2==0.2.0")
     name = f"{FLAGS.program}-{FLAGS.model or MODELS[FLAGS.program]}"
     output_dir = FLAGS.output_dir or os.path.join("runs", f"pareto-{name}")
     os.makedirs(output_dir, exist_ok=True)
@@ -248,6 +258,8 @@ def main(argv):
         if FLAGS.train and not os.path.exists(os.path.join(output_dir, run, "result.json")):
             do(run, seed, kind, settings, output_dir)
     rows = collect(output_dir)
+    if not rows:
+        raise app.UsageError(f"There are no results in {output_dir}.")
     points = summarize(rows)
     show(points)
     command = " ".join(["python", "experiments/pareto.py", *sys.argv[1:]])

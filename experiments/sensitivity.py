@@ -10,8 +10,8 @@ def sensitivities(float_model, data, loss, widths):
     """Loss added by rounding each layer alone: layer to a list, an element for each width.
 
     Args:
-        float_model: The float net, whose kernels are as they were in the end.
-        data: Batches of images and labels.
+        float_model: The float net; in the end it is as it was.
+        data: Batches of images and labels, all of one size.
         loss: Keras loss.
         widths: Bits to round to.
     """
@@ -23,6 +23,7 @@ def sensitivities(float_model, data, loss, widths):
     def mean_loss():
         return float(np.mean([loss_on(x, y) for x, y in data]))
 
+    before = float_model.get_weights()  # with the moving statistics
     whole, added = mean_loss(), {}
     for width in widths:
         rounded = klb.to_keras(klb.to_learned_bits(float_model, bits=width))
@@ -33,4 +34,5 @@ def sensitivities(float_model, data, loss, widths):
             layer.set_weights(rounded.get_layer(layer.name).get_weights())
             added.setdefault(layer.name, []).append(mean_loss() - whole)
             layer.set_weights(weights)
+    float_model.set_weights(before)
     return added

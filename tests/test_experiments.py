@@ -3,6 +3,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -59,6 +60,28 @@ def test_baselines_come_from_the_same_program(arguments, bits, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["bits"] == bits
     assert result["command"].startswith("python experiments/digits.py ")
+
+
+def test_first_and_last_layer_may_have_bits_of_their_own(tmp_path):
+    arguments = ["--fixed_bits=1", "--end_bits=8", "--nobaseline", "--epochs=1"]
+    process = run("digits.py", *arguments, "--train_examples=64", f"--output_dir={tmp_path}")
+    assert process.returncode == 0, process.stderr
+    bits = json.loads((tmp_path / "result.json").read_text())["bits"]
+    assert bits == {"conv1": 8, "conv2": 1, "dense1": 1, "dense2": 8}
+
+
+def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import common
+
+    falls, rises = np.linspace(8, 5, 31), np.linspace(5, 6, 11)
+    turning = np.concatenate([falls, np.full(50, 5.0), rises, rises[::-1]])[:101]
+    falling = np.linspace(8, 1, 101)
+    logger = types.SimpleNamespace(
+        steps=np.arange(101), bits=np.stack([turning, falling], axis=1), names=["a", "b"]
+    )
+    assert common._direction_changes(logger, freeze_step=90) == {"a": 1, "b": 0}
+    assert common._direction_changes(logger, freeze_step=80) == {"a": 0, "b": 0}
 
 
 def test_a_float_net_goes_on_from_a_float_net(tmp_path):
@@ -150,13 +173,18 @@ def test_sensitivity_is_the_loss_that_one_layer_adds_when_it_alone_is_rounded(mo
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
     model = keras.Sequential(
-        [keras.Input((6,)), keras.layers.Dense(5, name="signs"), keras.layers.Dense(1, name="last")]
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(5, name="signs"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(1, name="last"),
+        ]
     )
     signs = np.sign(model.get_layer("signs").kernel)
     model.get_layer("signs").kernel.assign(0.5 * signs)
+    data = [(x[i : i + 32], np.asarray(model(x[i : i + 32], training=True))) for i in (0, 32)]
     before = model.get_weights()
-    y = model.predict(x, verbose=0)
-    added = sensitivities(model, [(x, y)], keras.losses.MeanSquaredError(), (1, 2, 4))
+    added = sensitivities(model, data, keras.losses.MeanSquaredError(), (1, 2, 4))
     assert added["signs"][0] == pytest.approx(0, abs=1e-3)  # one bit is enough for signs
     losses = added["last"]
     assert losses == sorted(losses, reverse=True)

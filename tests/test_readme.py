@@ -98,10 +98,13 @@ def test_a_row_of_accuracy_against_size_is_that_of_its_runs(point):
     bits = np.mean([run["mean_bits"] or 32 for run in runs])
     size = np.mean([run["packed_bytes"] or run["float_bytes"] for run in runs])
     of_float = np.mean([r["test_accuracy"] for r in PARETO["runs"] if r["kind"] == "float"])
-    name = WAYS.get(point["kind"])
-    if name is None:
+    if point["kind"] == "hgq2":
         per, price = point["size"].split(":")
         name = f"HGQ2, a width per {per}, price {price}"
+    elif point["kind"] == "ends":
+        name = f"8 bits in the first and last layer, {point['size']} between"
+    else:
+        name = WAYS[point["kind"]]
     accuracy = mean_and_spread(accuracies)
     to_float = "" if point["kind"] == "float" else in_points(np.mean(accuracies) - of_float)
     row = [name, f"{bits:.2f}", f"{size:,.0f}", accuracy, to_float]
@@ -112,6 +115,43 @@ def test_a_row_of_accuracy_against_size_is_that_of_its_runs(point):
 
 def point_key(point):
     return point["kind"], point["size"]
+
+
+def test_gains_over_uniform_bits_are_over_the_line_between_uniform_nets():
+    def mean(runs, key):
+        return np.mean([run[key] for run in runs])
+
+    groups = {}
+    for run in PARETO["runs"]:
+        groups.setdefault((run["kind"], run["size"]), []).append(run)
+    line = [groups[("uniform", bits)] for bits in "1234"]
+    sizes = [mean(runs, "packed_bytes") for runs in line]
+    accuracies = [mean(runs, "test_accuracy") for runs in line]
+    for point in PARETO["points"]:
+        if point["above_uniform"] is not None:
+            runs = groups[point_key(point)]
+            beside = np.interp(mean(runs, "packed_bytes"), sizes, accuracies)
+            expected = mean(runs, "test_accuracy") - beside
+            assert point["above_uniform"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_picture_of_layers_has_the_bits_of_these_runs():
+    study = json.loads((RESULTS / "cifar10-quarter" / "layers.json").read_text())
+    for budget, bits in study["bits"].items():
+        runs = [r for r in PARETO["runs"] if (r["kind"], r["size"]) == ("learned", budget)]
+        assert bits == {name: np.mean([run["bits"][name] for run in runs]) for name in bits}
+
+
+@pytest.mark.parametrize(("bits", "above"), [("2", "+0.47"), ("3", "+0.35")])
+def test_what_looks_in_both_directions_brought_is_that_of_their_files(bits, above):
+    folder = RESULTS / "cifar10-quarter" / "both-directions"
+    paths = sorted(folder.glob(f"learned{bits}-seed?.json"))
+    learned = [json.loads(path.read_text())["test_accuracy"] for path in paths]
+    runs = [r for r in PARETO["runs"] if (r["kind"], r["size"]) == ("uniform", bits)]
+    uniform = [run["test_accuracy"] for run in runs]
+    assert len(learned) == len(uniform) == 3
+    assert in_points(np.mean(learned) - np.mean(uniform)) == above
+    assert above in README
 
 
 def test_no_learned_net_is_above_its_budget():
