@@ -142,8 +142,10 @@ def run(problem):
                 FLAGS[name].value = value
         if FLAGS.distill and not FLAGS.init_from:
             raise app.UsageError("--distill needs the float net of --init_from.")
-        if FLAGS.float and (FLAGS.distill or FLAGS.fixed_bits or FLAGS.target_bits):
-            raise app.UsageError("--float goes without --distill, --fixed_bits, --target_bits.")
+        if FLAGS.float and (FLAGS.fixed_bits or FLAGS.end_bits or FLAGS.target_bits):
+            raise app.UsageError("--float goes without --fixed_bits, --end_bits, --target_bits.")
+        if FLAGS.float and FLAGS.distill:
+            raise app.UsageError("--float goes without --distill.")
         if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
             raise app.UsageError("--resume resumes one training: add --nobaseline or --init_from.")
         whole_bits = FLAGS.bit_gradient in ("measured", "difference")

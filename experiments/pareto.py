@@ -48,18 +48,13 @@ LABELS = {
     "uniform": "same bits in every layer",
     "ends": "8 bits in the first and last layer",
     "float": "float",
-    "hgq2": "HGQ2",
+    "hgq2": "HGQ2, a width per",
     "paper": "published method",
 }
 flags.DEFINE_list("ways", list(LABELS), "What to compare.")
 flags.register_validator(
     "ways", lambda ways: {*ways} <= {*LABELS}, f"--ways must be among {', '.join(LABELS)}."
 )
-HGQ2_LABELS = {
-    "layer": "HGQ2, a width per layer",
-    "channel": "HGQ2, a width per channel",
-    "weight": "HGQ2, a width per weight",
-}
 MODELS = {"cifar10": "cnn", "mnist": "lenet", "digits": "cnn"}
 
 
@@ -164,7 +159,8 @@ def summarize(rows):
     points.sort(key=lambda point: (list(LABELS).index(point["kind"]), point["bytes"]))
     uniform = [point for point in points if point["kind"] == "uniform"]
     for point in points:
-        point["above_uniform"] = None if point in uniform else above_line(point, uniform)
+        is_uniform = point["kind"] == "uniform"
+        point["above_uniform"] = None if is_uniform else above_line(point, uniform)
     return points
 
 
@@ -185,8 +181,8 @@ def above_line(point, line):
 
 def label(point):
     """What a picture and a table call a point's way."""
-    per = point["size"].split(":")[0] if point["kind"] == "hgq2" else None
-    return HGQ2_LABELS.get(per, LABELS[point["kind"]])
+    of_hgq2 = point["kind"] == "hgq2"
+    return LABELS[point["kind"]] + (f" {point['size'].split(':')[0]}" if of_hgq2 else "")
 
 
 def show(points):
@@ -225,18 +221,18 @@ def plot(points, path, title):
     """
     least = 0.5 * max(point["accuracy"] for point in points)
     figure, axes = common.plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for way in (*(LABELS[kind] for kind in ("learned", "uniform", "ends")), *HGQ2_LABELS.values()):
-        chosen = [p for p in points if label(p) == way and p["accuracy"] > least]
-        if chosen:
-            axes.errorbar(
-                [point["bytes"] / 1000 for point in chosen],
-                [100 * point["accuracy"] for point in chosen],
-                yerr=[100 * (point["spread"] or 0) for point in chosen],
-                marker="o",
-                linestyle=":" if way in HGQ2_LABELS.values() else "-",
-                capsize=3,
-                label=way,
-            )
+    drawn = [p for p in points if p["kind"] not in ("float", "paper") and p["accuracy"] > least]
+    for way in dict.fromkeys(map(label, drawn)):
+        chosen = [point for point in drawn if label(point) == way]
+        axes.errorbar(
+            [point["bytes"] / 1000 for point in chosen],
+            [100 * point["accuracy"] for point in chosen],
+            yerr=[100 * (point["spread"] or 0) for point in chosen],
+            marker="o",
+            linestyle=":" if chosen[0]["kind"] == "hgq2" else "-",
+            capsize=3,
+            label=way,
+        )
     for point in (point for point in points if point["kind"] == "float"):
         size = f"float, {point['bytes'] / 1000:,.0f} kB"
         axes.axhline(100 * point["accuracy"], color="gray", linestyle="--", label=size)

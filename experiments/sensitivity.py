@@ -30,9 +30,7 @@ def sensitivities(float_model, data, loss, widths):
         for layer in float_model.layers:
             if not hasattr(layer, "kernel"):
                 continue
-            weights = layer.get_weights()
             layer.set_weights(rounded.get_layer(layer.name).get_weights())
             added.setdefault(layer.name, []).append(mean_loss() - whole)
-            layer.set_weights(weights)
-    float_model.set_weights(before)
+            float_model.set_weights(before)
     return added

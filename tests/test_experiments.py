@@ -70,6 +70,13 @@ def test_first_and_last_layer_may_have_bits_of_their_own(tmp_path):
     assert bits == {"conv1": 8, "conv2": 1, "dense1": 1, "dense2": 8}
 
 
+@pytest.mark.parametrize("flag", ["--fixed_bits=2", "--end_bits=8", "--target_bits=2"])
+def test_a_float_net_has_no_bits_to_set(flag, tmp_path):
+    process = run("digits.py", "--float", flag, f"--output_dir={tmp_path}")
+    assert process.returncode != 0
+    assert flag.split("=")[0] in process.stderr + process.stdout
+
+
 def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     import common
