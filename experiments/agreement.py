@@ -27,8 +27,8 @@ import mnist
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from curves import plt
 from loading import dataset
-from matplotlib import pyplot as plt
 from recipes import Recipe
 from scipy import stats
 

@@ -15,17 +15,13 @@ import time
 from collections.abc import Callable
 
 import keras
-import matplotlib
-import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from curves import direction_changes, plot_bits
 from loading import dataset
 from recipes import OPTIMIZERS, RECIPES, Published
 
 import keras_learnbits as klb
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 FLAGS = flags.FLAGS
 
@@ -334,9 +330,9 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         verbose=1 if sys.stdout.isatty() else 2,
     ).history
     if learned:
-        _plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model)
         freeze_step = FLAGS.freeze_at * steps if recipe.freezes else steps
-        history["direction_changes"] = _direction_changes(logger, freeze_step)
+        plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model, freeze_step)
+        history["direction_changes"] = direction_changes(logger, freeze_step)
     return model, history, timer.seconds[1:] or timer.seconds
 
 
@@ -375,28 +371,3 @@ def _build(problem, recipe, learned):
 
     layers = map(with_bits, (klb.LearnedBitConv2D, klb.LearnedBitDense))
     return klb.LearnedBitModel(*net(*layers), name=FLAGS.model)
-
-
-def _direction_changes(logger, freeze_step):
-    """How often each layer's bits turned in the last quarter of the training before the freeze."""
-    steps = np.array(logger.steps)[1:]
-    counted = (steps > 0.75 * freeze_step) & (steps <= freeze_step)
-    turns = {}
-    for name, moves in zip(logger.names, np.diff(logger.bits, axis=0).T, strict=True):
-        moved = np.flatnonzero(moves * (steps <= freeze_step))
-        signs = np.sign(moves[moved])
-        turns[name] = int(np.sum((signs[1:] != signs[:-1]) & counted[moved[1:]]))
-    return turns
-
-
-def _plot_bits(logger, path, title):
-    """Bits of each layer over training steps."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, bits in zip(logger.names, np.transpose(logger.bits), strict=True):
-        axes.plot(logger.steps, bits, label=name)
-    axes.set(xlabel="training step", ylabel="bit-width [bits]", title=f"{title}: learned bits")
-    axes.set_ylim(0.5, max(8.5, np.max(logger.bits) + 0.5))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

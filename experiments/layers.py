@@ -17,7 +17,7 @@ import keras
 import mnist
 import numpy as np
 from absl import app, flags
-from common import plt
+from curves import plt
 from loading import dataset
 from sensitivity import sensitivities
 

@@ -19,13 +19,14 @@ import subprocess
 import sys
 import time
 
-import common  # for its flags and plots
+import common  # noqa: F401, for its flags
 import keras
 import measuring
 import mnist
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from curves import plt
 
 import keras_learnbits as klb
 from keras_learnbits.report import aligned_table
@@ -203,7 +204,7 @@ def summary(name, found, weights):
 
 def plot(results, path):
     """Bars of the ratios, a group for each net."""
-    figure, axes = common.plt.subplots(figsize=(10, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
     kinds = [kind for kind in KINDS[1:] if any(kind in net["kinds"] for net in results.values())]
     width = 0.8 / len(kinds)
     for place, kind in enumerate(kinds):

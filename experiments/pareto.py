@@ -17,9 +17,10 @@ import os
 import subprocess
 import sys
 
-import common  # for its flags and plots
+import common  # noqa: F401, for its flags
 import numpy as np
 from absl import app, flags
+from curves import plt
 
 from keras_learnbits.report import aligned_table
 
@@ -217,22 +218,37 @@ def show(points):
 def plot(points, path, title):
     """Accuracy against packed bytes, with the seeds' standard deviation; float as a line.
 
-    Nets that collapsed, with less than half of the best accuracy, are in the table alone.
+    Points of one seed are hollow; numbers are mean bits. Nets that collapsed, with less than half
+    of the best accuracy, are in the table alone.
     """
     least = 0.5 * max(point["accuracy"] for point in points)
-    figure, axes = common.plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     drawn = [p for p in points if p["kind"] not in ("float", "paper") and p["accuracy"] > least]
     for way in dict.fromkeys(map(label, drawn)):
         chosen = [point for point in drawn if label(point) == way]
-        axes.errorbar(
+        of_hgq2 = chosen[0]["kind"] == "hgq2"
+        line = axes.errorbar(
             [point["bytes"] / 1000 for point in chosen],
             [100 * point["accuracy"] for point in chosen],
             yerr=[100 * (point["spread"] or 0) for point in chosen],
-            marker="o",
-            linestyle=":" if chosen[0]["kind"] == "hgq2" else "-",
+            linestyle=":" if of_hgq2 else "-",
             capsize=3,
-            label=way,
-        )
+            label=way + (", untuned" if of_hgq2 else ""),
+        )[0]
+        for point in chosen:
+            x, y = point["bytes"] / 1000, 100 * point["accuracy"]
+            face = "white" if point["seeds"] == 1 else line.get_color()
+            axes.plot(x, y, "o", color=line.get_color(), markerfacecolor=face, zorder=3)
+            above = point["kind"] == "learned"
+            axes.annotate(
+                f"{point['mean_bits']:.3g}",
+                (x, y),
+                xytext=(-4, 7) if above else (4, -13),
+                textcoords="offset points",
+                ha="right" if above else "left",
+                fontsize=8,
+                color=line.get_color(),
+            )
     for point in (point for point in points if point["kind"] == "float"):
         size = f"float, {point['bytes'] / 1000:,.0f} kB"
         axes.axhline(100 * point["accuracy"], color="gray", linestyle="--", label=size)

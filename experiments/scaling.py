@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 
-import common  # for its flags and plots
+import common  # noqa: F401, for its flags
 import keras
 import measuring
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from curves import plt
 
 import keras_learnbits as klb
 from keras_learnbits.report import aligned_table
@@ -109,7 +110,7 @@ def slope(sizes, values):
 
 def plot(panels, path):
     """Panels of points with their linear fits, both axes logarithmic."""
-    figure, all_axes = common.plt.subplots(1, len(panels), figsize=(13, 4), layout="constrained")
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(13, 4), layout="constrained")
     for axes, (title, unit, sizes, values, fit) in zip(all_axes, panels, strict=True):
         axes.loglog(sizes, values, "o", label="measured")
         line = np.geomspace(min(sizes), max(sizes), 100)

@@ -79,7 +79,7 @@ def test_a_float_net_has_no_bits_to_set(flag, tmp_path):
 
 def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
-    import common
+    import curves
 
     falls, rises = np.linspace(8, 5, 31), np.linspace(5, 6, 11)
     turning = np.concatenate([falls, np.full(50, 5.0), rises, rises[::-1]])[:101]
@@ -87,8 +87,8 @@ def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before(monkeypatch):
     logger = types.SimpleNamespace(
         steps=np.arange(101), bits=np.stack([turning, falling], axis=1), names=["a", "b"]
     )
-    assert common._direction_changes(logger, freeze_step=90) == {"a": 1, "b": 0}
-    assert common._direction_changes(logger, freeze_step=80) == {"a": 0, "b": 0}
+    assert curves.direction_changes(logger, freeze_step=90) == {"a": 1, "b": 0}
+    assert curves.direction_changes(logger, freeze_step=80) == {"a": 0, "b": 0}
 
 
 def test_a_float_net_goes_on_from_a_float_net(tmp_path):

@@ -1,0 +1,35 @@
+"""Curves of the bits over a training: a picture, and how often they turn."""
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def direction_changes(logger, freeze_step):
+    """How often each layer's bits turned in the last quarter of the training before the freeze."""
+    steps = np.array(logger.steps)[1:]
+    counted = (steps > 0.75 * freeze_step) & (steps <= freeze_step)
+    turns = {}
+    for name, moves in zip(logger.names, np.diff(logger.bits, axis=0).T, strict=True):
+        moved = np.flatnonzero(moves * (steps <= freeze_step))
+        signs = np.sign(moves[moved])
+        turns[name] = int(np.sum((signs[1:] != signs[:-1]) & counted[moved[1:]]))
+    return turns
+
+
+def plot_bits(logger, path, title, freeze_step):
+    """Bits of each layer over training steps; curves that meet are drawn a little apart."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    curves = np.transpose(logger.bits)
+    apart = 0.04 * (np.arange(len(curves)) - len(curves) / 2) / max(1, len(curves) / 8)
+    for name, bits, offset in zip(logger.names, curves, apart, strict=True):
+        axes.plot(logger.steps, bits + offset, label=name)
+    axes.axvline(freeze_step, color="gray", linestyle=":", label="bits are frozen")
+    axes.set(xlabel="training step", ylabel="bit-width [bits]", title=f"{title}: learned bits")
+    axes.set_ylim(0.5, max(8.5, np.max(logger.bits) + 0.5))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
