@@ -55,18 +55,17 @@ def plot(bits, weights, added, path, title):
         left.text(column, row, f"{value:.3g}", ha="center", va="center", color=color, fontsize=9)
     left.set_xticks(range(len(budgets)), budgets)
     left.set_yticks(range(len(layers)), layers)
-    left.set(xlabel="budget [mean bits a weight]", title="learned bits")
+    left.set(xlabel="budget [mean bits a weight]", title="learned bits, mean of seeds")
     positions = np.arange(len(layers))
-    middle.barh(positions, list(weights.values()), color="gray")
+    middle.plot(list(weights.values()), positions, "o", color="gray")
     middle.set(xscale="log", xlabel="weights", title="size")
     for index, width in enumerate(WIDTHS[:3]):
         values = [max(added[layer][index], 1e-5) for layer in layers]
-        label = "1 bit" if width == 1 else f"{width} bits"
-        right.barh(positions + 0.27 * (index - 1), values, height=0.25, label=label)
+        right.plot(values, positions, "o", label="1 bit" if width == 1 else f"{width} bits")
     right.set(xscale="log", xlabel="loss added [nats]", title="float net, this layer alone rounded")
-    right.legend(frameon=False)
+    right.legend()
     for panel in (middle, right):
-        panel.grid(axis="x", alpha=0.3)
+        panel.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
