@@ -335,3 +335,50 @@ def test_the_quantization_error_pulls_weights_and_scales():
     np.testing.assert_allclose(
         to_scale, 2 * ((q - w) * q).sum(axis=0, keepdims=True), rtol=1e-3, atol=1e-6
     )
+
+
+def dense_layers(first_trainable=True):
+    return klb.LearnedBitSequential(
+        [
+            keras.Input((6,)),
+            klb.LearnedBitDense(3, bits=4, trainable=first_trainable),
+            klb.LearnedBitDense(2, bits=4),
+        ]
+    )
+
+
+@pytest.mark.parametrize("at_creation", [True, False])
+@pytest.mark.parametrize("later", [True, False])
+def test_files_of_layers_that_were_frozen_or_unfrozen_load(at_creation, later, data, tmp_path):
+    model = dense_layers(at_creation)
+    model.layers[0].trainable = later
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    of_weights = dense_layers()
+    of_weights.load_weights(tmp_path / "model.weights.h5")
+    for each in (loaded, of_weights):
+        np.testing.assert_array_equal(each(data[0]), model(data[0]))
+    assert loaded.layers[0].trainable == later
+
+
+def test_a_clone_takes_the_weights_of_a_model_that_was_frozen(make_model, data):
+    model = make_model()
+    model.trainable = False
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(clone(data[0]), model(data[0]))
+
+
+@pytest.mark.parametrize("saved_frozen", [True, False])
+def test_scales_of_a_layer_created_frozen_train_once_it_is_unfrozen(saved_frozen, data, tmp_path):
+    model = dense_layers(first_trainable=False)
+    if saved_frozen:
+        model.save(tmp_path / "model.keras")
+        model = keras.models.load_model(tmp_path / "model.keras")
+    model.layers[0].trainable = True
+    scales = model.layers[0].quantized_kernels["kernel"].log_scale
+    before = scales.numpy()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(*data, verbose=0)
+    assert np.abs(scales.numpy() - before).min() > 0

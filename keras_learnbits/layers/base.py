@@ -138,8 +138,9 @@ class OwnsBits:
                 ),
                 dtype="float32",
                 autocast=False,
-                trainable=kernel.trainable,
             )
+            # Not an argument, which would settle for good where Keras files the variable.
+            log_scale.trainable = kernel.trainable
         quantized_kernel = QuantizedKernel(self, name, kernel, bits, log_scale, quantizer)
         mark_variables(quantized_kernel, bits, log_scale)
         self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
