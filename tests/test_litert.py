@@ -142,3 +142,17 @@ def test_packed_integers_are_read_back_bit_by_bit(width):
     odd = packed_integers(values[:3], width)
     assert odd.dtype == np.uint8
     assert len(odd) == -(-3 * width // 8)
+
+
+@pytest.mark.parametrize("shape", [(12,), (5, 12)])
+def test_a_relu_behind_a_dense_layer_without_bias_stays(tmp_path, shape):
+    model = klb.LearnedBitSequential(
+        [
+            keras.Input(shape, name="x"),
+            klb.LearnedBitDense(8, bits=3, use_bias=False, activation="relu"),
+            klb.LearnedBitDense(8, bits=3),
+            keras.layers.ReLU(max_value=6),
+        ]
+    )
+    export_litert(with_random_weights(model), tmp_path / "model.tflite")
+    assert_predicts_alike(tmp_path / "model.tflite", model)

@@ -46,6 +46,8 @@ def export_litert(model, path, *, input_signature=None):
     schema = import_extra("ai_edge_litert.schema_py_generated")
     predict, _, kernels = function_of_kernels(model, input_signature)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([predict.get_concrete_function()])
+    # Batched products lose a ReLU that follows them (TensorFlow 2.21).
+    converter.unfold_batchmatmul = True
     flat = schema.ModelT.InitFromPackedBuf(converter.convert(), 0)
     _Editor(schema, flat).replace_kernels(kernels)
     builder = flatbuffers.Builder()
