@@ -153,6 +153,33 @@ def test_losses_inside_are_those_of_the_float_kernel(x):
     )
 
 
+class Noted(L.Layer):
+    """Two dense layers that add the mean square of what flows between them to the loss."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = L.Dense(4), L.Dense(2)
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build((*shape[:-1], 4))
+        self.built = True
+
+    def call(self, x):
+        x = self.first(x)
+        self.add_loss(keras.ops.mean(keras.ops.square(x)))
+        return self.second(x)
+
+
+def test_a_look_counts_what_a_layer_adds_to_the_loss_once(data):
+    model = klb.LearnedBitSequential([keras.Input((6,)), LearnedBitWrapper(Noted())])
+    model.compile("sgd", "mse", bit_reg=0.0)
+    evaluated = model.evaluate(*data, batch_size=64, verbose=0, return_dict=True)["loss"]
+    batch = (*map(tf.constant, data), None)
+    looked = model.losses_at(batch, tf.zeros((1, len(model.trained_tensors))), training=False)
+    np.testing.assert_allclose(looked, [evaluated], rtol=1e-5)
+
+
 def test_under_a_mixed_policy_kernels_are_rounded_in_float32(x):
     keras.config.set_dtype_policy("mixed_bfloat16")
     wrapper = LearnedBitWrapper(L.Dense(3), bits=2)

@@ -125,7 +125,8 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         with _KernelScope(kernels) as scope:
             outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
-            self.add_loss(loss)
+            # A tensor of its own: Keras tells losses apart by their tensors, not by their layers.
+            self.add_loss(keras.ops.identity(loss))
         return outputs
 
     def compute_mask(self, inputs, previous_mask):
