@@ -1,5 +1,6 @@
 """`warm_start`: begin at the weights of a trained float model."""
 
+from keras_learnbits.layers.inside import finalize_inside
 from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensor_of
 
 
@@ -41,6 +42,7 @@ def warm_start(model, float_model):
             )
     for name, variables in ours.items():
         assign_all(variables, theirs[name])
+    finalize_inside(model)
     for kernel in quantized_kernels(model):
         kernel.fit_scale()
 

@@ -242,3 +242,23 @@ def test_one_scale_in_the_file_fills_all_channels_of_a_model(path):
     save_packed(model, path)
     load_packed(path, into=other)
     assert_same_bits(quantized_arrays(model)[0], quantized_arrays(other)[0])
+
+
+@pytest.mark.parametrize("make_anew", [True, False])
+def test_an_adapted_normalization_comes_back(make_anew, path):
+    def make(adapt):
+        norm = L.Normalization(name="norm")
+        if adapt:
+            norm.adapt(x)
+        layers = [keras.Input((4,)), norm, klb.LearnedBitDense(2, bits=4, name="head")]
+        return klb.LearnedBitSequential(layers)
+
+    x = np.random.default_rng(0).normal(3.0, 5.0, (64, 4)).astype("float32")
+    model = make(adapt=True)
+    save_packed(model, path, include_config=True)
+    if make_anew:
+        loaded = load_packed_model(path)
+    else:
+        loaded = make(adapt=False)
+        load_packed(path, into=loaded)
+    np.testing.assert_allclose(loaded(x), model(x), rtol=1e-6)

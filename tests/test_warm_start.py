@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -54,3 +56,15 @@ def test_other_layers_or_shapes_are_refused_and_change_nothing():
         )
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_adapted_normalization_is_warm_started_too():
+    x = np.random.default_rng(0).normal(3.0, 5.0, (64, 4)).astype("float32")
+    models = []
+    for dense in (keras.layers.Dense, functools.partial(klb.LearnedBitDense, bits=8)):
+        layers = [keras.layers.Normalization(name="norm"), dense(2, name="head")]
+        models.append(keras.Sequential([keras.Input((4,)), *layers]))
+    models[0].layers[0].adapt(x)
+    klb.warm_start(models[1], models[0])
+    expected = models[0](x).numpy()
+    np.testing.assert_allclose(models[1](x), expected, atol=0.02 * expected.std())

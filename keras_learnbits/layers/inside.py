@@ -82,6 +82,13 @@ def layers_inside(layer):
     return found
 
 
+def finalize_inside(model):
+    """Has layers compute with what they were given: `Normalization` keeps copies of its weights."""
+    for layer in layers_inside(model):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+
+
 def kernels_inside(layer):
     """The kernels of a layer and of all layers that it holds, but those that learn their bits.
 

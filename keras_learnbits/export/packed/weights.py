@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.export.packed import reader
+from keras_learnbits.layers.inside import finalize_inside
 from keras_learnbits.layers.tensors import QuantizedKernel, quantized_kernels
 
 # How far rounding may carry a scale from where its formula is solved, in units in the last place.
@@ -129,6 +130,7 @@ def fill(model, weights):
             values += _kernel_values(target, weight)
     for variable, value in values:
         variable.assign(value)
+    finalize_inside(model)
 
 
 def _matched(model, weights):
