@@ -89,12 +89,14 @@ class FreezeBits(keras.callbacks.Callback):
     The integers are those that a `BitBudget` allocates. Without one, each layer takes the one
     below or the one above its latent bits, whichever has less predicted loss plus price; if the
     model's `bit_gradient` does not predict losses, the nearer one. Each `fit` begins with bits
-    that move, and one that is stopped early ends frozen. Without this callback a model that was
+    that move, and one that is stopped early ends frozen; put `EarlyStopping` before this callback
+    if it restores weights. Without this callback a model that was
     frozen stays so.
 
     Args:
-        at: When: a fraction of the epochs (a float below 1), or the number of epochs that are
-            to pass before it (an integer).
+        at: When: a fraction of the epochs (a float below 1), which leaves at least the last one
+            frozen, or the number of epochs that are to pass before it (an integer). With a
+            fraction, and a single epoch, it is when training is over.
         quantization_reg: Weight of the quantization error in the last epoch, to which it ramps
             up from the freeze on, for this `fit`: it calms weights that oscillate between two
             levels (arXiv 2203.11086). None leaves it as it is.
@@ -130,6 +132,9 @@ class FreezeBits(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         model.bit_budget = None  # a budget of this `fit` puts itself there as training begins
+        # Now, before a callback brings back a training that was interrupted in the ramp.
+        if hasattr(model, "quantization_reg"):
+            self._first_quantization_reg = float(keras.ops.convert_to_numpy(model.quantization_reg))
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "freeze_bits"):
@@ -138,14 +143,11 @@ class FreezeBits(keras.callbacks.Callback):
                 f"bits do not move. Received: model={self.model}"
             )
         self.model.unfreeze_bits()
-        self._first_quantization_reg = float(
-            tf.convert_to_tensor(self.model.quantization_reg.value)
-        )
         self._statistics_are_due = self.batch_norm_data is not None
 
     def on_epoch_begin(self, epoch, logs=None):
         epochs = self.params["epochs"]
-        start = self.at * epochs if isinstance(self.at, float) else self.at
+        start = self._start(epochs)
         if epoch >= start and not self.model.bits_are_frozen:
             self.model.freeze_bits(self._integers())
         if epoch >= start and self.quantization_reg is not None:
@@ -154,12 +156,21 @@ class FreezeBits(keras.callbacks.Callback):
             self.model.quantization_reg.assign(first + share * (last - first))
         self._is_last = epoch == epochs - 1
 
+    def _start(self, epochs):
+        """Epochs to pass before the freeze."""
+        if not isinstance(self.at, float):
+            return self.at
+        return min(self.at * epochs, max(epochs - 1, 1))
+
     def on_test_begin(self, logs=None):
         if self._is_last:
             self._estimate_statistics()
 
     def on_train_end(self, logs=None):
-        if self.model.stop_training and not self.model.bits_are_frozen:
+        # Callbacks that restore weights restore the bits that went with them.
+        bits = [float(tensor.latent_bits()) for tensor in self.model.quantized_tensors]
+        is_due = isinstance(self.at, float) or self.model.stop_training
+        if is_due and not (self.model.bits_are_frozen and all(map(float.is_integer, bits))):
             self.model.freeze_bits(self._integers())
         self._estimate_statistics()
         self.model.quantization_reg.assign(self._first_quantization_reg)

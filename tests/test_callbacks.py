@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import glob
 
@@ -121,6 +122,31 @@ def test_freeze_bits_stops_them_at_integers(at, make_model, data):
     bits = model.fit(*data, epochs=4, callbacks=callbacks, verbose=0).history["bits/head"]
     np.testing.assert_allclose(bits[:2], [7.4, 6.8], rtol=1e-5)
     assert bits[2:] == [7.0, 7.0]
+
+
+@pytest.mark.parametrize(("at", "epochs"), [(0.75, 1), (0.75, 2), (0.75, 3), (0.9, 5)])
+def test_a_short_training_ends_frozen_with_its_last_epoch_for_the_weights(
+    at, epochs, make_model, data
+):
+    model = compiled(make_model(), bit_optimizer=klb.SignSGD(0.1))
+    callbacks = [klb.FreezeBits(at=at), klb.BitLogger()]
+    bits = model.fit(*data, epochs=epochs, callbacks=callbacks, verbose=0).history["bits/head"]
+    assert model.bits_are_frozen
+    assert float(model.get_layer("head").bits).is_integer()
+    assert [each.is_integer() for each in bits] == [False] * max(epochs - 1, 1) + [True] * (
+        epochs > 1
+    )
+
+
+def test_early_stopping_leaves_integers_though_it_restores_bits_of_before(make_model, data):
+    model = compiled(make_model(), bit_optimizer=klb.SignSGD(0.1))
+    stopping = keras.callbacks.EarlyStopping(
+        "loss", patience=2, restore_best_weights=True, min_delta=1e9
+    )
+    model.fit(*data, epochs=6, callbacks=[stopping, klb.FreezeBits(at=1)], verbose=0)
+    assert stopping.best_epoch == 0
+    assert model.bits_are_frozen
+    assert all(float(model.get_layer(name).bits).is_integer() for name in ("hidden", "head"))
 
 
 def test_each_fit_begins_with_bits_that_move(make_model, data):
@@ -283,3 +309,31 @@ def test_batch_norm_is_estimated_before_the_last_validation(validate, data):
             model.evaluate(x, y, verbose=0, return_dict=True)["loss"],
             rtol=1e-4,
         )
+
+
+def test_the_ramp_goes_on_where_it_was_interrupted(make_model, data, tmp_path):
+    def train(epochs, backup):
+        keras.utils.set_random_seed(0)
+        model = compiled(make_model(), quantization_reg=0.01)
+        weights = []
+
+        def stop_or_note(epoch, logs):
+            weights.append(float(keras.ops.convert_to_numpy(model.quantization_reg)))
+            if epoch + 1 == epochs:
+                raise KeyboardInterrupt
+
+        callbacks = [
+            keras.callbacks.BackupAndRestore(tmp_path / backup),
+            klb.FreezeBits(at=2, quantization_reg=0.1),
+            keras.callbacks.LambdaCallback(on_epoch_end=stop_or_note),
+        ]
+        with contextlib.suppress(KeyboardInterrupt):
+            model.fit(*data, epochs=6, callbacks=callbacks, verbose=0)
+        return weights, float(keras.ops.convert_to_numpy(model.quantization_reg))
+
+    whole, after = train(None, "whole")
+    first, _ = train(4, "parts")
+    rest, after_rest = train(None, "parts")
+    np.testing.assert_allclose(first[: 6 - len(rest)] + rest, whole)
+    assert len(rest) < 6
+    np.testing.assert_allclose([after, after_rest], 0.01)
