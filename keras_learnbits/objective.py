@@ -40,7 +40,7 @@ class BitObjective:
     def error_weights(self, tensors):
         """Derivatives of the quantization error by the squared errors, shape `(layers,)`."""
         kernels = kernels_among(tensors)
-        errors = tf.zeros(len(kernels))  # any will do, for the error is linear in them
+        errors = tf.stack([kernel.squared_error() for kernel in kernels])
         with tf.GradientTape() as tape:
             tape.watch(errors)
             error = self._error(errors, _energies(kernels), _shares(kernels))

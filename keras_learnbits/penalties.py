@@ -50,11 +50,12 @@ def relative_error(squared_errors, energies, shares):
     """Quantization error of a model: squared error over energy, `||q - W||^2 / ||W||^2`.
 
     The mean over layers weighted by their numbers of weights, without a unit: 0 is exact, 1 is
-    a kernel rounded away.
+    a kernel rounded away. No layer counts more than 1: one that begins at zeros has errors beyond
+    its energy, since symmetric grids have no level at 0.
 
     Args:
         squared_errors: `||q - W||^2`, shape `(layers,)`.
-        energies: `||W||^2`, shape `(layers,)`; taken as constants.
+        energies: `||W||^2`, shape `(layers,)`; taken as constants, as what bounds the errors is.
         shares: Each layer's share of the weights, shape `(layers,)`.
 
     Returns:
@@ -65,7 +66,8 @@ def relative_error(squared_errors, energies, shares):
         >>> relative_error(tf.constant([1.0, 0.0]), tf.constant([4.0, 1.0]), shares).numpy().item()
         0.1875
     """
-    energies = tf.maximum(tf.stop_gradient(energies), ops.TINY)
+    energies = tf.stop_gradient(tf.maximum(energies, squared_errors))
+    energies = tf.maximum(energies, ops.TINY)
     return tf.reduce_sum(shares * squared_errors / energies)
 
 

@@ -559,3 +559,13 @@ def test_a_step_rounds_each_kernel_once_also_where_its_layer_is_shared(policy, d
         Counting.count = 0
         step((x, y))
         assert Counting.count == 2
+
+
+@pytest.mark.parametrize("bit_gradient", ["measured", "difference"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_kernel_that_begins_at_zeros_trains(bit_gradient, optimizer, data):
+    layers = [klb.LearnedBitDense(8), klb.LearnedBitDense(2, kernel_initializer="zeros")]
+    model = klb.LearnedBitSequential([keras.Input((6,)), *layers])
+    model.compile(optimizer, "mse", bit_gradient=bit_gradient)
+    losses = model.fit(*data, batch_size=8, epochs=20, verbose=0).history["task_loss"]
+    assert losses[-1] < losses[0] / 2

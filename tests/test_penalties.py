@@ -38,3 +38,13 @@ def test_relative_error_weighs_layers_by_their_size():
     np.testing.assert_allclose(
         penalties.relative_error(errors, energies, SHARES), expected, rtol=1e-6
     )
+
+
+def test_no_layer_counts_more_than_one_and_its_error_still_pulls():
+    errors = tf.constant([8.0, 2.0, 3.0])
+    with tf.GradientTape() as tape:
+        tape.watch(errors)
+        error = penalties.relative_error(errors, tf.constant([4.0, 4.0, 0.0]), SHARES)
+    np.testing.assert_allclose(error, np.dot([1.0, 0.5, 1.0], SIZES) / 160, rtol=1e-6)
+    expected = np.divide([1 / 8, 1 / 4, 1 / 3], 160) * SIZES
+    np.testing.assert_allclose(tape.gradient(error, errors), expected, rtol=1e-6)
