@@ -123,7 +123,7 @@ class BitBudget(keras.callbacks.Callback):
 
     def _begin(self):
         """Once the model is built, which may be in its first step."""
-        if not self._begun and quantized_kernels(self.model.learner()):
+        if not self._begun and quantized_kernels(self.model):
             self.target.begin(self.model)
             self._begun = True
 
@@ -177,7 +177,7 @@ def _predicted_losses(model):
 def _descent(model):
     """Allocations of least predicted loss by price: kernels, prices, choices."""
     kernels, losses = _predicted_losses(model)
-    everything = quantized_kernels(model.learner())
+    everything = quantized_kernels(model)
     penalties = model.bit_objective.penalty_table(everything).numpy()
     penalties = penalties[[everything.index(kernel) for kernel in kernels]]
     return kernels, *allocation.descent(losses, penalties.astype(np.float64))
@@ -262,16 +262,16 @@ class _Bits(_Size):
         return int(np.floor(self.value * self._weights(model) + 1e-9))
 
     def as_target(self, model, size):
-        return round(size / self._weights(model), 4)
+        return np.ceil(1e4 * size / self._weights(model)) / 1e4  # rounded, it would be too small
 
     def sizes(self, weights, bits):
         return weights * bits
 
     def total(self, model):
-        return sum(k.size * int(k.integer_bits()) for k in quantized_kernels(model.learner()))
+        return sum(k.size * int(k.integer_bits()) for k in quantized_kernels(model))
 
     def _weights(self, model):
-        return sum(kernel.size for kernel in quantized_kernels(model.learner()))
+        return sum(kernel.size for kernel in quantized_kernels(model))
 
 
 class _Bytes(_Size):
@@ -287,17 +287,17 @@ class _Bytes(_Size):
         return -(-weights * bits // 8)
 
     def total(self, model):
-        return bit_table(model.learner()).packed_bytes
+        return bit_table(model).packed_bytes
 
 
 class _Compression(_Bytes):
     """A target for float32 bytes over packed bytes."""
 
     def limit(self, model):
-        return int(bit_table(model.learner()).float_bytes / self.value)
+        return int(bit_table(model).float_bytes / self.value)
 
     def as_target(self, model, size):
-        return round(bit_table(model.learner()).float_bytes / size, 4)
+        return np.floor(1e4 * bit_table(model).float_bytes / size) / 1e4
 
 
 SIZES = {"target_bits": _Bits, "target_bytes": _Bytes, "target_compression": _Compression}
@@ -362,7 +362,8 @@ class _Accuracy:
         return kernels, prices, choices, enough
 
     def _evaluate(self, model):
-        x, y = self.data if isinstance(self.data, tuple) else (self.data, None)
-        logs = model.evaluate(x, y, verbose=0, return_dict=True)
+        data = self.data if isinstance(self.data, tuple) else (self.data,)
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        logs = model.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)
         model.reset_metrics()
         return logs

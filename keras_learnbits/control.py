@@ -46,7 +46,7 @@ class BitControl:
     @property
     def quantized_tensors(self):
         """All `QuantizedTensor`s whose bits may move: kernels, then activations."""
-        return quantized_tensors(self.learner())
+        return quantized_tensors(self)
 
     @property
     def trained_tensors(self):
@@ -119,7 +119,7 @@ class BitControl:
         Raises:
             ValueError: The model is not built, or has no learned-bit layer.
         """
-        kernels = quantized_kernels(self.learner())
+        kernels = quantized_kernels(self)
         if not kernels:
             raise ValueError(
                 "The model must be built, and have a learned-bit layer, before what its bits are "

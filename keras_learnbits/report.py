@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from keras_learnbits.layers.activation import QuantizedActivation
 from keras_learnbits.layers.tensors import (
+    learner_of,
     quantized_kernels,
     quantized_tensor_of,
     quantized_tensors,
@@ -198,7 +199,7 @@ def bit_table(model):
     """What the bits of a model have come to, layer by layer, and what it weighs.
 
     Args:
-        model: A built Keras model with learned-bit layers.
+        model: A built Keras model with learned-bit layers; of a distiller, its student is shown.
 
     Returns:
         `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`,
@@ -214,6 +215,7 @@ def bit_table(model):
         >>> table.mean_bits, table.packed_bytes  # 32 codes of 3 bits, 2 scales and 2 biases
         (3.0, 28)
     """
+    model = learner_of(model)
     kernels = quantized_kernels(model)
     if not kernels:
         raise ValueError(

@@ -90,7 +90,7 @@ class LearnedBitTraining(BitControl):
         self.bit_objective = BitObjective(bit_penalty, quantization_error)
         bit_gradient = bit_gradients.get(bit_gradient)
         if self.built and self.layers:
-            self._check_kernels(quantized_kernels(self.learner()))
+            self._check_kernels(quantized_kernels(self))
         super().compile(
             optimizer=with_bits(optimizer, bit_optimizer, bit_gradient),
             loss=loss,

@@ -86,3 +86,24 @@ def test_bytes_are_those_of_the_student(make_model, data):
     target = klb.bit_table(model.student).packed_bytes - 30
     model.fit(*data, batch_size=16, callbacks=[klb.BitBudget(target_bytes=target)], verbose=0)
     assert target - 8 < klb.bit_table(model.student).packed_bytes <= target
+
+
+def test_of_a_teacher_with_learned_bits_nothing_is_shown_or_changed(data):
+    def net(name, bits):
+        dense = klb.LearnedBitDense(2, bits=bits, name=name)
+        return klb.LearnedBitSequential([keras.Input((6,)), dense])
+
+    teacher, student = net("teacher", 4), net("student", 3)
+    distillation = keras.distillation.LogitsDistillation(
+        2.0, loss=keras.losses.KLDivergence(reduction=None)
+    )
+    model = klb.LearnedBitDistiller(teacher, student, distillation)
+    model.compile("sgd", "mse", bit_reg=0.0)
+    logger = klb.BitLogger()
+    guard = klb.CollapseGuard("raise_bits", max_error=-1.0)
+    with pytest.warns(UserWarning, match="student"):
+        model.fit(*data, callbacks=[logger, guard], verbose=0)
+    assert logger.names == ["student"]
+    assert float(teacher.layers[0].bits) == 4
+    assert float(student.layers[0].bits) > 3
+    assert str(klb.bit_table(model)) == str(klb.bit_table(student))

@@ -162,7 +162,7 @@ def quantized_tensors(model):
     """All that has a bit-width in a model or layer: kernels, then activations.
 
     Args:
-        model: A built Keras model or layer.
+        model: A built Keras model or layer; of a distiller, that of its student.
 
     Returns:
         List of `QuantizedTensor`, each once, in the order of the variables.
@@ -175,7 +175,7 @@ def quantized_kernels(model):
     """All quantized kernels of a model or layer, each once, in the order of the variables.
 
     Args:
-        model: A built Keras model or layer.
+        model: A built Keras model or layer; of a distiller, that of its student.
 
     Returns:
         List of `QuantizedKernel`.
@@ -193,8 +193,13 @@ def activations_among(tensors):
     return [tensor for tensor in tensors if not isinstance(tensor, QuantizedKernel)]
 
 
+def learner_of(model):
+    """The model whose bits are learned: of a distiller the student, else the model itself."""
+    return model.learner() if hasattr(model, "learner") else model
+
+
 def _marking(model):
-    owners = [quantized_tensor_of(variable) for variable in model.variables]
+    owners = [quantized_tensor_of(variable) for variable in learner_of(model).variables]
     return list({id(owner): owner for owner in owners if owner is not None}.values())
 
 
