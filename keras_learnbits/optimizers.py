@@ -172,6 +172,13 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
             self.build(trainable_variables)
         pairs = list(zip(grads, trainable_variables, strict=True))
         for optimizer, share in self._split(pairs, trainable_variables):
+            if optimizer is self.bit_optimizer and all(gradient is None for gradient, _ in share):
+                raise ValueError(
+                    "Bits move in the `train_step` of this library, which gives them a gradient. A "
+                    "subclass with a `train_step` of its own must call `super().train_step`; a "
+                    "loss of its own goes into `compute_loss`. Received: no gradient of "
+                    f"{[variable.path for _, variable in share]}"
+                )
             with compiled_updates(optimizer):
                 optimizer.apply(*map(list, zip(*share, strict=True)))
 

@@ -1,7 +1,9 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import keras_learnbits as klb
 from keras_learnbits import SignSGD
 from keras_learnbits.layers.tensors import quantized_kernels
 
@@ -200,3 +202,21 @@ def test_a_multi_optimizer_is_refused(make_model):
     nested = optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.SGD()))
     with pytest.raises(ValueError, match="must be a single one.*Received: optimizer="):
         make_model().compile(nested, "mse")
+
+
+def test_a_train_step_that_gives_bits_no_gradient_is_told_so(data):
+    class Own(klb.LearnedBitSequential):
+        def train_step(self, batch):
+            x, y = batch
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            variables = self.trainable_variables
+            self.optimizer.apply_gradients(
+                zip(tape.gradient(loss, variables), variables, strict=True)
+            )
+            return {"loss": loss}
+
+    model = Own([keras.Input((6,)), klb.LearnedBitDense(2, name="head")])
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match=r"must call `super\(\).train_step`.*head/bits"):
+        model.fit(*data, verbose=0)
