@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 
 import keras
 import numpy as np
@@ -224,3 +225,30 @@ def test_an_unreachable_accuracy_is_warned_of_and_a_wrong_metric_refused(deep_mo
     assert klb.bit_table(model).mean_bits == 8
     with pytest.raises(ValueError, match="Received: metric='typo'"):
         fit(model, data, klb.BitBudget(metric="typo", **settings))
+
+
+@pytest.mark.parametrize("kind", ["target_bits", "target_compression", "target_bytes"])
+def test_the_smallest_target_that_the_error_names_is_taken(kind, data):
+    layers = [klb.LearnedBitDense(4), klb.LearnedBitDense(2, min_bits=2)]
+    model = klb.LearnedBitSequential([keras.Input((6,)), *layers])
+    model.compile("adam", "mse")
+    impossible = 1e9 if kind == "target_compression" else 1e-9
+    with pytest.raises(ValueError, match="lowest bit-widths reach") as refused:
+        model.fit(*data, callbacks=[klb.BitBudget(**{kind: impossible})], verbose=0)
+    named = float(re.search(r"reach: ([0-9.]+)", str(refused.value)).group(1))
+    model.fit(*data, callbacks=[klb.BitBudget(**{kind: named}), klb.FreezeBits()], verbose=0)
+    assert [row.bits for row in klb.bit_table(model).rows] == [1, 2]
+
+
+def test_validation_data_may_have_sample_weights(data):
+    x, y = data
+    model = klb.LearnedBitSequential([keras.Input((6,)), klb.LearnedBitDense(2)])
+    model.compile("adam", "mse", metrics=["mae"], weighted_metrics=[])
+    budget = klb.BitBudget(
+        max_accuracy_drop=10.0,
+        float_accuracy=1.0,
+        validation_data=(x, y, np.ones(len(x))),
+        metric="mae",
+    )
+    model.fit(x, y, batch_size=4, epochs=2, callbacks=[budget], verbose=0)
+    assert model.bits_are_frozen
