@@ -87,7 +87,7 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
         estimate_on: What the estimators see: a tuple `(x, y)` or a dataset. By default the same
             data, on which `measured` cannot be wrong: give some batches of training data.
         batch_size: Examples a batch, for arrays.
-        layers: Names of the layers to probe, as in `bit_table`; all by default.
+        layers: Names of the layers to probe, as in `bit_table`, or one name; all by default.
         training: Whether to measure the loss that `fit` lowers, which `measured` looks at, with
             batch normalization by the batch and with dropout. Otherwise it is that of `evaluate`,
             whose moving statistics still are those of the present widths: what they cost is then
@@ -140,6 +140,7 @@ class BitProber:
         model.prepare_bits()
         tensors = model.trained_tensors
         names = unique_names(tensors)
+        layers = [layers] if isinstance(layers, str) else layers
         unknown = set(layers or ()) - set(names)
         if unknown:
             raise ValueError(f"`layers` must be among {names}. Received: {sorted(unknown)}")
@@ -172,6 +173,8 @@ class BitProber:
 
     def __call__(self, x, y=None, *, estimate_on=None):
         """What `probe_bits` returns, for the model as it is."""
+        if not self.tensors:
+            return BitProbe([], {})
         data = _batches(x, y, self.batch_size)
         seen = data if estimate_on is None else _batches(*_pair(estimate_on), self.batch_size)
         losses, errors = _mean([self._measure(batch).numpy() for batch in data], data)
@@ -211,9 +214,16 @@ def _pair(data):
 def _batches(x, y, batch_size):
     """A list of batches `(x, y, sample_weight)`, from arrays or from what yields batches."""
     if y is not None:
-        x = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+        slices = tf.data.Dataset.from_tensor_slices((_as_tuple(x), _as_tuple(y)))
+        x = slices.batch(batch_size)
     batches = x if isinstance(x, tf.data.Dataset) else (x[i] for i in range(len(x)))
     return [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+
+
+def _as_tuple(data):
+    """Several arrays as a tuple, for a list of them would be stacked."""
+    several = isinstance(data, list) and all(hasattr(each, "shape") for each in data)
+    return tuple(data) if several else data
 
 
 def _mean(values, batches):

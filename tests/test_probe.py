@@ -119,3 +119,31 @@ def test_other_and_unbuilt_models_are_refused(data):
         klb.probe_bits(unbuilt, *data)
     unbuilt.fit(*data, verbose=0)
     assert klb.probe_bits(unbuilt, *data).changes
+
+
+def test_a_model_of_several_inputs_and_outputs_is_probed_on_lists(data):
+    x, y = data
+    inputs = [keras.Input((6,)), keras.Input((6,))]
+    hidden = klb.LearnedBitDense(4, bits=3, name="hidden")(keras.layers.Add()(inputs))
+    outputs = [klb.LearnedBitDense(2, bits=3, name=name)(hidden) for name in "ab"]
+    model = klb.LearnedBitModel(inputs, outputs)
+    model.compile("sgd", ["mse", "mse"])
+    of_lists = klb.probe_bits(model, [x, x], [y, y])
+    of_batches = klb.probe_bits(model, tf.data.Dataset.from_tensors(((x, x), (y, y))))
+    assert [c.measured for c in of_lists.changes] == pytest.approx(
+        [c.measured for c in of_batches.changes], rel=1e-3
+    )
+
+
+def test_one_layer_may_be_named_alone(model, data):
+    names = list(klb.probe_bits(model, *data).moves)
+    assert list(klb.probe_bits(model, *data, layers=names[0]).moves) == names[:1]
+
+
+def test_where_no_bits_are_trained_there_is_nothing_to_probe(data):
+    layer = klb.LearnedBitDense(2, trainable=False)
+    model = klb.LearnedBitSequential([keras.Input((6,)), keras.layers.Dense(3), layer])
+    model.compile("sgd", "mse")
+    probe = klb.probe_bits(model, *data)
+    assert probe.changes == []
+    assert "No layer" in str(probe)
