@@ -382,3 +382,15 @@ def test_scales_of_a_layer_created_frozen_train_once_it_is_unfrozen(saved_frozen
     model.compile(keras.optimizers.SGD(0.1), "mse")
     model.fit(*data, verbose=0)
     assert np.abs(scales.numpy() - before).min() > 0
+
+
+def test_a_file_with_bits_beyond_the_bounds_is_refused(tmp_path):
+    def make(**settings):
+        layer = klb.LearnedBitDense(2, name="head", **settings)
+        return klb.LearnedBitSequential([keras.Input((6,)), layer])
+
+    make(bits=8).save_weights(tmp_path / "model.weights.h5")
+    model = make(bits=3, max_bits=4)
+    with pytest.raises(ValueError, match="bits=8 for 'kernel' in layer 'head', with min_bits=1"):
+        model.load_weights(tmp_path / "model.weights.h5")
+    assert float(model.layers[0].bits) == 3

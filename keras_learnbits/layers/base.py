@@ -145,6 +145,21 @@ class OwnsBits:
         mark_variables(quantized_kernel, bits, log_scale)
         self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
 
+    # Keras's own store the `kernel` property: the quantized weights in place of the float ones.
+    save_own_variables = keras.layers.Layer.save_own_variables
+
+    def load_own_variables(self, store):
+        keras.layers.Layer.load_own_variables(self, store)
+        for name, kernel in self.quantized_kernels.items():
+            bits = float(kernel.latent_bits())
+            if not self.min_bits <= bits <= self.max_bits:
+                kernel.bits.assign(self.initial_bits)
+                raise ValueError(
+                    "The bit-widths of a file must lie within the bounds of their layers. "
+                    f"Received: bits={bits:g} for {name!r} in layer {self.name!r}, with "
+                    f"min_bits={self.min_bits}, max_bits={self.max_bits}"
+                )
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -217,10 +232,6 @@ class LearnedBitMixin(OwnsBits):
             "LoRA adds to a frozen kernel what a learned-bit layer would have to round; it is not "
             f"supported. Received: rank={rank} in layer {self.name!r}"
         )
-
-    # Keras's own store the `kernel` property: the quantized weights in place of the float ones.
-    save_own_variables = keras.layers.Layer.save_own_variables
-    load_own_variables = keras.layers.Layer.load_own_variables
 
 
 def check_bits(bits, min_bits, max_bits):
