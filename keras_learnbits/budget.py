@@ -41,7 +41,8 @@ class BitBudget(keras.callbacks.Callback):
         by: Fraction of the epochs at which the target has come down, 0 <= by < 1. Before
             `FreezeBits(at=...)`, so that bits and weights have time to settle. Not used with
             `max_accuracy_drop`, which takes at each epoch what the accuracy then permits.
-        update_freq: Batches from one solution of the price to the next, likewise.
+        update_freq: Batches from one solution of the price to the next, at most an epoch;
+            likewise.
 
     Raises:
         ValueError: Not exactly one target is given; it is no positive number; it is smaller than
@@ -136,9 +137,10 @@ class BitBudget(keras.callbacks.Callback):
         self._begin()
         # `batch` is the last of several under `steps_per_execution`.
         before, self._step = self._step, self._epoch_start + batch + 1
+        steps = self.params.get("steps") or np.inf
         due = before == 0 or self._step // self.update_freq > before // self.update_freq
+        due |= batch + 1 == steps < self.update_freq  # once an epoch at least
         if due and not self.model.bits_are_frozen:
-            steps = self.params.get("steps") or np.inf
             progress = (self._epoch + (batch + 1) / steps) / self.params["epochs"]
             self.target.steer(self.model, progress)
 

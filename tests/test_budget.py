@@ -252,3 +252,14 @@ def test_validation_data_may_have_sample_weights(data):
     )
     model.fit(x, y, batch_size=4, epochs=2, callbacks=[budget], verbose=0)
     assert model.bits_are_frozen
+
+
+def test_epochs_shorter_than_the_interval_of_the_budget_are_steered(deep_model, data):
+    model = deep_model(bit_gradient=klb.bit_gradients.Measured(interval=1))
+    prices = []
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: prices.append(float(model.bit_reg.numpy()))
+    )
+    budget = klb.BitBudget(target_bits=2.0, update_freq=10**6)
+    model.fit(*data, batch_size=8, epochs=6, callbacks=[budget, note], verbose=0)
+    assert len(set(prices)) > 2
