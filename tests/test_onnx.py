@@ -202,3 +202,11 @@ def test_integers_take_the_narrowest_type_there_is():
         2, 2, 4, 4, 8, 8, 16, 16
     ]  # fmt: skip
     assert narrowest(1, (4, 8, 16)) == 4
+
+
+def test_a_model_with_what_onnx_has_no_operator_for_is_refused(tmp_path):
+    layer = klb.LearnedBitConv2D(6, 3, groups=2)
+    model = klb.LearnedBitSequential([keras.Input((8, 8, 4)), layer])
+    with pytest.raises(ValueError, match=r"grouped convolutions.*\['PartitionedCall'\]"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())

@@ -19,10 +19,23 @@ def float_model(model, input_signature=None):
 
     Returns:
         `onnx.ModelProto`, and a dictionary of the names of its inputs to `KernelCodes`.
+
+    Raises:
+        ValueError: Something in the model has no operator in ONNX.
     """
-    tf2onnx = import_extra("tf2onnx")
+    tf2onnx, onnx = import_extra("tf2onnx", "onnx")
     predict, specs, kernels = function_of_kernels(model, input_signature)
     proto, _ = tf2onnx.convert.from_function(predict, specs, opset=CONVERTED_OPSET)
+    unknown = {
+        node.op_type
+        for node in all_nodes(proto.graph)
+        if not onnx.defs.has(node.op_type, node.domain)
+    }
+    if unknown:
+        raise ValueError(
+            "tf2onnx must find an ONNX operator for all that a model does; it finds none for "
+            f"grouped convolutions, for one. Received: model={model.name!r} with {sorted(unknown)}"
+        )
     _make_initializers(proto.graph, _captured(predict.get_concrete_function()))
     return proto, kernels
 

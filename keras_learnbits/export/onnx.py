@@ -42,7 +42,8 @@ def export_onnx(model, path, *, input_signature=None, opset=25):
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
         ValueError: `opset` is below 21; the model has no learned-bit layer, no symbolic inputs
-            and no `input_signature`, or kernels that are not float32.
+            and no `input_signature`, kernels that are not float32, or something that ONNX has no
+            operator for, as tf2onnx writes grouped convolutions.
 
     Examples:
         >>> export_onnx(model, "model.onnx")  # doctest: +SKIP
