@@ -1,17 +1,14 @@
 """Estimators that compare whole bits: `Difference`, `Measured`."""
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
 from keras_learnbits import ops
 from keras_learnbits.derivatives import BitGradient
 from keras_learnbits.layers.tensors import integer_widths
+from keras_learnbits.sensitivity import over_directions, sensitivities, updated
 from keras_learnbits.serialization import register
 
-# Looks at a layer after which what was seen counts 1/e.
-MEMORY = 5
 # Standard errors by which a layer must gain before it turns around.
 CERTAINTY = 2
 # Bits by which a sensitivity may be carried on from the width of the latest look.
@@ -29,6 +26,7 @@ class WholeBit(BitGradient):
 
         s = mean(change of loss) / mean(change of error)
 
+    weighed by its noise with what all layers have shown together (`keras_learnbits.sensitivity`),
     and with it the predicted change at the present widths, `s` times the present change of the
     error. Each layer moves where that plus the change of the price is negative,
 
@@ -108,40 +106,39 @@ class WholeBit(BitGradient):
         """Takes a look into the running means.
 
         Returns:
-            The predicted change of the loss in each direction, shape `(layers, 2)`; its standard
-            error, infinite before the third look; and for which layers it is known, shape
-            `(layers,)`: those that were looked at near their present width.
+            The predicted change of the loss in each direction, shape `(layers, 2)`; the standard
+            error of what looks show of it, infinite before the third; and for which layers it is
+            known, shape `(layers,)`: those that were looked at near their present width.
         """
-        kept = math.exp(-1 / MEMORY)
 
         def update(variable, new, where):
             old = tf.gather(variable.value, places)
-            self._put(variable, places, tf.where(where, kept * old + (1 - kept) * new, old))
+            self._put(variable, places, tf.where(where, updated(old, new), old))
             return tf.gather(variable.value, places)
 
-        old_means = [tf.gather(v.value, places) for v in (self.loss_changes, self.error_changes)]
         looked = tf.reduce_any(seen, axis=1)
         known = tf.gather(self.looked_at.value, places) > 0
-        loss_change, error_change = _over_directions(changes, tf.where(seen, errors, 0.0))
-        surprise = loss_change - sensitivities(*old_means) * error_change
-        variances = update(self.variances, surprise**2, tf.logical_and(looked, known))
-        means = (
-            update(self.loss_changes, loss_change, looked),
-            update(self.error_changes, error_change, looked),
-        )
-        # A running mean of ones: it says by how much the other means still fall short.
-        weight = update(self.looked_at, tf.ones_like(places, tf.float32), looked)
-        of_variances = tf.maximum(1.0 - (1.0 - weight) / kept, 0.0)  # one look less
-        of_mean = (1 - kept) / (1 + kept) * tf.math.divide_no_nan(2.0 - weight, weight)
-        of_loss = tf.sqrt(tf.math.divide_no_nan(of_mean, of_variances) * variances)
-        of_sensitivity = tf.math.divide_no_nan(of_loss * weight, means[1])
-        enough = weight > 1 - kept**2.5  # three looks
-        noise = tf.where(enough[:, None], of_sensitivity[:, None] * tf.abs(errors), np.inf)
+        loss_change, error_change = over_directions(changes, tf.where(seen, errors, 0.0))
+        shown = (tf.gather(v.value, places) for v in (self.loss_changes, self.error_changes))
+        surprise = loss_change - tf.math.divide_no_nan(*shown) * error_change
+        variance = tf.math.divide_no_nan(surprise**2, error_change)
+        update(self.variances, variance, tf.logical_and(looked, known))
+        update(self.loss_changes, loss_change, looked)
+        update(self.error_changes, error_change, looked)
+        looked_at = update(self.looked_at, tf.ones_like(places, tf.float32), looked)
         bits = integer_widths([self.tensors[place] for place in places])
         seen_at = tf.where(looked, bits, tf.gather(self.seen_at.value, places))
         self._put(self.seen_at, places, seen_at)
-        near = tf.logical_and(weight > 0, tf.abs(bits - seen_at) <= REACH)
-        return sensitivities(*means)[:, None] * errors, noise, near
+        near = tf.logical_and(looked_at > 0, tf.abs(bits - seen_at) <= REACH)
+        sensitivity, standard_error = self._sensitivities(places)
+        noise = tf.math.multiply_no_nan(standard_error[:, None], tf.abs(errors))
+        return sensitivity[:, None] * errors, noise, near
+
+    def _sensitivities(self, places):
+        """Loss per squared error of some layers, and its standard error."""
+        means = self.loss_changes, self.error_changes, self.variances, self.looked_at
+        energies = tf.stack([self.tensors[place].energy() for place in places])
+        return sensitivities(*(tf.gather(mean.value, places) for mean in means), energies)
 
     def _decide(self, places, step, predicted, noise):
         """-1, 0 or 1 for each layer."""
@@ -195,12 +192,7 @@ class WholeBit(BitGradient):
             the present width; `inf` beyond a layer's bounds. More bits never cost more: where
             the prediction is flat, they gain a trace of relative error.
         """
-        sensitivity = sensitivities(self.loss_changes.value, self.error_changes.value).numpy()
-        seen = tf.convert_to_tensor(self.looked_at.value).numpy() > 0
-        per_weight = np.array([float(t.energy()) / t.size for t in self.tensors])
-        # Layers that were not looked at yet: as sensitive to relative error as the others.
-        typical = np.mean((sensitivity * per_weight)[seen]) if seen.any() else 1.0
-        sensitivity[~seen] = typical / np.maximum(per_weight[~seen], ops.TINY)
+        sensitivity = self._sensitivities(range(len(self.tensors)))[0].numpy()
         rows = list(map(_loss_row, self.tensors, sensitivity))
         return np.reshape(rows, (len(rows), ops.MAX_BITS))
 
@@ -325,31 +317,6 @@ def room(tensors):
     low = tf.constant([float(tensor.layer.min_bits) for tensor in tensors])
     high = tf.constant([float(tensor.layer.max_bits) for tensor in tensors])
     return bits > low, bits < high
-
-
-def sensitivities(loss_changes, error_changes):
-    """Loss per squared error of each layer: never negative, 0 where no look has seen anything yet.
-
-    Args:
-        loss_changes: Means of what looks at fewer bits added to the loss and looks at more bits
-            took off it, shape `(layers,)`.
-        error_changes: Likewise of the squared errors.
-
-    Examples:
-        >>> sensitivities(tf.constant([4.5, -1.0, 0.0]), tf.constant([3.0, 3.0, 0.0])).numpy()
-        array([1.5, 0. , 0. ], dtype=float32)
-    """
-    return tf.maximum(tf.math.divide_no_nan(loss_changes, error_changes), 0.0)
-
-
-def _over_directions(loss_changes, error_changes):
-    """Changes with fewer bits less those with more: losses and errors, shape `(layers,)`.
-
-    Weights that have grown used to a width make fewer bits look dearer, and more bits worth less,
-    than they are once training has gone on. So both directions are taken together.
-    """
-    losses = tf.reduce_sum(loss_changes * tf.sign(error_changes), axis=1)
-    return losses, tf.reduce_sum(tf.abs(error_changes), axis=1)
 
 
 def whole_bit_gradients(loss_changes, price_changes, may_fall, may_rise):
