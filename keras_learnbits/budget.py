@@ -151,6 +151,13 @@ class BitBudget(keras.callbacks.Callback):
         self.model.freeze_bits(self._allocated)
         self.model.bit_budget = None
 
+    def keep(self):
+        """Takes the widths in use for allocated, if the target permits them, and says whether."""
+        self._begin()
+        if self.target.permits(self.model):
+            self._allocated = [int(each.integer_bits()) for each in self.model.quantized_tensors]
+        return self._allocated is not None
+
     def allocate(self):
         """The integer widths to freeze at, one for each quantized kernel, then each activation."""
         self._begin()
@@ -233,6 +240,9 @@ class _Size:
 
     def begin_epoch(self, model):
         pass
+
+    def permits(self, model):
+        return self.total(model) <= self._limit
 
     def steer(self, model, progress):
         if not model.losses_are_known:
@@ -326,6 +336,9 @@ class _Accuracy:
         if model.losses_are_known:
             _, prices, _, step = self._smallest_within(model)
             model.bit_reg.assign(_price_at(prices, step))
+
+    def permits(self, model):
+        return self._evaluate(model)[self.metric] >= self.least
 
     def steer(self, model, progress):
         pass

@@ -143,13 +143,15 @@ class FreezeBits(keras.callbacks.Callback):
                 f"bits do not move. Received: model={self.model}"
             )
         self.model.unfreeze_bits()
+        self._begins = True
         self._statistics_are_due = self.batch_norm_data is not None
 
     def on_epoch_begin(self, epoch, logs=None):
         epochs = self.params["epochs"]
         start = self._start(epochs)
         if epoch >= start and not self.model.bits_are_frozen:
-            self.model.freeze_bits(self._integers())
+            self.model.freeze_bits(self._integers(goes_on=self._begins and epoch > 0))
+        self._begins = False
         if epoch >= start and self.quantization_reg is not None:
             first, last = self._first_quantization_reg, self.quantization_reg
             share = min(1.0, (epoch + 1 - start) / max(1.0, epochs - start))
@@ -168,9 +170,8 @@ class FreezeBits(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         # Callbacks that restore weights restore the bits that went with them.
-        bits = [float(tensor.latent_bits()) for tensor in self.model.quantized_tensors]
         is_due = isinstance(self.at, float) or self.model.stop_training
-        if is_due and not (self.model.bits_are_frozen and all(map(float.is_integer, bits))):
+        if is_due and not (self.model.bits_are_frozen and self._has_integers()):
             self.model.freeze_bits(self._integers())
         self._estimate_statistics()
         self.model.quantization_reg.assign(self._first_quantization_reg)
@@ -180,9 +181,14 @@ class FreezeBits(keras.callbacks.Callback):
             estimate_batch_norm(self.model.learner(), self.batch_norm_data)
         self._statistics_are_due = False
 
-    def _integers(self):
-        """The widths to freeze at."""
+    def _has_integers(self):
+        return all(float(t.latent_bits()).is_integer() for t in self.model.quantized_tensors)
+
+    def _integers(self, goes_on=False):
+        """The widths to freeze at; those there are where a frozen training goes on."""
         budget = getattr(self.model, "bit_budget", None)
+        if goes_on and self._has_integers() and (budget is None or budget.keep()):
+            return None
         if budget is not None:
             return budget.allocate()
         return self.model.cheapest_integers()

@@ -263,3 +263,18 @@ def test_epochs_shorter_than_the_interval_of_the_budget_are_steered(deep_model, 
     budget = klb.BitBudget(target_bits=2.0, update_freq=10**6)
     model.fit(*data, batch_size=8, epochs=6, callbacks=[budget, note], verbose=0)
     assert len(set(prices)) > 2
+
+
+@pytest.mark.parametrize(("target", "kept"), [(3.0, True), (2.0, False)])
+def test_a_frozen_training_that_goes_on_keeps_its_bits_if_the_target_permits(
+    target, kept, deep_model, data
+):
+    model = deep_model()
+    fit(model, data, klb.BitBudget(3.0), klb.FreezeBits(at=0.5))
+    before = [1, 3, 3, 8]  # which nothing but what was trained so far speaks for
+    model.freeze_bits(before)
+    callbacks = [klb.BitBudget(target), klb.FreezeBits(at=0.5)]
+    model.fit(*data, initial_epoch=6, epochs=8, callbacks=callbacks, verbose=0)
+    table = klb.bit_table(model)
+    assert ([row.bits for row in table.rows] == before) == kept
+    assert table.mean_bits <= target
