@@ -5,6 +5,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from keras_learnbits.ops import TINY
+
 # Looks at a layer after which what was seen counts 1/e.
 MEMORY = 5
 KEPT = math.exp(-1 / MEMORY)
@@ -13,58 +15,94 @@ THREE_LOOKS = 1 - KEPT**2.5
 
 
 def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
-    """Loss per squared error of each layer, and how uncertain looks leave it.
+    """Loss per squared error of each layer, and how uncertain its looks leave it.
 
     A look is noisy, and a layer has few. So what a layer has shown, the ratio `r` of the running
-    means of its looks with a standard error `e`, is weighed with what all layers have shown
-    together, as in empirical Bayes (Efron and Morris, "Stein's estimation rule and its
-    competitors", 1973). What layers have in common is the loss per *relative* error, `p`, for
-    rounding noise matters beside the signal; they differ from it by some `p`. With
-    `P = p / ||W||^2`,
+    means of its looks with a standard error `e`, is weighed with what the others have shown, as in
+    empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). What
+    layers have in common is the loss per *relative* error, `||q - W||^2 / ||W||^2`, since rounding
+    noise matters beside the signal. With all in this unit, `m` the mean over the layers with
+    weights `1 / (m^2 + e^2)`, and `d^2` how far they spread about it beyond their noise, at least
+    `m^2`,
 
-        s = (P^2 r + e^2 P) / (P^2 + e^2)
+        s = (d^2 r + e^2 m) / (d^2 + e^2)
 
-    but never below 0. Before a layer's third look it is `P`; before any, 0.
+    but never below 0. Before a layer's third look it is `m`; before any, 0.
 
-    The noise is mostly the slope of the batch, `g (q' - q)`: its variance grows as `||q' - q||^2`,
-    so it is taken per squared error, and looks at other widths tell of it, too.
+    The variance of a look is taken to grow as the error that it adds: what is left of the slope of
+    the batch, `g (q' - q)`, does. So looks at one width tell of the noise at others.
 
     Args:
         loss_changes: Running means of what a look at fewer bits added to the loss, or a look at
             more bits took off it, shape `(layers,)`.
         error_changes: Likewise of the squared errors.
-        variances: Running mean of the squared difference of a look from what the looks before had
-            shown, per squared error; from the second look on.
+        variances: Likewise of `look_variances`, from the second look on.
         looked_at: Running mean of ones, which says by how much the others still fall short.
         energies: `||W||^2`.
 
     Returns:
-        `s` and `e`, float32 tensors of shape `(layers,)`; `e` is infinite before the third look.
+        `s` and `e` per squared error, float32 tensors of shape `(layers,)`; `e` is infinite before
+        the third look.
 
     Examples:
         >>> ones = tf.ones(2)
         >>> def found(variance):
-        ...     looks = tf.constant([0.9, -0.1]), ones, variance * ones, ones, ones
+        ...     looks = tf.constant([0.9, 0.1]), ones, variance * ones, ones, ones
         ...     return sensitivities(*looks)[0].numpy().round(2).tolist()
         >>> found(variance=1e-9), found(variance=1e9)
-        ([0.9, 0.0], [0.4, 0.4])
+        ([0.9, 0.1], [0.5, 0.5])
     """
-    # From here on losses per relative error.
-    error_changes = tf.math.divide_no_nan(error_changes, energies)
-    shown = tf.math.divide_no_nan(loss_changes, error_changes)
-    loss_change = tf.math.divide_no_nan(loss_changes, looked_at)
     error_change = tf.math.divide_no_nan(error_changes, looked_at)
-    common = tf.math.divide_no_nan(tf.reduce_sum(loss_change), tf.reduce_sum(error_change))
-    common = tf.maximum(common, 0.0)
-
+    # Kernels that have just left zero have less energy than error.
+    energies = tf.maximum(energies, tf.maximum(error_change, TINY))
+    shown = tf.math.divide_no_nan(loss_changes, error_changes) * energies
+    certain = looked_at > THREE_LOOKS
     of_variances = tf.maximum(1.0 - (1.0 - looked_at) / KEPT, 0.0)  # one look less
-    of_mean = (1 - KEPT) / (1 + KEPT) * tf.math.divide_no_nan(2.0 - looked_at, looked_at)
-    variance = of_mean * tf.math.divide_no_nan(variances * energies, of_variances * error_change)
-    variance = tf.where(looked_at > THREE_LOOKS, variance, np.inf)
+    variance = tf.math.divide_no_nan(variances, of_variances) * _of_ratio(error_changes, looked_at)
+    variance = tf.where(certain, variance * energies**2, 0.0)
 
-    share = tf.math.divide_no_nan(common**2, common**2 + variance)  # of what it has shown itself
-    found = tf.maximum(share * shown + (1.0 - share) * common, 0.0)
-    return tuple(tf.math.divide_no_nan(each, energies) for each in (found, tf.sqrt(variance)))
+    pooled = tf.math.divide_no_nan(
+        tf.reduce_sum(tf.math.divide_no_nan(loss_changes, looked_at)),
+        tf.reduce_sum(error_change / energies),
+    )
+    pooled = tf.maximum(pooled, 0.0)
+    weights = tf.where(certain, 1.0 / tf.maximum(pooled**2 + variance, TINY), 0.0)
+    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
+    mean = tf.where(tf.reduce_any(certain), tf.reduce_sum(weights * shown), pooled)
+    mean = tf.maximum(mean, 0.0)
+    spread = tf.reduce_sum(weights * ((shown - mean) ** 2 - variance))
+    spread = tf.maximum(spread, mean**2)
+
+    share = tf.where(certain, tf.math.divide_no_nan(spread, spread + variance), 0.0)
+    found = tf.maximum(share * shown + (1.0 - share) * mean, 0.0)
+    error = tf.where(certain, tf.sqrt(variance), np.inf)
+    return found / energies, error / energies
+
+
+def look_variances(loss_change, error_change, loss_changes, error_changes, looked_at):
+    """Variance of a look per squared error, as one more look at each layer shows it.
+
+    It is the squared difference of the look from what the looks before have shown, which differs by
+    the look's own noise and by theirs.
+
+    Args:
+        loss_change: What the look shows, shape `(layers,)`.
+        error_change: Likewise of the squared error.
+        loss_changes, error_changes, looked_at: As for `sensitivities`, before this look.
+
+    Returns:
+        Float32 tensor of shape `(layers,)`.
+    """
+    shown = tf.math.divide_no_nan(loss_changes, error_changes)
+    surprise = loss_change - shown * error_change
+    of_both = error_change + error_change**2 * _of_ratio(error_changes, looked_at)
+    return tf.math.divide_no_nan(surprise**2, of_both)
+
+
+def _of_ratio(error_changes, looked_at):
+    """Variance of the ratio of the running means over the variance of a look per squared error."""
+    squares = (1 - KEPT) / (1 + KEPT) * (2.0 - looked_at)  # of the weights in the means, over 1
+    return tf.math.divide_no_nan(squares, error_changes)
 
 
 def updated(mean, new):

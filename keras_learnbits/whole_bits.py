@@ -6,7 +6,12 @@ import tensorflow as tf
 from keras_learnbits import ops
 from keras_learnbits.derivatives import BitGradient
 from keras_learnbits.layers.tensors import integer_widths
-from keras_learnbits.sensitivity import over_directions, sensitivities, updated
+from keras_learnbits.sensitivity import (
+    look_variances,
+    over_directions,
+    sensitivities,
+    updated,
+)
 from keras_learnbits.serialization import register
 
 # Standard errors by which a layer must gain before it turns around.
@@ -22,23 +27,20 @@ class WholeBit(BitGradient):
 
     Every `interval` steps they look at some layers: at the change of the loss with one bit fewer
     or with one more, and at the change of the squared quantization error, which is exact. Means
-    over the latest looks give a layer's *sensitivity*, loss per squared error,
-
-        s = mean(change of loss) / mean(change of error)
-
-    weighed by its noise with what all layers have shown together (`keras_learnbits.sensitivity`),
-    and with it the predicted change at the present widths, `s` times the present change of the
-    error. Each layer moves where that plus the change of the price is negative,
+    over the latest looks give what a layer has shown of its *sensitivity* `s`, the loss per squared
+    error; it is weighed by its noise with what the others have shown
+    (`keras_learnbits.sensitivity`). The predicted change of the loss is `s` times the present
+    change of the error. Each layer moves where that plus the change of the price is negative,
 
         fewer bits   if  cost = loss(B - 1) - loss(B)  <  price(B) - price(B - 1)
         more bits    if  worth = loss(B) - loss(B + 1)  >  price(B + 1) - price(B)
 
     where the gain is greater if in both, and else its gradient is 0: the bits stay. A layer that
-    has moved the other way before turns only where it gains two standard errors more of the
-    predicted change, which spread between looks estimates; so noise alone rarely turns a
-    layer. No layer moves more than two bits from one look to the next, since what a look could
-    not see grows fourfold with each bit. At fixed weights and sensitivities this ends where no
-    single bit's change improves the sum.
+    has moved the other way before turns only where it gains two standard errors more of what its
+    looks show, which their spread estimates; so noise alone rarely turns a layer. No layer moves
+    more than two bits from one look to the next, since what a look could not see grows fourfold
+    with each bit. At fixed weights and sensitivities this ends where no single bit's change
+    improves the sum.
 
     Args:
         interval: Training steps from one look to the next, an integer >= 1.
@@ -119,9 +121,9 @@ class WholeBit(BitGradient):
         looked = tf.reduce_any(seen, axis=1)
         known = tf.gather(self.looked_at.value, places) > 0
         loss_change, error_change = over_directions(changes, tf.where(seen, errors, 0.0))
-        shown = (tf.gather(v.value, places) for v in (self.loss_changes, self.error_changes))
-        surprise = loss_change - tf.math.divide_no_nan(*shown) * error_change
-        variance = tf.math.divide_no_nan(surprise**2, error_change)
+        means = self.loss_changes, self.error_changes, self.looked_at
+        before = (tf.gather(mean.value, places) for mean in means)
+        variance = look_variances(loss_change, error_change, *before)
         update(self.variances, variance, tf.logical_and(looked, known))
         update(self.loss_changes, loss_change, looked)
         update(self.error_changes, error_change, looked)
