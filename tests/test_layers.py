@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import keras
 import numpy as np
@@ -384,13 +385,24 @@ def test_scales_of_a_layer_created_frozen_train_once_it_is_unfrozen(saved_frozen
     assert np.abs(scales.numpy() - before).min() > 0
 
 
-def test_a_file_with_bits_beyond_the_bounds_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("layer", "bits"),
+    [
+        (lambda **bits: klb.LearnedBitConv1D(2, 3, name="head", **bits), "[8.0]"),
+        (lambda **bits: klb.LearnedBitSeparableConv1D(2, 3, name="head", **bits), "[8.0, 8.0]"),
+        (lambda **bits: klb.LearnedBitActivation(name="head", **bits), "[8.0]"),
+    ],
+    ids=["kernel", "two kernels", "activation"],
+)
+def test_a_file_with_bits_beyond_the_bounds_is_refused(layer, bits, tmp_path):
     def make(**settings):
-        layer = klb.LearnedBitDense(2, name="head", **settings)
-        return klb.LearnedBitSequential([keras.Input((6,)), layer])
+        first = klb.LearnedBitConv1D(3, 3)
+        return klb.LearnedBitSequential([keras.Input((8, 6)), first, layer(**settings)])
 
     make(bits=8).save_weights(tmp_path / "model.weights.h5")
     model = make(bits=3, max_bits=4)
-    with pytest.raises(ValueError, match="bits=8 for 'kernel' in layer 'head', with min_bits=1"):
+    message = re.escape(f"bits={bits} for layer 'head', with min_bits=")
+    with pytest.raises(ValueError, match=message):
         model.load_weights(tmp_path / "model.weights.h5")
-    assert float(model.layers[0].bits) == 3
+    found = model.layers[-1].bits
+    assert all(float(each) == 3 for each in (found if isinstance(found, tuple) else (found,)))

@@ -5,8 +5,12 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_learnbits.layers.base import ClipBits, check_bits
-from keras_learnbits.layers.tensors import QuantizedTensor, mark_variables
+from keras_learnbits.layers.base import ClipBits, check_bits, check_loaded_bits
+from keras_learnbits.layers.tensors import (
+    QuantizedTensor,
+    mark_variables,
+    quantized_tensor_of,
+)
 from keras_learnbits.quantizers import ActivationQuantizer
 from keras_learnbits.serialization import register
 
@@ -210,6 +214,10 @@ class LearnedBitActivation(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        check_loaded_bits(self, [quantized_tensor_of(self.bits)])
 
     def get_config(self):
         return {

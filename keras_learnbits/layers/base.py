@@ -150,15 +150,7 @@ class OwnsBits:
 
     def load_own_variables(self, store):
         keras.layers.Layer.load_own_variables(self, store)
-        for name, kernel in self.quantized_kernels.items():
-            bits = float(kernel.latent_bits())
-            if not self.min_bits <= bits <= self.max_bits:
-                kernel.bits.assign(self.initial_bits)
-                raise ValueError(
-                    "The bit-widths of a file must lie within the bounds of their layers. "
-                    f"Received: bits={bits:g} for {name!r} in layer {self.name!r}, with "
-                    f"min_bits={self.min_bits}, max_bits={self.max_bits}"
-                )
+        check_loaded_bits(self, self.quantized_kernels.values())
 
     def get_config(self):
         return {
@@ -247,6 +239,27 @@ def check_bits(bits, min_bits, max_bits):
         raise ValueError(
             "`bits` must be a number with min_bits <= bits <= max_bits. "
             f"Received: bits={bits}, min_bits={min_bits}, max_bits={max_bits}"
+        )
+
+
+def check_loaded_bits(layer, tensors):
+    """Raises a ValueError if a file has given a layer bit-widths beyond its bounds.
+
+    They are then those that the layer begins with.
+
+    Args:
+        layer: The layer, with `initial_bits`, `min_bits` and `max_bits`.
+        tensors: Its `QuantizedTensor`s.
+    """
+    loaded = {tensor: float(tensor.latent_bits()) for tensor in tensors}
+    beyond = [t for t, bits in loaded.items() if not layer.min_bits <= bits <= layer.max_bits]
+    for tensor in beyond:
+        tensor.bits.assign(layer.initial_bits)
+    if beyond:
+        raise ValueError(
+            "The bit-widths of a file must lie within the bounds of their layers. "
+            f"Received: bits={[loaded[tensor] for tensor in beyond]} for layer {layer.name!r}, "
+            f"with min_bits={layer.min_bits}, max_bits={layer.max_bits}"
         )
 
 
