@@ -26,7 +26,8 @@ def plot_bits(logger, path, title, freeze_step):
     apart = 0.04 * (np.arange(len(curves)) - len(curves) / 2) / max(1, len(curves) / 8)
     for name, bits, offset in zip(logger.names, curves, apart, strict=True):
         axes.plot(logger.steps, bits + offset, label=name)
-    axes.axvline(freeze_step, color="gray", linestyle=":", label="bits are frozen")
+    if freeze_step < logger.steps[-1]:
+        axes.axvline(freeze_step, color="gray", linestyle=":", label="bits are frozen")
     axes.set(xlabel="training step", ylabel="bit-width [bits]", title=f"{title}: learned bits")
     axes.set_ylim(0.5, max(8.5, np.max(logger.bits) + 0.5))
     axes.grid(alpha=0.3)
