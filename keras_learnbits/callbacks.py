@@ -90,7 +90,9 @@ class FreezeBits(keras.callbacks.Callback):
     below or the one above its latent bits, whichever has less predicted loss plus price; if the
     model's `bit_gradient` does not predict losses, the nearer one. Each `fit` begins with bits
     that move, and one that is stopped early ends frozen; put `EarlyStopping` before this callback
-    if it restores weights. Without this callback a model that was
+    if it restores weights. One that goes on after an interruption (`initial_epoch`,
+    `BackupAndRestore`) keeps bits that were frozen before, unless a `BitBudget` does not permit
+    them. Without this callback a model that was
     frozen stays so.
 
     Args:
@@ -142,6 +144,9 @@ class FreezeBits(keras.callbacks.Callback):
                 "`FreezeBits` needs a LearnedBitModel or LearnedBitSequential; in other models "
                 f"bits do not move. Received: model={self.model}"
             )
+        # Where a budget came before this callback, it has let the bits move already.
+        budget = getattr(self.model, "bit_budget", None)
+        self._found_frozen = self.model.bits_are_frozen or getattr(budget, "found_frozen", False)
         self.model.unfreeze_bits()
         self._begins = True
         self._statistics_are_due = self.batch_norm_data is not None
@@ -149,8 +154,10 @@ class FreezeBits(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         epochs = self.params["epochs"]
         start = self._start(epochs)
-        if epoch >= start and not self.model.bits_are_frozen:
-            self.model.freeze_bits(self._integers(goes_on=self._begins and epoch > 0))
+        if epoch >= start and self._begins and epoch > 0 and self._found_frozen_by_now():
+            self._go_on_frozen()
+        elif epoch >= start and not self.model.bits_are_frozen:
+            self.model.freeze_bits(self._integers())
         self._begins = False
         if epoch >= start and self.quantization_reg is not None:
             first, last = self._first_quantization_reg, self.quantization_reg
@@ -178,17 +185,25 @@ class FreezeBits(keras.callbacks.Callback):
 
     def _estimate_statistics(self):
         if self._statistics_are_due:
-            estimate_batch_norm(self.model.learner(), self.batch_norm_data)
+            estimate_batch_norm(self.model.bit_learner(), self.batch_norm_data)
         self._statistics_are_due = False
 
     def _has_integers(self):
         return all(float(t.latent_bits()).is_integer() for t in self.model.quantized_tensors)
 
-    def _integers(self, goes_on=False):
-        """The widths to freeze at; those there are where a frozen training goes on."""
+    def _found_frozen_by_now(self):
+        """Whether this `fit` goes on with frozen bits, whenever they were brought back."""
+        return self._has_integers() and (self._found_frozen or self.model.bits_are_frozen)
+
+    def _go_on_frozen(self):
+        """Keeps the bits that weights have settled on, unless a budget does not permit them."""
         budget = getattr(self.model, "bit_budget", None)
-        if goes_on and self._has_integers() and (budget is None or budget.keep()):
-            return None
+        kept = budget is None or budget.keep()
+        self.model.freeze_bits(None if kept else budget.allocate())
+
+    def _integers(self):
+        """The widths to freeze at."""
+        budget = getattr(self.model, "bit_budget", None)
         if budget is not None:
             return budget.allocate()
         return self.model.cheapest_integers()

@@ -21,7 +21,7 @@ class BitControl:
     """
 
     # A method: Keras's saving reads all properties, and would walk in circles.
-    def learner(self):
+    def bit_learner(self):
         """The model whose bits are learned: this one, unless it has a student."""
         return self
 

@@ -50,7 +50,7 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
         super().__init__(*args, **kwargs)
         self._add_bit_metrics()
 
-    def learner(self):
+    def bit_learner(self):
         return self.student
 
     def get_compile_config(self):

@@ -72,7 +72,7 @@ def _make_metrics(model, spec):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(spec)
     if y is None or not all(isinstance(each, tf.TensorSpec) for each in tf.nest.flatten(spec)):
         return
-    outputs = getattr(model.learner(), "outputs", None) or []
+    outputs = getattr(model.bit_learner(), "outputs", None) or []
     if len(outputs) != 1:  # of more the structure is not known here
         return
     y_pred = tf.TensorSpec(outputs[0].shape, outputs[0].dtype)

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import math
 import re
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import keras_learnbits as klb
+from keras_learnbits.budget import SIZES
 
 
 @pytest.fixture
@@ -266,15 +268,41 @@ def test_epochs_shorter_than_the_interval_of_the_budget_are_steered(deep_model, 
 
 
 @pytest.mark.parametrize(("target", "kept"), [(3.0, True), (2.0, False)])
+@pytest.mark.parametrize("backup_at", [0, 1, 2])
 def test_a_frozen_training_that_goes_on_keeps_its_bits_if_the_target_permits(
-    target, kept, deep_model, data
+    target, kept, backup_at, deep_model, data, tmp_path
 ):
-    model = deep_model()
-    fit(model, data, klb.BitBudget(3.0), klb.FreezeBits(at=0.5))
-    before = [1, 3, 3, 8]  # which nothing but what was trained so far speaks for
-    model.freeze_bits(before)
-    callbacks = [klb.BitBudget(target), klb.FreezeBits(at=0.5)]
-    model.fit(*data, initial_epoch=6, epochs=8, callbacks=callbacks, verbose=0)
-    table = klb.bit_table(model)
-    assert ([row.bits for row in table.rows] == before) == kept
+    settled = [1, 3, 3, 8]  # which nothing but what was trained so far speaks for
+
+    def train(target, epoch_to_stop_at):
+        def settle_or_stop(epoch, logs):
+            if epoch == 5 and epoch_to_stop_at:
+                model.freeze_bits(settled)
+            if epoch == epoch_to_stop_at:
+                raise KeyboardInterrupt
+
+        model = deep_model()
+        callbacks = [klb.BitBudget(target), klb.FreezeBits(at=0.5)]
+        backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+        callbacks.insert(backup_at, backup)
+        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_begin=settle_or_stop))
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(model, data, *callbacks)
+        return klb.bit_table(model)
+
+    train(3.0, epoch_to_stop_at=6)
+    table = train(target, epoch_to_stop_at=None)
+    assert ([row.bits for row in table.rows] == settled) == kept
     assert table.mean_bits <= target
+
+
+def test_every_target_that_names_a_size_permits_it(deep_model):
+    model = deep_model()
+    table = klb.bit_table(model)
+    for size in range(table.packed_bytes // 4, table.packed_bytes, 3):
+        compression = SIZES["target_compression"]("target_compression", 1.0, 0.5)
+        compression.value = compression.as_target(model, size)
+        assert compression.limit(model) >= size
+        bits = SIZES["target_bits"]("target_bits", 1.0, 0.5)
+        bits.value = bits.as_target(model, size)
+        assert bits.limit(model) >= size

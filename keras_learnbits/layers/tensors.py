@@ -195,7 +195,7 @@ def activations_among(tensors):
 
 def learner_of(model):
     """The model whose bits are learned: of a distiller the student, else the model itself."""
-    return model.learner() if hasattr(model, "learner") else model
+    return model.bit_learner() if hasattr(model, "bit_learner") else model
 
 
 def _marking(model):
