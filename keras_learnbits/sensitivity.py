@@ -21,11 +21,10 @@ def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
     means of its looks with a standard error `e`, is weighed with what the others have shown, as in
     empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). What
     layers have in common is the loss per *relative* error, `||q - W||^2 / ||W||^2`, since rounding
-    noise matters beside the signal. With all in this unit, `m` the mean over the layers with
-    weights `1 / (m^2 + e^2)`, and `d^2` how far they spread about it beyond their noise, at least
-    `m^2`,
+    noise matters beside the signal. With all in this unit, and `m` the mean over the layers with
+    weights `1 / (m^2 + e^2)`, from which they differ by some `m`,
 
-        s = (d^2 r + e^2 m) / (d^2 + e^2)
+        s = (m^2 r + e^2 m) / (m^2 + e^2)
 
     but never below 0. Before a layer's third look it is `m`; before any, 0.
 
@@ -58,7 +57,8 @@ def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
     shown = tf.math.divide_no_nan(loss_changes, error_changes) * energies
     certain = looked_at > THREE_LOOKS
     of_variances = tf.maximum(1.0 - (1.0 - looked_at) / KEPT, 0.0)  # one look less
-    variance = tf.math.divide_no_nan(variances, of_variances) * _of_ratio(error_changes, looked_at)
+    of_mean = (1 - KEPT) / (1 + KEPT) * (2.0 - looked_at)  # squares of the weights in a mean
+    variance = tf.math.divide_no_nan(of_mean * variances, of_variances * error_changes)
     variance = tf.where(certain, variance * energies**2, 0.0)
 
     pooled = tf.math.divide_no_nan(
@@ -70,39 +70,31 @@ def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
     weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
     mean = tf.where(tf.reduce_any(certain), tf.reduce_sum(weights * shown), pooled)
     mean = tf.maximum(mean, 0.0)
-    spread = tf.reduce_sum(weights * ((shown - mean) ** 2 - variance))
-    spread = tf.maximum(spread, mean**2)
 
-    share = tf.where(certain, tf.math.divide_no_nan(spread, spread + variance), 0.0)
+    share = tf.where(certain, tf.math.divide_no_nan(mean**2, mean**2 + variance), 0.0)
     found = tf.maximum(share * shown + (1.0 - share) * mean, 0.0)
     error = tf.where(certain, tf.sqrt(variance), np.inf)
     return found / energies, error / energies
 
 
-def look_variances(loss_change, error_change, loss_changes, error_changes, looked_at):
+def look_variances(loss_change, error_change, loss_changes, error_changes):
     """Variance of a look per squared error, as one more look at each layer shows it.
 
-    It is the squared difference of the look from what the looks before have shown, which differs by
-    the look's own noise and by theirs.
+    It is the squared difference of the look from what the looks before have shown. Their noise is
+    in it, too, so it is on the large side: by half where widths stay, threefold where each look is
+    a bit lower. That suits what a few looks can tell.
 
     Args:
         loss_change: What the look shows, shape `(layers,)`.
         error_change: Likewise of the squared error.
-        loss_changes, error_changes, looked_at: As for `sensitivities`, before this look.
+        loss_changes, error_changes: As for `sensitivities`, before this look.
 
     Returns:
         Float32 tensor of shape `(layers,)`.
     """
     shown = tf.math.divide_no_nan(loss_changes, error_changes)
     surprise = loss_change - shown * error_change
-    of_both = error_change + error_change**2 * _of_ratio(error_changes, looked_at)
-    return tf.math.divide_no_nan(surprise**2, of_both)
-
-
-def _of_ratio(error_changes, looked_at):
-    """Variance of the ratio of the running means over the variance of a look per squared error."""
-    squares = (1 - KEPT) / (1 + KEPT) * (2.0 - looked_at)  # of the weights in the means, over 1
-    return tf.math.divide_no_nan(squares, error_changes)
+    return tf.math.divide_no_nan(surprise**2, error_change)
 
 
 def updated(mean, new):

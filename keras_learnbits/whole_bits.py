@@ -121,8 +121,7 @@ class WholeBit(BitGradient):
         looked = tf.reduce_any(seen, axis=1)
         known = tf.gather(self.looked_at.value, places) > 0
         loss_change, error_change = over_directions(changes, tf.where(seen, errors, 0.0))
-        means = self.loss_changes, self.error_changes, self.looked_at
-        before = (tf.gather(mean.value, places) for mean in means)
+        before = (tf.gather(v.value, places) for v in (self.loss_changes, self.error_changes))
         variance = look_variances(loss_change, error_change, *before)
         update(self.variances, variance, tf.logical_and(looked, known))
         update(self.loss_changes, loss_change, looked)
