@@ -11,6 +11,7 @@ import keras_learnbits as klb
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+REPORT = (ROOT / "docs" / "results.md").read_text()
 RESULTS = ROOT / "experiments" / "results"
 SPEED = (ROOT / "docs" / "speed.md").read_text()
 
@@ -23,22 +24,31 @@ def test_the_example_runs_as_written_and_bits_fall(tmp_path, monkeypatch, capsys
     exec(compile(example, "README.md", "exec"), names)
     table = klb.bit_table(names["model"])
     assert str(table) in capsys.readouterr().out
-    assert table.mean_bits < 4
-    assert names["model"].evaluate(names["images"], names["labels"], verbose=0)[1] > 0.95
+    assert 1.9 < table.mean_bits <= 2
+    x, y = names["x_val"], names["y_val"]
+    accuracies = [
+        names[name].evaluate(x, y, verbose=0, return_dict=True)["accuracy"]
+        for name in ("keras_model", "model")
+    ]
+    assert accuracies[1] > accuracies[0] - 0.02 > 0.92
     loaded = keras.models.load_model("model.keras")
-    np.testing.assert_array_equal(
-        loaded.predict(names["images"][:8], verbose=0),
-        names["model"].predict(names["images"][:8], verbose=0),
+    predicted = names["model"].predict(x[:8], verbose=0)
+    np.testing.assert_array_equal(loaded.predict(x[:8], verbose=0), predicted)
+    np.testing.assert_allclose(
+        names["plain"].predict(x[:8], verbose=0), predicted, rtol=1e-4, atol=1e-4
     )
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size < 1.1 * table.packed_bytes
     assert list((tmp_path / "logs").rglob("events*"))
 
 
-def test_the_pictures_are_there():
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize(("page", "folder"), [(README, ROOT), (REPORT, ROOT / "docs")])
+def test_the_pictures_are_there(page, folder):
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", page):
+        assert (folder / path).exists(), path
 
 
-PROGRAMS = ("digits", "mnist", "mnist-logistic", "mnist-paper")
+PROGRAMS = ("digits", "mnist-bits2", "mnist-bits1.25", "mnist-logistic", "mnist-paper")
 
 
 def mean_and_spread(accuracies):
@@ -49,7 +59,7 @@ def mean_and_spread(accuracies):
 
 
 def test_each_folder_of_results_of_programs_has_a_row():
-    studies = {"studies", "cifar10", "cifar10-quarter"}
+    studies = {"studies", "cifar10", "cifar10-quarter", "cifar10-inference-looks"}
     assert {path.name for path in RESULTS.iterdir()} - studies == set(PROGRAMS)
 
 
@@ -78,7 +88,10 @@ def test_a_row_of_the_programs_is_that_of_its_files(name):
     assert [run["seed"] for run in runs] == list(range(len(runs)))
 
 
-PARETO = json.loads((RESULTS / "cifar10-quarter" / "pareto.json").read_text())
+PARETO, PARETO_OF_DEFAULT = (
+    json.loads((RESULTS / name / "pareto.json").read_text())
+    for name in ("cifar10-quarter", "cifar10")
+)
 WAYS = {
     "learned": "learned bits",
     "uniform": "same bits in every layer",
@@ -91,13 +104,24 @@ def in_points(difference):
     return "" if difference is None else f"{100 * difference:+.2f}"
 
 
-@pytest.mark.parametrize("point", PARETO["points"], ids=lambda p: f"{p['kind']}-{p['size']}")
-def test_a_row_of_accuracy_against_size_is_that_of_its_runs(point):
-    runs = [run for run in PARETO["runs"] if (run["kind"], run["size"]) == point_key(point)]
+def rows_of(study, page):
+    """Parameters for each point of a study: it, the study, and the page that has its row."""
+    return [
+        pytest.param(point, study, page, id=f"{point['kind']}-{point['size']}-{len(study['runs'])}")
+        for point in study["points"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("point", "study", "page"),
+    rows_of(PARETO, REPORT) + rows_of(PARETO_OF_DEFAULT, README),
+)
+def test_a_row_of_accuracy_against_size_is_that_of_its_runs(point, study, page):
+    runs = [run for run in study["runs"] if (run["kind"], run["size"]) == point_key(point)]
     accuracies = [run["test_accuracy"] for run in runs]
     bits = np.mean([run["mean_bits"] or 32 for run in runs])
     size = np.mean([run["packed_bytes"] or run["float_bytes"] for run in runs])
-    of_float = np.mean([r["test_accuracy"] for r in PARETO["runs"] if r["kind"] == "float"])
+    of_float = np.mean([r["test_accuracy"] for r in study["runs"] if r["kind"] == "float"])
     if point["kind"] == "hgq2":
         per, price = point["size"].split(":")
         name = f"HGQ2, a width per {per}, price {price}"
@@ -109,7 +133,7 @@ def test_a_row_of_accuracy_against_size_is_that_of_its_runs(point):
     to_float = "" if point["kind"] == "float" else in_points(np.mean(accuracies) - of_float)
     row = [name, f"{bits:.2f}", f"{size:,.0f}", accuracy, to_float]
     row += [in_points(point["above_uniform"]), str(len(runs))]
-    assert f"| {' | '.join(row)} |" in README
+    assert f"| {' | '.join(row)} |" in page
     assert sorted(run["seed"] for run in runs) == list(range(len(runs)))
 
 
@@ -151,19 +175,20 @@ def test_what_looks_in_both_directions_brought_is_that_of_their_files(bits, abov
     uniform = [run["test_accuracy"] for run in runs]
     assert len(learned) == len(uniform) == 3
     assert in_points(np.mean(learned) - np.mean(uniform)) == above
-    text = " ".join(README.split())
+    text = " ".join(REPORT.split())
     assert re.search(rf"{re.escape(above)}( points ahead)? at {bits}( bits)?\b", text)
 
 
 def test_no_learned_net_is_above_its_budget():
-    learned = [run for run in PARETO["runs"] if run["kind"] == "learned"]
+    runs = PARETO["runs"] + PARETO_OF_DEFAULT["runs"]
+    learned = [run for run in runs if run["kind"] == "learned"]
     assert learned
     assert all(run["mean_bits"] <= float(run["size"]) for run in learned)
 
 
 def runs_of(kind, bits):
     """Results of the three seeds of a kind of bits on CIFAR-10, with looks in inference mode."""
-    paths = sorted((RESULTS / "cifar10").glob(f"{kind}{bits}-seed?.json"))
+    paths = sorted((RESULTS / "cifar10-inference-looks").glob(f"{kind}{bits}-seed?.json"))
     assert len(paths) == 3
     return [json.loads(path.read_text()) for path in paths]
 
@@ -288,6 +313,24 @@ def test_the_accuracy_with_each_interval_is_that_of_its_file(interval):
     assert f"{spread} at {bits:.2f} bits with {interval}" in METHOD
 
 
+def test_the_losses_with_and_without_what_layers_share_are_those_of_their_file():
+    study = study_of("sensitivity")
+    assert study["evaluated_on"] == "held-out training examples"
+    losses = {}
+    for run in study["runs"]:
+        of_bits = losses.setdefault(run["commit"], {}).setdefault(round(run["mean_bits"]), [])
+        of_bits.append((f"{run['loss']:.3f}", f"{run['accuracy']:.1%}"))
+    found = (losses[commit] for commit in ("9492cf5", "472bdc2"))
+    (own, own_shares), (weighed, weighed_shares) = (
+        zip(*of_bits[2], *of_bits[3], strict=True) for of_bits in found
+    )
+    text = " ".join(METHOD.split())
+    assert "loss was {} and {} at 2 bits, two seeds, and {} at 3 bits".format(*own) in text
+    assert "all layers have shown, {}, {} and {}.".format(*weighed) in text
+    shares = "{}, {} and {}".format(*own_shares), "{}, {} and {}".format(*weighed_shares)
+    assert f"Accuracies were {shares[0]}, and {shares[1]}." in text
+
+
 def test_the_share_of_the_input_pipelines_is_that_of_its_file():
     study = study_of("pipelines")
     for name, found in study["programs"].items():
@@ -298,3 +341,11 @@ def test_the_share_of_the_input_pipelines_is_that_of_its_file():
 def test_the_pictures_of_the_method_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", METHOD + SPEED):
         assert (ROOT / "docs" / path).exists(), path
+
+
+def test_the_error_on_mnist_in_the_objections_is_that_of_its_files():
+    paths = sorted((RESULTS / "mnist-bits1.25").glob("*.json"))
+    runs = [json.loads(path.read_text()) for path in paths]
+    error = 1 - np.mean([run["test_accuracy"] for run in runs])
+    assert f"{error:.2%} error at {runs[0]['mean_bits']:.2f} mean bits" in METHOD
+    assert {run["mean_bits"] for run in runs} == {runs[0]["mean_bits"]}
