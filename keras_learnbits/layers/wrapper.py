@@ -4,6 +4,7 @@ import fnmatch
 import functools
 
 import keras
+import tensorflow as tf
 
 from keras_learnbits.layers.base import OwnsBits
 from keras_learnbits.layers.inside import kernels_inside, layers_inside
@@ -126,7 +127,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
             outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
             # A tensor of its own: Keras tells losses apart by their tensors, not by their layers.
-            self.add_loss(keras.ops.identity(loss))
+            self.add_loss(tf.identity(loss))
         return outputs
 
     def compute_mask(self, inputs, previous_mask):
