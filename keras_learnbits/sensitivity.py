@@ -21,8 +21,8 @@ def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
     means of its looks with a standard error `e`, is weighed with what the others have shown, as in
     empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). What
     layers have in common is the loss per *relative* error, `||q - W||^2 / ||W||^2`, since rounding
-    noise matters beside the signal. With all in this unit, and `m` the mean over the layers with
-    weights `1 / (m^2 + e^2)`, from which they differ by some `m`,
+    noise matters beside the signal. With all in this unit, and `m` the mean of `max(r, 0)` over the
+    layers with weights `1 / (m^2 + e^2)`, from which they differ by some `m`,
 
         s = (m^2 r + e^2 m) / (m^2 + e^2)
 
@@ -68,8 +68,9 @@ def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
     pooled = tf.maximum(pooled, 0.0)
     weights = tf.where(certain, 1.0 / tf.maximum(pooled**2 + variance, TINY), 0.0)
     weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
-    mean = tf.where(tf.reduce_any(certain), tf.reduce_sum(weights * shown), pooled)
-    mean = tf.maximum(mean, 0.0)
+    # What fewer bits are shown to lower counts as 0, which a sensitivity is at least.
+    of_certain = tf.reduce_sum(weights * tf.maximum(shown, 0.0))
+    mean = tf.where(tf.reduce_any(certain), of_certain, pooled)
 
     share = tf.where(certain, tf.math.divide_no_nan(mean**2, mean**2 + variance), 0.0)
     found = tf.maximum(share * shown + (1.0 - share) * mean, 0.0)

@@ -349,3 +349,14 @@ def test_the_error_on_mnist_in_the_objections_is_that_of_its_files():
     error = 1 - np.mean([run["test_accuracy"] for run in runs])
     assert f"{error:.2%} error at {runs[0]['mean_bits']:.2f} mean bits" in METHOD
     assert {run["mean_bits"] for run in runs} == {runs[0]["mean_bits"]}
+
+
+def test_the_headline_is_that_of_the_learned_net_at_its_smallest():
+    points = {(p["kind"], p["size"]): p for p in PARETO_OF_DEFAULT["points"]}
+    learned, of_float = points["learned", "1.25"], points["float", None]
+    lost = 100 * (of_float["accuracy"] - learned["accuracy"])
+    assert (
+        f"A CIFAR-10 net of {of_float['bytes'] / 1e6:.2f} MB becomes a file of "
+        f"{learned['bytes'] / 1e3:.0f} kB, at {learned['mean_bits']:.2f} bits a weight, "
+        f"for {lost:.1f} points of accuracy"
+    ) in README

@@ -92,6 +92,12 @@ def test_a_layer_of_mere_noise_does_not_hide_what_others_are_sure_of():
     assert 0 <= found[0] < 1.5
 
 
+def test_a_layer_that_fewer_bits_help_does_not_hide_what_another_is_sure_of():
+    ones = tf.ones(2)
+    found, _ = sensitivities(tf.constant([7.0, -20.0]), ones, 1e-8 * ones, ones, ones)
+    np.testing.assert_allclose(found, [7.0, 0.0], rtol=1e-3)
+
+
 def test_layers_without_energy_or_looks_have_a_sensitivity_all_the_same():
     looked_at = tf.constant([0.5, 0.0, 0.5])
     means = 0.2 * looked_at, looked_at, 0.01 * looked_at, looked_at
