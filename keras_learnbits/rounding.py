@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_learnbits.ops import Grid, decode, nearest_codes
 
 # From so many weights on, what XLA saves in a step is worth the time that it compiles.
-COMPILED_SIZE = 2**16
+COMPILED_SIZE = 2**17
 # So many parts of a kernel are added up in a loop.
 PARTS = 8
 
@@ -246,7 +246,7 @@ class _InXLA:
 
 @functools.cache
 def _compiled(function):
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def each(kernel, grid, *others):
         return function(_rounded(kernel, grid), grid, *others)
 
@@ -255,14 +255,14 @@ def _compiled(function):
 
 @functools.cache
 def _compiled_sums(function):
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def sums(kernel, grid, *others):
         return _fold(lambda w, *rest: function(_rounded(w, grid), grid, *rest), kernel, *others)
 
     return sums
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _compiled_fold(rows):
     """By itself, for XLA would fuse it with the sum before, at great cost."""
     return _fold(lambda part: part, rows)
