@@ -128,7 +128,7 @@ def to_keras(model, float32=False):
 
     Raises:
         ValueError: The model is not built, or has no learned-bit layer; or no training data
-            flowed yet through a `LearnedBitActivation`.
+            flowed yet through a `LearnedBitActivation`, or a mask does, which `keras.ops` lose.
 
     Examples:
         >>> model = keras_learnbits.LearnedBitSequential(
@@ -137,12 +137,30 @@ def to_keras(model, float32=False):
         >>> type(plain.layers[0]).__name__, len(np.unique(plain.layers[0].kernel))
         ('Dense', 4)
     """
+    return plain_copy(model, float32)[0]
+
+
+def plain_copy(model, float32=False):
+    """`to_keras`, and which weight became which.
+
+    Args:
+        model: As for `to_keras`.
+        float32: As for `to_keras`.
+
+    Returns:
+        The plain model, and a dictionary of the `id` of each of the model's weights, bits and
+        scales left out, to the plain model's.
+
+    Raises:
+        ValueError: As for `to_keras`.
+    """
     if not isinstance(model, keras.Model) or not model.built or not quantized_kernels(model):
         raise ValueError(
             "`to_keras` needs a built Keras model with at least one learned-bit layer. "
             f"Received: model={model!r}"
         )
-    plain = _ToKeras(float32).copy(model)
+    copier = _ToKeras(float32)
+    plain = copier.copy(model)
     ours = OwnsBits, LearnedBitActivation
     left = [layer.name for layer in layers_inside(plain) if isinstance(layer, ours)]
     if left:
@@ -150,7 +168,7 @@ def to_keras(model, float32=False):
             "`to_keras` replaces learned-bit layers of a model, not those that you put inside "
             f"other layers. Received: model={model.name!r}, with {left} inside"
         )
-    return plain
+    return plain, {id(old): new for old, new in copier.weight_pairs()}
 
 
 def _make_activation(activations):
@@ -246,7 +264,7 @@ class _ToLearnedBits(Copier):
         wrapper = self.layer(model)
         build_like(model, wrapper.layer)
         wrapper.build()
-        return LearnedBitSubclassed(wrapper, name=model.name)
+        return LearnedBitSubclassed(wrapper, name=model.name, dtype=model.dtype_policy)
 
     def fill(self, old, new):
         if isinstance(new, LearnedBitSubclassed):
@@ -285,6 +303,12 @@ class _ToKeras(Copier):
     def call(self, layer, *args, **kwargs):
         if isinstance(layer, LearnedBitActivation):
             (inputs,) = [*args, *(kwargs[name] for name in kwargs if name == "inputs")]
+            if _is_masked(inputs):
+                raise ValueError(
+                    "Operations of `keras.ops` do not pass on masks, so a quantized activation "
+                    "behind a layer that masks cannot be put into plain Keras. "
+                    f"Received: layer={layer.name!r}"
+                )
             return layer.plain(inputs, "float32" if self.float32 else None)
         return layer(*args, **kwargs)
 
@@ -326,3 +350,17 @@ class _ToKeras(Copier):
         quantized = {id(k.kernel): k.quantized() for k in old.quantized_kernels.values()}
         weights = old.layer.weights if isinstance(old, LearnedBitWrapper) else float_weights(old)
         assign_all(new.weights, [quantized.get(id(weight), weight) for weight in weights])
+
+
+class _MaskProbe(keras.layers.Layer):
+    """Tells whether what it is called with has a mask."""
+
+    def call(self, inputs, mask=None):
+        self.masked = mask is not None
+        return inputs
+
+
+def _is_masked(tensor):
+    probe = _MaskProbe()
+    probe(tensor)
+    return probe.masked

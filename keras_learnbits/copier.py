@@ -37,6 +37,7 @@ class Copier:
                 new = self.graph(model, self.functional, self.sequential)
             else:
                 new = self.holder(model)
+            new.dtype_policy = model.dtype_policy  # of mixed_float16, `compile` scales the loss
             self.copies[model] = new
             for old, copied in list(self.copies.items()):
                 self.fill(old, copied)
@@ -109,14 +110,21 @@ class Copier:
                     target.load_assets(directory)
             self.copies.setdefault(source, target)
 
+    def weight_pairs(self):
+        """Pairs of each weight, bits and scales left out, and its copy.
+
+        Layer by layer, since a graph may list its layers in another order than its copy does.
+        """
+        for old, new in self.copies.items():
+            if not is_graph(old):
+                yield from zip(float_weights(old), float_weights(new), strict=True)
+
     def _copy_trainable(self, model):
         """Holders first: each sets what it holds. Then each weight by itself."""
         old_layers = [layer for layer in layers_inside(model) if layer in self.copies]
         for old in sorted(old_layers, key=lambda layer: -len(layers_inside(layer))):
             self.copies[old].trainable = old.trainable
-        for source, target in zip(
-            float_weights(model), float_weights(self.copies[model]), strict=True
-        ):
+        for source, target in self.weight_pairs():
             target.trainable = source.trainable
         for kernel in quantized_kernels(self.copies[model]):
             if kernel.log_scale is not None:

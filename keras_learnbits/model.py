@@ -86,12 +86,18 @@ class LearnedBitSubclassed(LearnedBitModel):
 
     def get_config(self):
         wrapper = keras.saving.serialize_keras_object(self.wrapper)
-        return {"wrapper": wrapper, "name": self.name, "trainable": self.trainable}
+        dtype = keras.saving.serialize_keras_object(self.dtype_policy)
+        settings = {"name": self.name, "trainable": self.trainable, "dtype": dtype}
+        return {"wrapper": wrapper, **settings}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        wrapper = keras.saving.deserialize_keras_object(config["wrapper"], custom_objects)
-        return cls(**{**config, "wrapper": wrapper})
+        objects = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("wrapper", "dtype")
+            if name in config
+        }
+        return cls(**{**config, **objects})
 
 
 @register

@@ -224,8 +224,9 @@ def _following(optimizer):
     config = optimizer.get_config()
     config["name"] = f"{optimizer.name}_scales"
     config["learning_rate"] = lambda: optimizer.learning_rate
-    if config.get("weight_decay") is not None:
-        config["weight_decay"] = 0.0
+    for name in config:  # Muon has two
+        if name.endswith("weight_decay") and config[name] is not None:
+            config[name] = 0.0
     return type(optimizer).from_config(config)
 
 

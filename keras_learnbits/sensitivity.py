@@ -21,8 +21,9 @@ def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
     means of its looks with a standard error `e`, is weighed with what the others have shown, as in
     empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). What
     layers have in common is the loss per *relative* error, `||q - W||^2 / ||W||^2`, since rounding
-    noise matters beside the signal. With all in this unit, and `m` the mean of `max(r, 0)` over the
-    layers with weights `1 / (m^2 + e^2)`, from which they differ by some `m`,
+    noise matters beside the signal. With all in this unit, `p` the ratio of sums over the layers,
+    and `m` the mean of `max(r, 0)` with weights `1 / (p^2 + e^2)`, from which layers differ by some
+    `m`,
 
         s = (m^2 r + e^2 m) / (m^2 + e^2)
 

@@ -241,8 +241,7 @@ class LearnedBitTraining(BitControl):
         x, y, sample_weight = data
         with tf.GradientTape() as tape:
             tape.watch([tensor.bits.value for tensor in moving if by_bits])
-            y_pred = self(x, **self._training_argument(True))
-            loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
+            y_pred, loss = self._call_and_compare(x, y, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         with rounding_anew():
@@ -279,15 +278,17 @@ class LearnedBitTraining(BitControl):
     def _check_training_argument(self):
         """Without it, no `LearnedBitActivation` would see that this is training."""
         activations = [each.name() for each in activations_among(self.quantized_tensors)]
-        if activations and not self._training_argument(True):
+        if activations and not _training_argument(self.call, True):
             raise ValueError(
                 "A model with a `LearnedBitActivation` needs a `call` that takes `training`. "
                 f"Received: model={self.name!r}, with activations {activations}"
             )
 
-    def _training_argument(self, training):
-        takes = inspect.signature(self.call).parameters
-        return {"training": training} if "training" in takes else {}
+    def _call_and_compare(self, x, y, sample_weight, training):
+        """Predictions and their loss. Subclasses may leave out the argument `training` of both."""
+        y_pred = self(x, **_training_argument(self.call, training))
+        more = _training_argument(self.compute_loss, training)
+        return y_pred, self.compute_loss(x, y, y_pred, sample_weight, **more)
 
     def _one_if_finite(self, loss):
         """The gradient of the loss by itself; stops training by name if the loss is no number.
@@ -377,8 +378,7 @@ class LearnedBitTraining(BitControl):
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
             shifted = [(tensor.bits, width) for tensor, width in zip(moving, widths, strict=True)]
             with self._changing_nothing([*state, *shifted]), rounding_once():
-                y_pred = self(x, **self._training_argument(training))
-                loss = self.compute_loss(x, y, y_pred, sample_weight, training=training)
+                _, loss = self._call_and_compare(x, y, sample_weight, training)
                 return self._without_price(loss)
 
         return tf.map_fn(loss_at, shifts, parallel_iterations=1)
@@ -387,6 +387,11 @@ class LearnedBitTraining(BitControl):
         """The mean loss of this replica's examples, price left out, in float32."""
         price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)
         return tf.cast(loss * _replicas(), tf.float32) - price
+
+
+def _training_argument(function, training):
+    takes = inspect.signature(function).parameters
+    return {"training": training} if "training" in takes else {}
 
 
 def _replicas():

@@ -56,6 +56,19 @@ def normalized_model():
     return model
 
 
+def branched_model():
+    """Of two branches; in plain Keras the one with an activation is the deeper one."""
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    x = klb.LearnedBitActivation(bits=8)(klb.LearnedBitDense(4, name="b1")(b))
+    x = klb.LearnedBitDense(4, name="b2")(x)
+    y = keras.layers.BatchNormalization()(klb.LearnedBitDense(4, name="a1")(a))
+    y = keras.layers.Dropout(0.1)(keras.layers.ReLU()(y))
+    model = with_random_weights(klb.LearnedBitModel([a, b], keras.layers.Add()([x, y])))
+    inputs = np.random.default_rng(0).normal(size=(2, 64, 4)).astype("float32")
+    model(list(inputs), training=True)
+    return model
+
+
 def volume_model():
     inputs = keras.Input((5, 5, 5, 2), name="volume")
     x = klb.LearnedBitConv3D(4, 3, bits=2)(inputs)

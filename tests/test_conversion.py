@@ -446,6 +446,66 @@ def test_what_is_trainable_is_kept_layer_by_layer_and_weight_by_weight():
     assert not plain.get_layer("shared").trainable
 
 
+def test_what_is_trainable_is_kept_where_activations_make_a_branch_deeper():
+    inputs = keras.Input((4,))
+    a = L.Dense(4, name="a1", trainable=False)(inputs)
+    a = L.Dropout(0.1)(L.ReLU()(L.BatchNormalization(name="norm")(a)))
+    b = L.Dense(4, name="b2")(L.Dense(4, name="b1")(inputs))
+    model = keras.Model(inputs, L.Add()([L.Dense(4, name="b3")(b), a]))
+    learned = klb.to_learned_bits(model, activations=True)
+    learned(np.ones((8, 4)), training=True)
+    for converted in (learned, klb.to_keras(learned)):
+        for layer in (each for each in model.layers if each.weights):
+            wanted = {weight.name: weight.trainable for weight in layer.weights}
+            found = {
+                weight.name: weight.trainable for weight in converted.get_layer(layer.name).weights
+            }
+            assert {name: found[name] for name in wanted} == wanted
+
+
+def test_masks_behind_quantized_activations_are_refused_in_plain_keras():
+    inputs = keras.Input((4,), dtype="int32")
+    x = L.Dense(3)(L.Embedding(5, 3, mask_zero=True)(inputs))
+    learned = klb.to_learned_bits(
+        keras.Model(inputs, L.GRU(2, name="gru")(x)), include="gru", activations=True
+    )
+    learned(np.array([[3, 1, 0, 0]]), training=True)
+    with pytest.raises(ValueError, match="do not pass on masks.*layer='gru_input'"):
+        klb.to_keras(learned)
+
+
+def test_both_kernels_of_a_reversible_embedding_learn_their_bits():
+    inputs = keras.Input((4,), dtype="int32")
+    embedding = L.ReversibleEmbedding(6, 3, tie_weights=False, name="embedding")
+    model = keras.Model(inputs, embedding(embedding(inputs), reverse=True))
+    learned = klb.to_learned_bits(model, bits=16)
+    names = [row.layer for row in klb.bit_table(learned).rows]
+    assert names == ["embedding/embeddings", "embedding/reverse_embeddings"]
+    tokens = np.array([[3, 1, 0, 5]])
+    assert_close(learned(tokens), model(tokens), 1e-3)
+    assert_close(klb.to_keras(learned)(tokens), learned(tokens), 1e-5)
+
+
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_models_of_mixed_float16_scale_their_loss_in_a_float32_process(
+    subclassed, sequences, tmp_path
+):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = UserModel() if subclassed else keras.Sequential([keras.Input((6,)), L.Dense(2)])
+        model(sequences if subclassed else np.ones((2, 6)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    learned = klb.to_learned_bits(model)
+    assert learned.dtype_policy.name == "mixed_float16"
+    if subclassed:
+        learned.save(tmp_path / "model.keras")
+        objects = {"UserModel": UserModel, "Block": Block}
+        learned = keras.models.load_model(tmp_path / "model.keras", objects)
+    learned.compile("sgd", "mse")
+    assert isinstance(learned.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 def test_scales_stand_still_with_kernels_frozen_inside_a_wrapper(sequences, tmp_path):
     model = keras.Sequential(
         [keras.Input((5, 6)), L.TimeDistributed(L.Dense(4, trainable=False)), L.Dense(2)]

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from export_models import (
+    branched_model,
     converted_model,
     dense_model,
     image_model,
@@ -108,6 +109,15 @@ def test_files_shrink_by_the_width_of_the_integers(tmp_path):
     weights = 12 * 4096 + 4096 * 3
     for narrow, wide in ((2, 4), (4, 8), (8, 16)):
         assert sizes[wide] - sizes[narrow] == pytest.approx(weights * narrow / 8, abs=100)
+
+
+def test_branches_that_plain_keras_lists_in_another_order_keep_their_kernels(tmp_path):
+    model = branched_model()
+    export_onnx(model, tmp_path / "model.onnx")
+    x = np.random.default_rng(1).normal(size=(2, 8, 4)).astype("float32")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {"a": x[0], "b": x[1]})
+    np.testing.assert_allclose(found, model.predict(list(x), verbose=0), rtol=0, atol=1e-5)
 
 
 def test_opset_21_has_no_2_bit_integers(tmp_path):

@@ -220,3 +220,23 @@ def test_a_train_step_that_gives_bits_no_gradient_is_told_so(data):
     model.compile("adam", "mse")
     with pytest.raises(ValueError, match=r"must call `super\(\).train_step`.*head/bits"):
         model.fit(*data, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.AdamW(1.0, weight_decay=0.5),
+        keras.optimizers.Muon(1.0, adam_weight_decay=0.5),
+    ],
+    ids=lambda each: each.name,
+)
+def test_scales_without_gradients_stay_with_optimizers_that_decay_weights(optimizer):
+    layer = klb.LearnedBitConv1D(2, 3)
+    model = klb.LearnedBitSequential([keras.Input((5, 3)), layer])
+    model.compile(optimizer, "mse")
+    (kernel,) = quantized_kernels(model)
+    kernel.log_scale.assign(-2 * np.ones(kernel.log_scale.shape))
+    variables = model.trainable_variables
+    for _ in range(3):
+        model.optimizer.apply([tf.zeros(each.shape) for each in variables], variables)
+    np.testing.assert_allclose(kernel.log_scale, -2.0, rtol=1e-6)

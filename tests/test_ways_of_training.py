@@ -200,3 +200,16 @@ def test_a_training_killed_and_restarted_ends_as_one_that_was_not(tmp_path):
     assert len(expected.files) > 6
     for name in expected.files:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
+class WithOldLoss(klb.LearnedBitSequential):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        return 3.0 + super().compute_loss(x, y, y_pred, sample_weight)
+
+
+def test_a_loss_without_the_argument_training_is_trained():
+    model = WithOldLoss([keras.Input((4,)), klb.LearnedBitDense(1)])
+    model.compile("sgd", "mse", bit_gradient=Measured(interval=1))
+    x, y = np.ones((32, 4)), np.ones((32, 1))
+    losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert 3.0 < losses[-1] < losses[0]

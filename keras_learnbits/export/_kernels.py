@@ -12,9 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_learnbits.conversion import to_keras
+from keras_learnbits.conversion import plain_copy
 from keras_learnbits.layers.tensors import quantized_kernels, unique_names
-from keras_learnbits.warm_start import float_weights
 
 
 class KernelCodes(NamedTuple):
@@ -97,11 +96,8 @@ def function_of_kernels(model, input_signature=None):
             layers; it has no symbolic inputs and there is no `input_signature`; a kernel is not
             of float32.
     """
-    plain = to_keras(model, float32=True)
+    plain, copies = plain_copy(model, float32=True)
     kernels = quantized_kernels(model)
-    copies = {
-        id(old): new for old, new in zip(float_weights(model), float_weights(plain), strict=True)
-    }
     variables = [copies[id(kernel.kernel)] for kernel in kernels]
     for kernel, name in zip(kernels, unique_names(kernels), strict=True):
         if kernel.kernel.dtype != "float32":

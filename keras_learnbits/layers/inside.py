@@ -42,7 +42,10 @@ def kernels_of(layer):
     """
     if isinstance(layer, OwnsBits):
         return {}
-    return next((KERNELS[base] for base in type(layer).__mro__ if base in KERNELS), {})
+    kernels = next((KERNELS[base] for base in type(layer).__mro__ if base in KERNELS), {})
+    if isinstance(layer, keras.layers.ReversibleEmbedding) and not layer.tie_weights:
+        return {**kernels, "reverse_embeddings": PER_UNIT}
+    return kernels
 
 
 def layers_inside(layer):
