@@ -90,7 +90,7 @@ def main(argv):
     measured_on = dataset(train[0][-held_out:], train[1][-held_out:], 250)
 
     keras.utils.set_random_seed(FLAGS.seed)
-    keras.config.set_dtype_policy(settings["dtype_policy"])
+    keras.config.set_dtype_policy(FLAGS.dtype_policy or settings["dtype_policy"])
     moments = [int(moment) for moment in FLAGS.moments]
     batch_size = settings["batch_size"]
     steps = max(moments) * -(-len(x) // batch_size)

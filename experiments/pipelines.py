@@ -3,7 +3,7 @@
 TFDS_DATA_DIR=... python experiments/pipelines.py
 
 For each program, seconds of an epoch from its input pipeline beside as many steps on one batch
-that is repeated, in turns; the least of each is compared.
+that is repeated, and beside the pipeline alone, in turns; the least of each is compared.
 """
 
 import json
@@ -28,7 +28,10 @@ flags.DEFINE_list("programs", ["digits", "mnist", "cifar10"], "Which programs.")
 
 
 def measure(problem):
-    """Least seconds of an epoch from the pipeline, and on a repeated batch."""
+    """Least seconds of an epoch from the pipeline, on a repeated batch, and of the pipeline alone.
+
+    Of the last, also CPU seconds: what it takes from the model where no core is idle.
+    """
     name, net = next(iter(problem.nets.items()))
     settings = problem.defaults_of(name)
     keras.config.set_dtype_policy(settings.get("dtype_policy") or "float32")
@@ -45,8 +48,14 @@ def measure(problem):
         model.fit(data, steps_per_epoch=steps, verbose=0)
         return time.perf_counter() - start
 
+    def alone():
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in data.take(steps):
+            pass
+        return time.perf_counter() - wall, time.process_time() - cpu
+
     seconds(repeated.take(2 * steps))
-    turns = [(seconds(data), seconds(repeated)) for _ in range(FLAGS.rounds)]
+    turns = [(seconds(data), seconds(repeated), *alone()) for _ in range(FLAGS.rounds)]
     return [min(turn) for turn in zip(*turns, strict=True)]
 
 
@@ -56,18 +65,27 @@ def main(argv):
     problems = {"digits": digits, "mnist": mnist, "cifar10": cifar10}
     results = {}
     for name in FLAGS.programs:
-        epoch, of_model = measure(problems[name].PROBLEM)
+        epoch, of_model, of_data, cpu = measure(problems[name].PROBLEM)
         policy = keras.config.dtype_policy().name
         results[name] = {
             "epoch_seconds": epoch,
             "model_seconds": of_model,
+            "data_seconds": of_data,
+            "data_cpu_seconds": cpu,
             "dtype_policy": policy,
         }
     rows = [
-        (name, f"{r['epoch_seconds']:.2f}", f"{r['model_seconds'] / r['epoch_seconds']:.1%}")
+        (
+            name,
+            f"{r['epoch_seconds']:.2f}",
+            f"{r['model_seconds'] / r['epoch_seconds']:.1%}",
+            f"{r['data_seconds']:.2f}",
+            f"{r['data_cpu_seconds']:.2f}",
+        )
         for name, r in results.items()
     ]
-    print(aligned_table([[("program", "epoch [s]", "the model's")], rows], left=1))
+    head = ("program", "epoch [s]", "the model's", "data alone [s]", "of CPU [s]")
+    print(aligned_table([[head], rows], left=1))
     output_dir = FLAGS.output_dir or os.path.join("runs", "pipelines")
     os.makedirs(output_dir, exist_ok=True)
     command = " ".join(["python", "experiments/pipelines.py", *sys.argv[1:]])

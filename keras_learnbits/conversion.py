@@ -355,6 +355,10 @@ class _ToKeras(Copier):
 class _MaskProbe(keras.layers.Layer):
     """Tells whether what it is called with has a mask."""
 
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+
     def call(self, inputs, mask=None):
         self.masked = mask is not None
         return inputs
