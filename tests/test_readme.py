@@ -335,7 +335,8 @@ def test_the_share_of_the_input_pipelines_is_that_of_its_file():
     study = study_of("pipelines")
     for name, found in study["programs"].items():
         share = found["model_seconds"] / found["epoch_seconds"]
-        assert row_of(study, name) == [f"{found['epoch_seconds']:.1f}", f"{share:.1%}"]
+        alone = [f"{found[key]:.2f}" for key in ("data_seconds", "data_cpu_seconds")]
+        assert row_of(study, name) == [f"{found['epoch_seconds']:.1f}", f"{share:.1%}", *alone]
 
 
 def test_the_pictures_of_the_method_are_there():
