@@ -264,7 +264,7 @@ class _ToLearnedBits(Copier):
         wrapper = self.layer(model)
         build_like(model, wrapper.layer)
         wrapper.build()
-        return LearnedBitSubclassed(wrapper, name=model.name, dtype=model.dtype_policy)
+        return LearnedBitSubclassed(wrapper, name=model.name)
 
     def fill(self, old, new):
         if isinstance(new, LearnedBitSubclassed):

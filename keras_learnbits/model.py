@@ -92,12 +92,8 @@ class LearnedBitSubclassed(LearnedBitModel):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        objects = {
-            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
-            for name in ("wrapper", "dtype")
-            if name in config
-        }
-        return cls(**{**config, **objects})
+        wrapper = keras.saving.deserialize_keras_object(config["wrapper"], custom_objects)
+        return cls(**{**config, "wrapper": wrapper})
 
 
 @register

@@ -368,7 +368,6 @@ class LearnedBitTraining(BitControl):
         Returns:
             Float32 tensor of shape `(cases,)`: losses, price left out.
         """
-        x, y, sample_weight = data
         moving = self.trained_tensors
         bits = integer_widths(moving)
         low = [float(tensor.layer.min_bits) for tensor in moving]
@@ -378,8 +377,7 @@ class LearnedBitTraining(BitControl):
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
             shifted = [(tensor.bits, width) for tensor, width in zip(moving, widths, strict=True)]
             with self._changing_nothing([*state, *shifted]), rounding_once():
-                _, loss = self._call_and_compare(x, y, sample_weight, training)
-                return self._without_price(loss)
+                return self._without_price(self._call_and_compare(*data, training)[1])
 
         return tf.map_fn(loss_at, shifts, parallel_iterations=1)
 
@@ -390,8 +388,7 @@ class LearnedBitTraining(BitControl):
 
 
 def _training_argument(function, training):
-    takes = inspect.signature(function).parameters
-    return {"training": training} if "training" in takes else {}
+    return {"training": training} if "training" in inspect.signature(function).parameters else {}
 
 
 def _replicas():
