@@ -10,6 +10,17 @@ def repeated(x, y):
     return tf.data.Dataset.from_tensors((x, y)).repeat().with_options(options)
 
 
+# An environment in which TensorFlow counts the memory that its tensors take.
+COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "true"}
+
+
+def peak_of_tensors(function):
+    """The most memory that tensors hold while a function runs, in bytes; needs `COUNTING`."""
+    tf.config.experimental.reset_memory_stats("CPU:0")
+    function()
+    return tf.config.experimental.get_memory_info("CPU:0")["peak"]
+
+
 def peak_memory():
     """The most memory that this process has held, in bytes; Linux."""
     with open("/proc/self/status") as file:  # `getrusage` would count its parent's, too

@@ -7,6 +7,8 @@ a step costs more for each weight of one wide dense layer, and for each layer of
 long the first step takes; and what peak memory grows by, measured in a process of its own.
 """
 
+import functools
+import gc
 import json
 import os
 import subprocess
@@ -83,17 +85,20 @@ def measure(build, size):
 
 
 def peak(kind, weights):
-    """Peak memory in bytes of a process that trains one wide layer."""
+    """The most bytes that tensors hold in a process while it trains one wide layer."""
     command = [sys.executable, __file__, f"--peak_of={kind}", f"--weights={weights}"]
     command += [f"--steps={FLAGS.steps}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | measuring.COUNTING
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return int(done.stdout.split()[-1])
 
 
 def print_peak():
     model = wide(FLAGS.peak_of, float(FLAGS.weights[0]))
-    model.fit(batches(model), steps_per_epoch=FLAGS.steps, verbose=0)
-    print(measuring.peak_memory())
+    data = batches(model)
+    gc.collect()
+    fit = functools.partial(model.fit, data, steps_per_epoch=FLAGS.steps, verbose=0)
+    print(measuring.peak_of_tensors(fit))
 
 
 def extra(rows, key):

@@ -7,6 +7,7 @@ element, and only what is left of it, an eighth, is summed by itself. Small kern
 TensorFlow, operation by operation.
 """
 
+import contextlib
 import functools
 from typing import NamedTuple
 
@@ -91,17 +92,18 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32", fixed_range
         loops = _loops(kernel, Grid(*grids[:3]))
 
         def gradient(by_quantized, by_error):
-            upstream, pull = tf.cast(tf.convert_to_tensor(by_quantized), tf.float32), 2.0 * by_error
-            by_weights = loops.each(_by_weights_with_error, upstream, pull)
+            upstream, pull = tf.convert_to_tensor(by_quantized), 2.0 * by_error
             of_both = loops.summed(_by_step_with_error, grid.step.shape, upstream, pull)
             # What nobody asks for, graphs leave out; but each of these operations takes its time
             # to trace.
             of_bits = _by_grid(loops, upstream) if by_bits or not fixed_range else [None] * 3
             of_range = [None] * 2 if fixed_range else of_bits[1:]
+            with loops.after(of_both):
+                by_weights = loops.each(_by_weights_with_error, upstream, pull)
             return by_weights, of_both / loops.grid.step, *of_range, *(of_bits if by_bits else ())
 
         error = loops.summed(_errors, tf.TensorShape([]))
-        return (tf.cast(loops.each(_levels), dtype), error), gradient
+        return (loops.each(_levels, dtype=dtype), error), gradient
 
     quantized, error = rounded(kernel, *grid, *(by_bits or ()))
     return quantized, error, tf.stop_gradient(2.0 * tf.nn.l2_loss(kernel))
@@ -207,8 +209,11 @@ class _InTensorFlow:
     def __init__(self, kernel, grid):
         self.rounded, self.grid = _rounded(kernel, grid), grid
 
-    def each(self, function, *others):
-        return function(self.rounded, self.grid, *others)
+    def after(self, tensor):
+        return contextlib.nullcontext()
+
+    def each(self, function, *others, dtype="float32"):
+        return _in_float32(function, dtype)(self.rounded, self.grid, *others)
 
     def summed(self, function, shape, *others):
         return _sum_to(self.each(function, *others), shape)
@@ -220,8 +225,12 @@ class _InXLA:
     def __init__(self, kernel, grid):
         self.kernel, self.grid = kernel, grid
 
-    def each(self, function, *others):
-        return _compiled(function)(self.kernel, self.grid, *others)
+    def after(self, tensor):
+        """So that what was read for a sum is freed before the weights' gradient is used."""
+        return tf.control_dependencies([tensor])
+
+    def each(self, function, *others, dtype="float32"):
+        return _compiled(function, dtype)(self.kernel, self.grid, *others)
 
     def summed(self, function, shape, *others):
         rank = self.kernel.shape.rank
@@ -244,11 +253,21 @@ class _InXLA:
         return tf.reshape(tf.add_n([_sum_to(each, one_row) for each in (sums, *rest)]), shape)
 
 
+def _in_float32(function, dtype="float32"):
+    """The function, with gradients in any precision taken to float32, its result in `dtype`."""
+
+    def cast(rounded, grid, *others):
+        others = [tf.cast(each, tf.float32) for each in others]
+        return tf.cast(function(rounded, grid, *others), dtype)
+
+    return cast
+
+
 @functools.cache
-def _compiled(function):
+def _compiled(function, dtype):
     @tf.function(jit_compile=True, autograph=False)
     def each(kernel, grid, *others):
-        return function(_rounded(kernel, grid), grid, *others)
+        return _in_float32(function, dtype)(_rounded(kernel, grid), grid, *others)
 
     return each
 
@@ -257,7 +276,10 @@ def _compiled(function):
 def _compiled_sums(function):
     @tf.function(jit_compile=True, autograph=False)
     def sums(kernel, grid, *others):
-        return _fold(lambda w, *rest: function(_rounded(w, grid), grid, *rest), kernel, *others)
+        def of_rows(rows, *others):
+            return _in_float32(function)(_rounded(rows, grid), grid, *others)
+
+        return _fold(of_rows, kernel, *others)
 
     return sums
 

@@ -29,6 +29,22 @@ def run(program, *arguments, **environment):
     )
 
 
+def test_training_holds_at_most_five_bytes_a_weight_more_than_plain_keras():
+    def peak(kind):
+        process = run(
+            "scaling.py",
+            f"--peak_of={kind}",
+            "--weights=4e6",
+            "--steps=3",
+            TF_CPU_ALLOCATOR_USE_BFC="true",
+        )
+        assert process.returncode == 0, process.stderr
+        return int(process.stdout.split()[-1])
+
+    plain = peak("plain Keras")
+    assert 8 * 4e6 < plain < peak("learned bits") < plain + 5 * 4e6
+
+
 def test_the_digits_program_leaves_its_files(tmp_path):
     process = run("digits.py", "--epochs=3", f"--output_dir={tmp_path}")
     assert process.returncode == 0, process.stderr

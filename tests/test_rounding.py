@@ -139,6 +139,29 @@ def test_levels_and_error_are_those_of_plain_tensorflow(shape, scales, size, bit
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [0, 2**62], ids=["compiled", "not compiled"])
+def test_bfloat16_levels_and_gradients_are_those_of_float32_rounded(size, monkeypatch):
+    monkeypatch.setattr(rounding, "COMPILED_SIZE", size)
+    rng = np.random.default_rng(0)
+    kernel = tf.constant(rng.normal(size=(48, 7)), tf.float32)
+    upstream = tf.cast(rng.normal(size=(48, 7)), tf.bfloat16)
+    grid = grid_of(0.4, 3)
+
+    def found(dtype):
+        with tf.GradientTape() as tape:
+            tape.watch([kernel, grid.step])
+            quantized, _, _ = rounding.quantize_with_error(kernel, grid, dtype=dtype)
+            total = tf.reduce_sum(quantized * tf.cast(upstream, dtype))
+        return quantized, tape.gradient(total, [kernel, grid.step])
+
+    (levels, gradients), (expected, others) = found("bfloat16"), found("float32")
+    assert levels.dtype == tf.bfloat16
+    np.testing.assert_array_equal(levels, tf.cast(expected, tf.bfloat16))
+    for one, other in zip(gradients, others, strict=True):
+        assert one.dtype == tf.float32
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def test_compiled_loops_round_weights_at_the_border_of_two_levels_alike(monkeypatch):
     """Fused multiplications and additions would move some, and files differ from training."""
     monkeypatch.setattr(rounding, "COMPILED_SIZE", 0)
