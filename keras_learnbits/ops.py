@@ -77,10 +77,21 @@ def gaussian_grid(bits):
         >>> round(float(step), 4), float(highest)
         (1.5958, 1.0)
     """
-    row = tf.gather(tf.constant(_GAUSSIAN_GRIDS, tf.float32), _table_index(bits))
-    step, step_slope, highest, highest_slope = tf.unstack(row, num=4)
+    step, step_slope, highest, highest_slope = _gaussian_row(bits)
     at_is_zero = bits - tf.stop_gradient(bits)
     return step + step_slope * at_is_zero, highest + highest_slope * at_is_zero
+
+
+def constant_gaussian_grid(bits):
+    """`gaussian_grid` without derivatives, in half as many operations.
+
+    Examples:
+        >>> step, highest = constant_gaussian_grid(tf.constant(2.0))
+        >>> round(float(step), 4), float(highest)
+        (0.9957, 3.0)
+    """
+    step, _, highest, _ = _gaussian_row(bits)
+    return step, highest
 
 
 def gaussian_log_step_slope(bits):
@@ -91,6 +102,11 @@ def gaussian_log_step_slope(bits):
         -0.568
     """
     return tf.gather(tf.constant(_LOG_STEP_SLOPES, tf.float32), _table_index(bits))
+
+
+def _gaussian_row(bits):
+    row = tf.gather(tf.constant(_GAUSSIAN_GRIDS, tf.float32), _table_index(bits))
+    return tf.unstack(row, num=4)
 
 
 def _table_index(bits):

@@ -29,6 +29,12 @@ class Quantizer:
 
     fixed_range = False
 
+    def __init_subclass__(cls, **kwargs):
+        """A grid of a subclass's own is its constant grid, too."""
+        super().__init_subclass__(**kwargs)
+        if "grid" in vars(cls) and "constant_grid" not in vars(cls):
+            cls.constant_grid = Quantizer.constant_grid
+
     def scale_shape(self, kernel_shape, output_axes):
         """Shape of the trained scales that broadcasts against the kernel; None without any.
 
@@ -51,6 +57,10 @@ class Quantizer:
         """
         raise NotImplementedError
 
+    def constant_grid(self, kernel, bits, log_scale=None):
+        """`grid` with the bits taken as constants; a subclass may have less to compute for it."""
+        return self.grid(kernel, tf.stop_gradient(bits), log_scale)
+
     def log_step_slope(self, bits):
         """Derivative of the logarithm of the step by the bits (about `-ln 2`)."""
         raise NotImplementedError
@@ -61,7 +71,7 @@ class Quantizer:
 
     def encode(self, kernel, bits, log_scale=None):
         """Integer codes (int32) of the kernel and their grid: what a file stores."""
-        grid = self.grid(kernel, bits, log_scale)
+        grid = self.constant_grid(kernel, bits, log_scale)
         return tf.cast(ops.encode(kernel, grid), tf.int32), grid
 
     def quantize_with_error(self, kernel, bits, log_scale=None, dtype="float32", by_bits=True):
@@ -78,7 +88,7 @@ class Quantizer:
             The quantized kernel; `sum (q - w)**2`, whose slope in the bits is the linearized one;
             and `sum w**2`, taken as a constant.
         """
-        grid = self.grid(kernel, tf.stop_gradient(bits), log_scale)
+        grid = self.constant_grid(kernel, bits, log_scale)
         if not by_bits:
             return rounding.quantize_with_error(
                 kernel, grid, dtype=dtype, fixed_range=self.fixed_range
@@ -92,7 +102,7 @@ class Quantizer:
 
     def squared_error(self, kernel, bits, log_scale=None):
         """`sum (q - w)**2` of the kernel rounded to its grid, taken as a constant."""
-        return rounding.squared_error(kernel, self.grid(kernel, bits, log_scale))
+        return rounding.squared_error(kernel, self.constant_grid(kernel, bits, log_scale))
 
     def get_config(self):
         return {}
@@ -191,14 +201,19 @@ class LearnedScaleQuantizer(Quantizer):
         least = tf.fill(scale_shape, np.float32(np.inf))
         for share in np.linspace(0, 1, SCALE_CANDIDATES, dtype="float32"):
             candidate = start + low + share * (high - low)
-            grid = self.grid(kernel, bits, candidate)
+            grid = self.constant_grid(kernel, bits, candidate)
             error = rounding.squared_error(kernel, grid, scale_shape)
             best = tf.where(error < least, candidate, best)
             least = tf.minimum(error, least)
         return best
 
     def grid(self, kernel, bits, log_scale=None):
-        step, max_code = ops.gaussian_grid(bits)
+        return self._scaled(*ops.gaussian_grid(bits), log_scale)
+
+    def constant_grid(self, kernel, bits, log_scale=None):
+        return self._scaled(*ops.constant_gaussian_grid(bits), log_scale)
+
+    def _scaled(self, step, max_code, log_scale):
         return ops.Grid(step * tf.exp(log_scale), -0.5 * max_code, max_code)
 
     def log_step_slope(self, bits):
@@ -244,8 +259,7 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         unit = ops.Grid(tf.ones_like(step), offset, max_code)
         return step * rounding.fake_quantize(kernel * (1.0 / step), unit)
 
-    def grid(self, kernel, bits, log_scale=None):
-        step, max_code = ops.gaussian_grid(bits)
+    def _scaled(self, step, max_code, log_scale):
         step *= 0.5 * (1.0 + self.signed) * tf.exp(log_scale)
         return ops.Grid(step, -0.5 * self.signed * (max_code + 1.0), max_code)
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_learnbits.ops import Grid, decode, nearest_codes
 
 # From so many weights on, what XLA saves in a step is worth the time that it compiles.
-COMPILED_SIZE = 2**17
+COMPILED_SIZE = 2**18
 # So many parts of a kernel are added up in a loop.
 PARTS = 8
 

@@ -215,10 +215,11 @@ class LearnedBitTraining(BitControl):
             loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
             if moving:
                 step = self._bit_step(data, moving, (loss, gradients, index), by_bits, state)
-                moves = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
-                estimates = tf.unstack(bit_gradient(step), num=len(moving))
+                unit = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
+                moves = unit * tf.stack([tensor.may_move() for tensor in moving])
+                estimates = tf.unstack(moves * bit_gradient(step), num=len(moving))
                 for tensor, gradient in zip(moving, estimates, strict=True):
-                    gradients[index[id(tensor.bits)]] = moves * tensor.may_move() * gradient
+                    gradients[index[id(tensor.bits)]] = gradient
         bit_gradient.before_update(moving)
         self.optimizer.apply(gradients, self.trainable_variables)
         for metric in self.metrics:
@@ -266,7 +267,7 @@ class LearnedBitTraining(BitControl):
 
     def _state_before(self):
         """What a pass may change, as seeds of dropout: pairs of a variable and its value."""
-        return [(v, tf.identity(v.value)) for v in self.non_trainable_variables]
+        return [(v, tf.convert_to_tensor(v.value)) for v in self.non_trainable_variables]
 
     def _changing_nothing(self, state=()):
         """A scope that keeps what a pass would change, with some variables at other values."""

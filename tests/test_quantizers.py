@@ -46,6 +46,22 @@ def test_codes_decode_to_the_levels_of_training(quantizer, name, bits):
     assert np.isfinite(levels).all()
 
 
+def test_a_subclass_with_a_grid_of_its_own_stores_what_it_trains():
+    class Shifted(LearnedScaleQuantizer):
+        def grid(self, kernel, bits, log_scale=None):
+            step, offset, max_code = super().grid(kernel, bits, log_scale)
+            return ops.Grid(step, offset - 0.5, max_code)
+
+    kernel, bits, log_scale = tf.constant([[0.3], [-0.7]]), tf.constant(2.0), tf.zeros((1, 1))
+    levels = Shifted().quantize(kernel, bits, log_scale)
+    codes, grid = Shifted().encode(kernel, bits, log_scale)
+    np.testing.assert_array_equal(ops.decode(tf.cast(codes, tf.float32), grid), levels)
+    np.testing.assert_array_equal(
+        Shifted().quantize_with_error(kernel, bits, log_scale, by_bits=False)[0], levels
+    )
+    assert not np.array_equal(levels, LearnedScaleQuantizer().quantize(kernel, bits, log_scale))
+
+
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_min_max_matches_numpy(bits):
     kernel = KERNELS["random"].astype("float32")

@@ -86,9 +86,13 @@ class QuantizedKernel(QuantizedTensor):
 
     def _float32(self):
         """The tensors a quantizer takes: kernel, bits, log_scale."""
+        return self._float32_at(self.latent_bits())
+
+    def _float32_at(self, bits):
+        """The same at another bit-width."""
         kernel = tf.cast(tf.convert_to_tensor(self.kernel.value), tf.float32)
         log_scale = None if self.log_scale is None else tf.convert_to_tensor(self.log_scale.value)
-        return kernel, tf.convert_to_tensor(self.bits.value), log_scale
+        return kernel, bits, log_scale
 
     def quantized(self):
         """The kernel at its bit-width, a float32 tensor of the kernel's shape."""
@@ -96,8 +100,7 @@ class QuantizedKernel(QuantizedTensor):
 
     def quantized_at(self, bits):
         """The kernel at another bit-width, a float32 tensor of the kernel's shape."""
-        kernel, _, log_scale = self._float32()
-        return self.quantizer.quantize(kernel, bits, log_scale)
+        return self.quantizer.quantize(*self._float32_at(bits))
 
     def encode(self):
         """Integer codes (int32, the kernel's shape) and the `Grid` that decodes them."""
@@ -122,8 +125,7 @@ class QuantizedKernel(QuantizedTensor):
 
     def squared_error_at(self, bits):
         """`||q - W||^2` at another bit-width, a float32 scalar."""
-        kernel, _, log_scale = self._float32()
-        return self.quantizer.squared_error(kernel, bits, log_scale)
+        return self.quantizer.squared_error(*self._float32_at(bits))
 
     def energy(self):
         """`||W||^2`, a float32 scalar; taken as a constant."""
