@@ -7,7 +7,6 @@ element, and only what is left of it, an eighth, is summed by itself. Small kern
 TensorFlow, operation by operation.
 """
 
-import contextlib
 import functools
 from typing import NamedTuple
 
@@ -93,13 +92,13 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32", fixed_range
 
         def gradient(by_quantized, by_error):
             upstream, pull = tf.convert_to_tensor(by_quantized), 2.0 * by_error
+            by_weights = loops.each(_by_weights_with_error, upstream, pull)
             of_both = loops.summed(_by_step_with_error, grid.step.shape, upstream, pull)
             # What nobody asks for, graphs leave out; but each of these operations takes its time
             # to trace.
             of_bits = _by_grid(loops, upstream) if by_bits or not fixed_range else [None] * 3
             of_range = [None] * 2 if fixed_range else of_bits[1:]
-            with loops.after(of_both):
-                by_weights = loops.each(_by_weights_with_error, upstream, pull)
+            by_weights = loops.after(of_both, by_weights)
             return by_weights, of_both / loops.grid.step, *of_range, *(of_bits if by_bits else ())
 
         error = loops.summed(_errors, tf.TensorShape([]))
@@ -209,8 +208,8 @@ class _InTensorFlow:
     def __init__(self, kernel, grid):
         self.rounded, self.grid = _rounded(kernel, grid), grid
 
-    def after(self, tensor):
-        return contextlib.nullcontext()
+    def after(self, earlier, tensor):
+        return tensor
 
     def each(self, function, *others, dtype="float32"):
         return _in_float32(function, dtype)(self.rounded, self.grid, *others)
@@ -225,9 +224,10 @@ class _InXLA:
     def __init__(self, kernel, grid):
         self.kernel, self.grid = kernel, grid
 
-    def after(self, tensor):
-        """So that what was read for a sum is freed before the weights' gradient is used."""
-        return tf.control_dependencies([tensor])
+    def after(self, earlier, tensor):
+        """A tensor that is used after another is known, so that what both read is freed before."""
+        with tf.control_dependencies([earlier]):
+            return tf.identity(tensor)
 
     def each(self, function, *others, dtype="float32"):
         return _compiled(function, dtype)(self.kernel, self.grid, *others)
