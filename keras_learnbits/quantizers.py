@@ -25,15 +25,11 @@ class Quantizer:
     Attributes:
         fixed_range: Whether offset and highest code of its grids have no gradients but by the
             bits. A subclass that trains them sets it to False.
+        fixed_step: Likewise for the step.
     """
 
     fixed_range = False
-
-    def __init_subclass__(cls, **kwargs):
-        """A grid of a subclass's own is its constant grid, too."""
-        super().__init_subclass__(**kwargs)
-        if "grid" in vars(cls) and "constant_grid" not in vars(cls):
-            cls.constant_grid = Quantizer.constant_grid
+    fixed_step = False
 
     def scale_shape(self, kernel_shape, output_axes):
         """Shape of the trained scales that broadcasts against the kernel; None without any.
@@ -89,14 +85,13 @@ class Quantizer:
             and `sum w**2`, taken as a constant.
         """
         grid = self.constant_grid(kernel, bits, log_scale)
+        fixed = {"fixed_range": self.fixed_range, "fixed_step": self.fixed_step}
         if not by_bits:
-            return rounding.quantize_with_error(
-                kernel, grid, dtype=dtype, fixed_range=self.fixed_range
-            )
+            return rounding.quantize_with_error(kernel, grid, dtype=dtype, **fixed)
         scale = None if log_scale is None else tf.stop_gradient(log_scale)
         by_bits = self.grid(tf.stop_gradient(kernel), bits, scale)
         quantized, error, energy = rounding.quantize_with_error(
-            kernel, grid, by_bits, dtype, self.fixed_range
+            kernel, grid, by_bits, dtype, **fixed
         )
         return quantized, ops.with_error_slope(error, bits, self.log_step_slope(bits)), energy
 
@@ -211,6 +206,8 @@ class LearnedScaleQuantizer(Quantizer):
         return self._scaled(*ops.gaussian_grid(bits), log_scale)
 
     def constant_grid(self, kernel, bits, log_scale=None):
+        if type(self).grid is not LearnedScaleQuantizer.grid:  # a user's has its own
+            return super().constant_grid(kernel, bits, log_scale)
         return self._scaled(*ops.constant_gaussian_grid(bits), log_scale)
 
     def _scaled(self, step, max_code, log_scale):
@@ -279,7 +276,7 @@ class MinMaxQuantizer(Quantizer):
         [0.0, 1.0, 3.0]
     """
 
-    fixed_range = True
+    fixed_range = fixed_step = True
 
     def grid(self, kernel, bits, log_scale=None):
         low = tf.stop_gradient(tf.reduce_min(kernel))

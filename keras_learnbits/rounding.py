@@ -58,7 +58,9 @@ def fake_quantize(values, grid):
     return rounded(values, *grid)
 
 
-def quantize_with_error(kernel, grid, by_bits=None, dtype="float32", fixed_range=False):
+def quantize_with_error(
+    kernel, grid, by_bits=None, dtype="float32", fixed_range=False, fixed_step=False
+):
     """`fake_quantize` and what it costs.
 
     Kernels of `COMPILED_SIZE` weights or more are handled by loops that XLA compiles.
@@ -72,6 +74,7 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32", fixed_range
             `keras_learnbits.ops.with_error_slope`.
         dtype: Of the quantized kernel.
         fixed_range: Whether offset and highest code of `grid` are constants, without gradients.
+        fixed_step: Likewise its step.
 
     Returns:
         `fake_quantize(kernel, grid)` in `dtype`; the squared error, `sum (q - w)**2`; and the
@@ -93,13 +96,15 @@ def quantize_with_error(kernel, grid, by_bits=None, dtype="float32", fixed_range
         def gradient(by_quantized, by_error):
             upstream, pull = tf.convert_to_tensor(by_quantized), 2.0 * by_error
             by_weights = loops.each(_by_weights_with_error, upstream, pull)
-            of_both = loops.summed(_by_step_with_error, grid.step.shape, upstream, pull)
             # What nobody asks for, graphs leave out; but each of these operations takes its time
             # to trace.
             of_bits = _by_grid(loops, upstream) if by_bits or not fixed_range else [None] * 3
             of_range = [None] * 2 if fixed_range else of_bits[1:]
-            by_weights = loops.after(of_both, by_weights)
-            return by_weights, of_both / loops.grid.step, *of_range, *(of_bits if by_bits else ())
+            of_step = None
+            if not fixed_step:
+                of_both = loops.summed(_by_step_with_error, grid.step.shape, upstream, pull)
+                by_weights, of_step = loops.after(of_both, by_weights), of_both / loops.grid.step
+            return by_weights, of_step, *of_range, *(of_bits if by_bits else ())
 
         error = loops.summed(_errors, tf.TensorShape([]))
         return (loops.each(_levels, dtype=dtype), error), gradient

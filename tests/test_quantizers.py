@@ -46,12 +46,17 @@ def test_codes_decode_to_the_levels_of_training(quantizer, name, bits):
     assert np.isfinite(levels).all()
 
 
-def test_a_subclass_with_a_grid_of_its_own_stores_what_it_trains():
-    class Shifted(LearnedScaleQuantizer):
-        def grid(self, kernel, bits, log_scale=None):
-            step, offset, max_code = super().grid(kernel, bits, log_scale)
-            return ops.Grid(step, offset - 0.5, max_code)
+class ShiftedGrid:
+    def grid(self, kernel, bits, log_scale=None):
+        step, offset, max_code = super().grid(kernel, bits, log_scale)
+        return ops.Grid(step, offset - 0.5, max_code)
 
+
+class Shifted(ShiftedGrid, LearnedScaleQuantizer):
+    """A user's, whose grid comes from a class that is no quantizer."""
+
+
+def test_a_subclass_with_a_grid_of_its_own_stores_what_it_trains():
     kernel, bits, log_scale = tf.constant([[0.3], [-0.7]]), tf.constant(2.0), tf.zeros((1, 1))
     levels = Shifted().quantize(kernel, bits, log_scale)
     codes, grid = Shifted().encode(kernel, bits, log_scale)
