@@ -19,10 +19,3 @@ def peak_of_tensors(function):
     tf.config.experimental.reset_memory_stats("CPU:0")
     function()
     return tf.config.experimental.get_memory_info("CPU:0")["peak"]
-
-
-def peak_memory():
-    """The most memory that this process has held, in bytes; Linux."""
-    with open("/proc/self/status") as file:  # `getrusage` would count its parent's, too
-        (line,) = [line for line in file if line.startswith("VmHWM")]
-    return 1024 * int(line.split()[1])

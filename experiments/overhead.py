@@ -5,10 +5,9 @@ python experiments/overhead.py --policy=mixed_bfloat16
 
 Interleaved rounds in one process on random data; ratios are those of the fastest rounds and of
 the least CPU seconds, since a machine's cores come and go. Peak memory is that of all tensors while
-a process of its own trains, once for plain Keras and once for learned bits; files have that of the
-process, too. HGQ2 and QKeras take part where they are installed (`pip install hgq2==0.2.0`; `pip
-install qkeras-v3==1.2.1`, in an environment of its own), as `hgq2_twins.py` and `qkeras_twins.py`
-say.
+a process of its own trains, once for plain Keras and once for learned bits. HGQ2 and QKeras take
+part where they are installed (`pip install hgq2==0.2.0`; `pip install qkeras-v3==1.2.1`, in an
+environment of its own), as `hgq2_twins.py` and `qkeras_twins.py` say.
 """
 
 import functools
@@ -172,22 +171,21 @@ def measure(net, batch_size):
 
 
 def print_peak(net, batch_size, kind):
-    """Trains for some steps and prints the peak memory of tensors and process in bytes."""
+    """Trains for some steps and prints the most memory that tensors held, in bytes."""
     model, outputs = make_model(net, kind)
     data = make_data(model, batch_size, outputs)
     fit = functools.partial(model.fit, data, steps_per_epoch=FLAGS.steps, verbose=0)
     gc.collect()
-    print(measuring.peak_of_tensors(fit), measuring.peak_memory())
+    print(measuring.peak_of_tensors(fit))
 
 
 def peak(name, kind):
-    """Peak memory of tensors and of the process that trains like this, in bytes."""
+    """The most bytes that tensors hold in a process while it trains like this."""
     command = [sys.executable, __file__, f"--peak_of={kind}", f"--nets={name}"]
     command += [f"--policy={FLAGS.policy}", f"--steps={FLAGS.steps}", f"--metrics={FLAGS.metrics}"]
     environment = os.environ | measuring.COUNTING
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    of_tensors, of_process = done.stdout.split()[-2:]
-    return {"peak_bytes": int(of_tensors), "process_bytes": int(of_process)}
+    return int(done.stdout.split()[-1])
 
 
 def summary(name, found, weights):
@@ -203,7 +201,7 @@ def summary(name, found, weights):
         for kind, each in found.items()
     }
     for kind in {"plain Keras", "measured"} & set(kinds) if FLAGS.memory else ():
-        kinds[kind] |= peak(name, kind)
+        kinds[kind]["peak_bytes"] = peak(name, kind)
     return {"weights": weights, "kinds": kinds}
 
 

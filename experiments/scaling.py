@@ -119,7 +119,7 @@ def plot(panels, path):
     for axes, (title, unit, sizes, values, fit) in zip(all_axes, panels, strict=True):
         axes.loglog(sizes, values, "o", label="measured")
         line = np.geomspace(min(sizes), max(sizes), 100)
-        axes.loglog(line, np.polyval(fit, line), label=f"{fit[0]:.3g} x + {fit[1]:.3g}")
+        axes.loglog(line, np.polyval(fit, line), label=f"{fit[0]:.3g} x {fit[1]:+.3g}")
         axes.set(xlabel=unit[0], ylabel=unit[1], title=title)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

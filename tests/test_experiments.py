@@ -42,7 +42,8 @@ def test_training_holds_at_most_five_bytes_a_weight_more_than_plain_keras():
         return int(process.stdout.split()[-1])
 
     plain = peak("plain Keras")
-    assert 8 * 4e6 < plain < peak("learned bits") < plain + 5 * 4e6
+    assert plain > 8 * 4e6  # weights and gradients are counted
+    assert peak("learned bits") < plain + 5 * 4e6
 
 
 def test_the_digits_program_leaves_its_files(tmp_path):
