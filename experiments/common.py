@@ -7,6 +7,7 @@ learned-bit net are the same lines of code.
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import statistics
@@ -330,7 +331,9 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         verbose=1 if sys.stdout.isatty() else 2,
     ).history
     if learned:
-        freeze_step = FLAGS.freeze_at * steps if recipe.freezes else steps
+        # `FreezeBits` waits for the next epoch, and leaves the last one frozen.
+        frozen_at = math.ceil(min(FLAGS.freeze_at * FLAGS.epochs, max(FLAGS.epochs - 1, 1)))
+        freeze_step = frozen_at * steps // FLAGS.epochs if recipe.freezes else steps
         plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model, freeze_step)
         history["direction_changes"] = direction_changes(logger, freeze_step)
     return model, history, timer.seconds[1:] or timer.seconds

@@ -8,7 +8,12 @@ from matplotlib import pyplot as plt
 
 
 def direction_changes(logger, freeze_step):
-    """How often each layer's bits turned in the last quarter of the training before the freeze."""
+    """How often each layer's bits turned in the last quarter of the training before the freeze.
+
+    None where an interrupted training went on so late that its last quarter was not seen whole.
+    """
+    if logger.steps[0] > 0.75 * freeze_step:
+        return None
     steps = np.array(logger.steps)[1:]
     counted = (steps > 0.75 * freeze_step) & (steps <= freeze_step)
     turns = {}

@@ -21,7 +21,9 @@ class BitLogger(keras.callbacks.Callback):
 
     Attributes:
         names: Names of the quantized kernels, then of the activations.
-        steps: Training steps at which bits were recorded.
+        steps: Training steps at which bits were recorded, counted from the first epoch, also where
+            an interrupted training goes on (`initial_epoch`, `BackupAndRestore`) and the number of
+            batches is known.
         bits: As many lists of one latent bit-width for each.
 
     Raises:
@@ -50,6 +52,8 @@ class BitLogger(keras.callbacks.Callback):
         self._epoch_start = self._step = 0
 
     def on_epoch_begin(self, epoch, logs=None):
+        if not self._step:  # a training that was interrupted goes on at a later epoch
+            self._step = epoch * ((self.params or {}).get("steps") or 0)
         self._epoch_start = self._step
 
     def on_train_batch_end(self, batch, logs=None):

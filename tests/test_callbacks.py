@@ -109,6 +109,13 @@ def test_steps_are_training_steps_under_steps_per_execution(make_model, data):
     assert [bits[0] for bits in logger.bits] == [7.0, 6.0, 5.0, 4.0]
 
 
+def test_steps_are_those_of_the_whole_training_where_it_goes_on(make_model, data):
+    logger = klb.BitLogger(update_freq=4)
+    model = compiled(make_model())
+    model.fit(*data, batch_size=8, initial_epoch=2, epochs=4, callbacks=[logger], verbose=0)
+    assert logger.steps == [20, 24, 28, 32]
+
+
 @pytest.mark.parametrize("update_freq", [0, -1, "batch", 1.5])
 def test_an_unknown_update_freq_is_refused(update_freq):
     with pytest.raises(ValueError, match="`update_freq` must be 'epoch' or a positive number"):

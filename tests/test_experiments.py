@@ -106,6 +106,8 @@ def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before(monkeypatch):
     )
     assert curves.direction_changes(logger, freeze_step=90) == {"a": 1, "b": 0}
     assert curves.direction_changes(logger, freeze_step=80) == {"a": 0, "b": 0}
+    logger.steps = logger.steps + 200
+    assert curves.direction_changes(logger, freeze_step=260) is None
 
 
 def test_a_float_net_goes_on_from_a_float_net(tmp_path):
