@@ -59,7 +59,8 @@ def mean_and_spread(accuracies):
 
 
 def test_each_folder_of_results_of_programs_has_a_row():
-    studies = {"studies", "cifar10", "cifar10-quarter", "cifar10-inference-looks"}
+    studies = {"studies", "cifar10", "cifar10-quarter", "cifar10-resnet20"}
+    studies |= {"cifar10-inference-looks"}
     assert {path.name for path in RESULTS.iterdir()} - studies == set(PROGRAMS)
 
 
@@ -88,9 +89,9 @@ def test_a_row_of_the_programs_is_that_of_its_files(name):
     assert [run["seed"] for run in runs] == list(range(len(runs)))
 
 
-PARETO, PARETO_OF_DEFAULT = (
+PARETO, PARETO_OF_DEFAULT, PARETO_OF_RESNET = (
     json.loads((RESULTS / name / "pareto.json").read_text())
-    for name in ("cifar10-quarter", "cifar10")
+    for name in ("cifar10-quarter", "cifar10", "cifar10-resnet20")
 )
 WAYS = {
     "learned": "learned bits",
@@ -114,7 +115,9 @@ def rows_of(study, page):
 
 @pytest.mark.parametrize(
     ("point", "study", "page"),
-    rows_of(PARETO, REPORT) + rows_of(PARETO_OF_DEFAULT, README),
+    rows_of(PARETO, REPORT)
+    + rows_of(PARETO_OF_DEFAULT, README)
+    + rows_of(PARETO_OF_RESNET, REPORT),
 )
 def test_a_row_of_accuracy_against_size_is_that_of_its_runs(point, study, page):
     runs = [run for run in study["runs"] if (run["kind"], run["size"]) == point_key(point)]
@@ -180,7 +183,7 @@ def test_what_looks_in_both_directions_brought_is_that_of_their_files(bits, abov
 
 
 def test_no_learned_net_is_above_its_budget():
-    runs = PARETO["runs"] + PARETO_OF_DEFAULT["runs"]
+    runs = PARETO["runs"] + PARETO_OF_DEFAULT["runs"] + PARETO_OF_RESNET["runs"]
     learned = [run for run in runs if run["kind"] == "learned"]
     assert learned
     assert all(run["mean_bits"] <= float(run["size"]) for run in learned)
