@@ -32,7 +32,7 @@ import keras_learnbits as klb
 from keras_learnbits.report import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("rounds", 5, "Rounds of each kind of training.", lower_bound=1)
+flags.DEFINE_integer("rounds", 10, "Rounds of each kind of training.", lower_bound=1)
 flags.DEFINE_integer("steps", 20, "Steps a round; a multiple of the estimators' interval.")
 flags.DEFINE_string("policy", "float32", "Keras dtype policy.")
 flags.DEFINE_list("nets", None, "Names of nets; all by default.")
