@@ -205,6 +205,17 @@ def test_what_looks_in_inference_mode_brought_is_that_of_its_files(bits):
     assert f"{learned - uniform:+.2f} points at {bits} bits" in METHOD
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("labels", "{} from the labels alone"), ("distilled", "{} with the net")]
+)
+def test_what_distillation_brought_is_that_of_its_files(name, text):
+    path = RESULTS / "cifar10-quarter" / "distillation" / f"{name}.json"
+    runs = json.loads(path.read_text())["runs"]
+    learned = [run["test_accuracy"] for run in runs if run["kind"] == "learned"]
+    assert len(learned) == 2
+    assert text.format(mean_and_spread(learned)) in " ".join(METHOD.split())
+
+
 EXPORTS = (ROOT / "docs" / "exports.md").read_text()
 
 
