@@ -107,8 +107,9 @@ class FreezeBits(keras.callbacks.Callback):
             up from the freeze on, for this `fit`: it calms weights that oscillate between two
             levels (arXiv 2203.11086). None leaves it as it is.
         batch_norm_data: Dataset of batches of inputs, or `(inputs, ...)`, from which the moving
-            statistics of batch normalization are estimated anew when training is over, just
-            before the last validation. None leaves them as they are.
+            statistics of batch normalization are estimated anew just before the last validation,
+            and once more when training is over, for Keras may then take other weights (averages,
+            those of the best epoch). None leaves them as they are.
 
     Raises:
         ValueError: `at` is negative, or a float of 1 or more.
@@ -182,8 +183,12 @@ class FreezeBits(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         # Callbacks that restore weights restore the bits that went with them.
         is_due = isinstance(self.at, float) or self.model.stop_training
-        if is_due and not (self.model.bits_are_frozen and self._has_integers()):
+        if self._begins and self._found_frozen_by_now():  # no epoch was left
+            self._go_on_frozen()
+        elif is_due and not (self.model.bits_are_frozen and self._has_integers()):
             self.model.freeze_bits(self._integers())
+        # Weights may not be those of the last validation: averages, or those of the best epoch.
+        self._statistics_are_due = self.batch_norm_data is not None
         self._estimate_statistics()
         self.model.quantization_reg.assign(self._first_quantization_reg)
 

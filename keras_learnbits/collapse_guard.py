@@ -96,7 +96,7 @@ class CollapseGuard(keras.callbacks.Callback):
         """A warning is all."""
 
     def _raise_bits(self, kernel):
-        if not getattr(self.model, "bits_are_frozen", False):
+        if kernel.trainable and not getattr(self.model, "bits_are_frozen", False):
             raised = min(int(kernel.integer_bits()) + 1, kernel.layer.max_bits)
             kernel.bits.assign(float(raised))
 

@@ -307,3 +307,17 @@ def test_every_target_that_names_a_size_permits_it(deep_model):
         bits = SIZES["target_bits"]("target_bits", 1.0, 0.5)
         bits.value = bits.as_target(model, size)
         assert bits.limit(model) >= size
+
+
+@pytest.mark.parametrize("budget_first", [True, False])
+def test_frozen_bits_within_the_target_are_kept_where_no_epoch_is_left(
+    budget_first, deep_model, data
+):
+    model = deep_model()
+    callbacks = [klb.BitBudget(3.0), klb.FreezeBits(0.5)][:: 1 if budget_first else -1]
+    model.freeze_bits([2, 1, 2, 4])  # which the target permits, but which do not fill it
+    model.fit(*data, initial_epoch=8, epochs=8, callbacks=callbacks, verbose=0)
+    assert [float(t.bits) for t in model.quantized_tensors] == [2, 1, 2, 4]
+    model.freeze_bits([8, 8, 8, 8])
+    model.fit(*data, initial_epoch=8, epochs=8, callbacks=callbacks, verbose=0)
+    assert klb.bit_table(model).mean_bits <= 3

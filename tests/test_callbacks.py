@@ -318,6 +318,23 @@ def test_batch_norm_is_estimated_before_the_last_validation(validate, data):
         )
 
 
+def test_batch_norm_is_estimated_for_the_averages_that_keras_leaves(data):
+    x, _ = data
+    inputs = keras.Input((6,))
+    normalize = keras.layers.BatchNormalization(momentum=0.9)
+    model = klb.LearnedBitModel(
+        inputs, klb.LearnedBitDense(2)(normalize(klb.LearnedBitDense(4)(inputs)))
+    )
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9), "mse")
+    batches = [x[:32], x[32:]]
+    model.fit(
+        *data, epochs=3, callbacks=[klb.FreezeBits(batch_norm_data=batches)], verbose=0,
+        validation_data=data,
+    )  # fmt: skip
+    means = np.mean(model.layers[1](x), axis=0)
+    np.testing.assert_allclose(normalize.moving_mean, means, rtol=1e-3, atol=1e-5)
+
+
 def test_the_ramp_goes_on_where_it_was_interrupted(make_model, data, tmp_path):
     def train(epochs, backup):
         keras.utils.set_random_seed(0)

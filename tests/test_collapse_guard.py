@@ -78,6 +78,16 @@ def test_bits_are_raised_on_request_but_not_when_frozen():
     assert float(model.layers[0].bits) == 2
 
 
+def test_bits_of_frozen_layers_are_not_raised():
+    model = model_of(HEALTHY, 3.0, bits=2)
+    model.layers[0].trainable = False
+    guard = klb.CollapseGuard("raise_bits")
+    guard.set_model(model)
+    with pytest.warns(UserWarning, match="error"):
+        guard.on_epoch_end(0)
+    assert float(model.layers[0].bits) == 2
+
+
 def test_training_is_stopped_on_request():
     with pytest.warns(UserWarning, match="error"):
         history = fit(model_of(HEALTHY, 3.0, bits=2), klb.CollapseGuard("stop"), epochs=5)
