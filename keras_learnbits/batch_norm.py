@@ -28,29 +28,39 @@ def estimate_batch_norm(model, data):
     moving = [v for v in model.non_trainable_variables if v.name in MOVING_STATISTICS]
     if not moving:
         return
+    updated = []
 
     @tf.function
     def after_a_step(x, start):
         """The statistics `momentum * start + (1 - momentum) * batch`."""
         with keras.StatelessScope(
-            [(v, tf.cast(tf.fill(v.shape, start), v.dtype)) for v in moving]
+            [(v, tf.cast(tf.fill(v.shape, start), v.dtype)) for v in updated]
         ) as scope:
             model(x, training=True)
-        return [scope.get_current_value(v) for v in moving]
+        return [scope.get_current_value(v) for v in updated]
 
-    sums, batches, momenta = [tf.zeros(v.shape, v.dtype) for v in moving], 0, None
+    sums, batches, momenta = [], 0, []
     for batch in data:
         x = batch[0] if isinstance(batch, tuple) else batch
+        if not batches:
+            updated += _updated_by_a_step(model, x, moving)
         from_zero = after_a_step(x, tf.constant(0.0))
-        if momenta is None:
+        if not batches:
             from_one = after_a_step(x, tf.constant(1.0))
             momenta = [one - zero for one, zero in zip(from_one, from_zero, strict=True)]
+            sums = [tf.zeros_like(each) for each in from_zero]
         sums = [total + new for total, new in zip(sums, from_zero, strict=True)]
         batches += 1
     if not batches:
         raise ValueError("The statistics need at least one batch. Received: none in `data`")
-    for variable, total, momentum in zip(moving, sums, momenta, strict=True):
-        # A layer that is not trained keeps its statistics.
-        updated = batches * (1.0 - momentum)
-        mean = tf.math.divide_no_nan(total, updated)
-        variable.assign(tf.where(updated > 0, mean, tf.convert_to_tensor(variable.value)))
+    for variable, total, momentum in zip(updated, sums, momenta, strict=True):
+        share = batches * (1.0 - momentum)  # 0 where a layer has a momentum of 1
+        mean = tf.math.divide_no_nan(total, share)
+        variable.assign(tf.where(share > 0, mean, tf.convert_to_tensor(variable.value)))
+
+
+def _updated_by_a_step(model, x, variables):
+    """Those that training changes: layers in inference mode use, and keep, what they have."""
+    with keras.StatelessScope() as scope:
+        model(x, training=True)
+    return [v for v in variables if scope.get_current_value(v) is not None]

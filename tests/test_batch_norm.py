@@ -61,3 +61,25 @@ def test_statistics_that_training_leaves_alone_are_left_alone(batches):
     estimate_batch_norm(model, batches)
     np.testing.assert_array_equal(model.layers[0].moving_mean, np.zeros(3))
     np.testing.assert_array_equal(model.layers[0].moving_variance, np.ones(3))
+
+
+def test_frozen_layers_use_and_keep_their_statistics_meanwhile(batches):
+    kept = keras.layers.BatchNormalization(trainable=False)
+    live = keras.layers.BatchNormalization(momentum=0.9)
+    model = keras.Sequential([keras.Input((3,)), kept, live])
+    kept.moving_mean.assign([1.0, 2.0, 3.0])
+    kept.moving_variance.assign([4.0, 5.0, 6.0])
+    estimate_batch_norm(model, batches)
+    normalized = [(b - [1, 2, 3]) / np.sqrt(np.array([4, 5, 6]) + 1e-3) for b in batches]
+    means = np.mean([n.mean(axis=0) for n in normalized], axis=0)
+    variances = np.mean([n.var(axis=0) for n in normalized], axis=0)
+    np.testing.assert_allclose(live.moving_mean, means, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(live.moving_variance, variances, rtol=1e-4)
+    np.testing.assert_array_equal(kept.moving_mean, [1, 2, 3])
+    np.testing.assert_array_equal(kept.moving_variance, [4, 5, 6])
+
+
+def test_a_momentum_of_one_keeps_the_statistics(batches):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(momentum=1.0)])
+    estimate_batch_norm(model, batches)
+    np.testing.assert_array_equal(model.layers[0].moving_variance, np.ones(3))
