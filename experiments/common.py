@@ -318,7 +318,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
             update_freq = max(1, int(FLAGS.freeze_at * steps / 40))
             budget = klb.BitBudget(FLAGS.target_bits, by=by, update_freq=update_freq)
             callbacks.append(budget)
-        callbacks += [logger, *recipe.callbacks(FLAGS.freeze_at), tensorboard]
+        freezing = recipe.callbacks(FLAGS.freeze_at)
+        callbacks += [logger, *freezing, tensorboard]
     if FLAGS.resume:
         callbacks.append(keras.callbacks.BackupAndRestore(os.path.join(output_dir, "backup")))
     callbacks.append(_Progress())
@@ -331,9 +332,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         verbose=1 if sys.stdout.isatty() else 2,
     ).history
     if learned:
-        # `FreezeBits` waits for the next epoch, and leaves the last one frozen.
-        frozen_at = math.ceil(min(FLAGS.freeze_at * FLAGS.epochs, max(FLAGS.epochs - 1, 1)))
-        freeze_step = frozen_at * steps // FLAGS.epochs if recipe.freezes else steps
+        starts = [math.ceil(callback.start(FLAGS.epochs)) for callback in freezing]
+        freeze_step = min([FLAGS.epochs, *starts]) * steps // FLAGS.epochs
         plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model, freeze_step)
         history["direction_changes"] = direction_changes(logger, freeze_step)
     return model, history, timer.seconds[1:] or timer.seconds

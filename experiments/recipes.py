@@ -37,7 +37,6 @@ class Recipe:
         kernel_quantizer, quantization_error: As in the library.
         loss_reduction: Of the cross-entropy over a batch.
         regularized: Whether images are augmented and labels smoothed.
-        freezes: Whether bits are frozen before the end.
     """
 
     defaults = {"bit_penalty": "bits"}
@@ -45,7 +44,6 @@ class Recipe:
     quantization_error = "relative"
     loss_reduction = "sum_over_batch_size"
     regularized = True
-    freezes = True
 
     def optimizer(self, name, learning_rate, weight_decay, steps):
         warmup = steps // 10
@@ -96,7 +94,6 @@ class Published(Recipe):
     quantization_error = "squared"
     loss_reduction = "sum"
     regularized = False
-    freezes = False
     halving_steps = 200
     eps = 7e-8
 

@@ -22,8 +22,7 @@ class BitBudget(keras.callbacks.Callback):
     end of training, integers are allocated exactly: the least predicted loss within the target,
     never above it, and so full that no layer has room for one more bit.
 
-    The price is a part of `loss` and `val_loss`, which rise with it: callbacks that compare epochs
-    monitor `val_task_loss`, as `EarlyStopping("val_task_loss", mode="min")`.
+    `val_loss` rises with the price: compare epochs by `EarlyStopping("val_task_loss", mode="min")`.
 
     Sizes are those of the weights; the bits of activations follow the price. Give one target.
     Each `fit` begins with bits that move. Where a callback restores weights at the end of
@@ -158,16 +157,14 @@ class BitBudget(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         # Callbacks that restore weights restore the bits that went with them.
-        if not self._went_on_settled() and (
-            self._allocated is None or not self.model.bits_are_frozen
-        ):
+        frozen = self.model.bits_are_frozen
+        settled = frozen and self._allocated is not None
+        if not self._step:  # no epoch was left
+            settled = (frozen or self.found_frozen) and self.keep()
+        if not settled:
             self.allocate()
         self.model.freeze_bits(self._allocated)
         self.model.bit_budget = None
-
-    def _went_on_settled(self):
-        """Whether no step was left to train with frozen bits, and the target permits them."""
-        return not self._step and (self.found_frozen or self.model.bits_are_frozen) and self.keep()
 
     def keep(self):
         """Takes the widths in use for allocated, if the target permits them, and says whether."""

@@ -154,11 +154,10 @@ class FreezeBits(keras.callbacks.Callback):
         self._found_frozen = self.model.bits_are_frozen or getattr(budget, "found_frozen", False)
         self.model.unfreeze_bits()
         self._begins = True
-        self._statistics_are_due = self.batch_norm_data is not None
 
     def on_epoch_begin(self, epoch, logs=None):
         epochs = self.params["epochs"]
-        start = self._start(epochs)
+        start = self.start(epochs)
         if epoch >= start and self._begins and epoch > 0 and self._found_frozen_by_now():
             self._go_on_frozen()
         elif epoch >= start and not self.model.bits_are_frozen:
@@ -170,8 +169,8 @@ class FreezeBits(keras.callbacks.Callback):
             self.model.quantization_reg.assign(first + share * (last - first))
         self._is_last = epoch == epochs - 1
 
-    def _start(self, epochs):
-        """Epochs to pass before the freeze."""
+    def start(self, epochs):
+        """Epochs of so many that are to pass before the freeze, which the next one begins with."""
         if not isinstance(self.at, float):
             return self.at
         return min(self.at * epochs, max(epochs - 1, 1))
@@ -188,14 +187,12 @@ class FreezeBits(keras.callbacks.Callback):
         elif is_due and not (self.model.bits_are_frozen and self._has_integers()):
             self.model.freeze_bits(self._integers())
         # Weights may not be those of the last validation: averages, or those of the best epoch.
-        self._statistics_are_due = self.batch_norm_data is not None
         self._estimate_statistics()
         self.model.quantization_reg.assign(self._first_quantization_reg)
 
     def _estimate_statistics(self):
-        if self._statistics_are_due:
+        if self.batch_norm_data is not None:
             estimate_batch_norm(self.model.bit_learner(), self.batch_norm_data)
-        self._statistics_are_due = False
 
     def _has_integers(self):
         return all(float(t.latent_bits()).is_integer() for t in self.model.quantized_tensors)
