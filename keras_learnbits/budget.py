@@ -18,9 +18,9 @@ class BitBudget(keras.callbacks.Callback):
 
     While bits move, the target comes down gradually from the model's size at the start, and
     `bit_reg` is set to the price at which the predicted losses ask for just that size: it is
-    solved for each time, so nothing winds up. When `FreezeBits` freezes the bits, or else at the
-    end of training, integers are allocated exactly: the least predicted loss within the target,
-    never above it, and so full that no layer has room for one more bit.
+    solved for each time, so nothing winds up; `fit` ends at the compiled one. When `FreezeBits`
+    freezes the bits, or else at the end, integers are allocated exactly: the least predicted loss
+    within the target, never above it, and so full that no layer has room for one more bit.
 
     `val_loss` rises with the price: compare epochs by `EarlyStopping("val_task_loss", mode="min")`.
 
@@ -164,6 +164,7 @@ class BitBudget(keras.callbacks.Callback):
         if not settled:
             self.allocate()
         self.model.freeze_bits(self._allocated)
+        self.model.bit_reg.assign(self.model.bit_settings["bit_reg"])
         self.model.bit_budget = None
 
     def keep(self):
@@ -244,8 +245,8 @@ class _Size:
             np.array([kernel.size for kernel in kernels])[:, None],
             np.arange(ops.MIN_BITS, ops.MAX_BITS + 1),
         )
-        self._start = self.total(model)
-        self._rest = self._start - self._present(kernels)
+        self._start = None
+        self._rest = self.total(model) - self._present(kernels)
         smallest = allocation.smallest_size(losses, self._table) + self._rest
         if smallest > self._limit:
             name = self.kind.removeprefix("target_")
@@ -261,11 +262,13 @@ class _Size:
         return self.total(model) <= self._limit
 
     def steer(self, model, progress):
+        # From where this training begins, or goes on after an interruption.
+        size, since = self._start = self._start or (self.total(model), progress)
         if not model.losses_are_known:
             return
         kernels, prices, choices = _descent(model)
-        left = max(0.0, 1.0 - progress / self.by) if self.by else 0.0
-        scheduled = self._limit + left * max(self._start - self._limit, 0)
+        left = (self.by - progress) / (self.by - since) if progress < self.by else 0.0
+        scheduled = self._limit + left * max(size - self._limit, 0)
         if not left and SLACK * self._limit <= self._present(kernels) + self._rest <= self._limit:
             return
         totals = self._sizes_of(choices).sum(axis=1) + self._rest

@@ -104,8 +104,8 @@ class FreezeBits(keras.callbacks.Callback):
             frozen, or the number of epochs that are to pass before it (an integer). With a
             fraction, and a single epoch, it is when training is over.
         quantization_reg: Weight of the quantization error in the last epoch, to which it ramps
-            up from the freeze on, for this `fit`: it calms weights that oscillate between two
-            levels (arXiv 2203.11086). None leaves it as it is.
+            up from that of `compile`, from the freeze on, for this `fit`: it calms weights that
+            oscillate between two levels (arXiv 2203.11086). None leaves it as it is.
         batch_norm_data: Dataset of batches of inputs, or `(inputs, ...)`, from which the moving
             statistics of batch normalization are estimated anew just before the last validation,
             and once more when training is over, for Keras may then take other weights (averages,
@@ -139,9 +139,6 @@ class FreezeBits(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         model.bit_budget = None  # a budget of this `fit` puts itself there as training begins
-        # Now, before a callback brings back a training that was interrupted in the ramp.
-        if hasattr(model, "quantization_reg"):
-            self._first_quantization_reg = float(keras.ops.convert_to_numpy(model.quantization_reg))
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "freeze_bits"):
@@ -163,9 +160,11 @@ class FreezeBits(keras.callbacks.Callback):
         elif epoch >= start and not self.model.bits_are_frozen:
             self.model.freeze_bits(self._integers())
         self._begins = False
-        if epoch >= start and self.quantization_reg is not None:
-            first, last = self._first_quantization_reg, self.quantization_reg
-            share = min(1.0, (epoch + 1 - start) / max(1.0, epochs - start))
+        if self.quantization_reg is not None:
+            # Not the model's, which may be that of an interrupted training.
+            first, last = self.model.bit_settings["quantization_reg"], self.quantization_reg
+            passed = epoch + 1 - start if epoch >= start else 0.0
+            share = min(1.0, passed / max(1.0, epochs - start))
             self.model.quantization_reg.assign(first + share * (last - first))
         self._is_last = epoch == epochs - 1
 
@@ -188,7 +187,8 @@ class FreezeBits(keras.callbacks.Callback):
             self.model.freeze_bits(self._integers())
         # Weights may not be those of the last validation: averages, or those of the best epoch.
         self._estimate_statistics()
-        self.model.quantization_reg.assign(self._first_quantization_reg)
+        if self.quantization_reg is not None:
+            self.model.quantization_reg.assign(self.model.bit_settings["quantization_reg"])
 
     def _estimate_statistics(self):
         if self.batch_norm_data is not None:

@@ -15,8 +15,9 @@ class BitControl:
         bit_reg: Price of the bits, a scalar `keras.Variable` that callbacks may change.
         quantization_reg: Weight of the quantization error, likewise.
         bits_frozen: 1.0 while the bits stand still, else 0.0; a `keras.Variable`.
+        bit_settings: Dictionary of what `compile` was given on bits, prices among them.
 
-    These three belong to the training: `compile` sets them anew, and they are saved with the
+    The first three belong to the training: `compile` sets them anew, and they are saved with the
     optimizer.
     """
 

@@ -101,7 +101,7 @@ class LearnedBitTraining(BitControl):
         )
         self.bit_reg.assign(bit_reg)
         self.quantization_reg.assign(quantization_reg)
-        self._bit_compile_config = {
+        self.bit_settings = {
             "bit_reg": bit_reg,
             "quantization_reg": quantization_reg,
             "bit_penalty": bit_penalty,
@@ -111,7 +111,7 @@ class LearnedBitTraining(BitControl):
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        return {**config, **self._bit_compile_config} if config else config
+        return {**config, **self.bit_settings} if config else config
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))

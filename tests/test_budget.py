@@ -321,3 +321,36 @@ def test_frozen_bits_within_the_target_are_kept_where_no_epoch_is_left(
     model.freeze_bits([8, 8, 8, 8])
     model.fit(*data, initial_epoch=8, epochs=8, callbacks=callbacks, verbose=0)
     assert klb.bit_table(model).mean_bits <= 3
+
+
+def test_the_compiled_price_is_back_when_the_budget_has_done_its_work(deep_model, data):
+    model = deep_model(bit_reg=0.25)
+    history = fit(model, data, klb.BitBudget(2.0), klb.FreezeBits(0.5)).history
+    assert history["bit_reg"][-1] != 0.25
+    assert float(model.bit_reg) == 0.25
+
+
+@pytest.mark.parametrize("backup_at", [0, 2])
+def test_a_descent_that_goes_on_does_not_drop_at_once(backup_at, deep_model, data, tmp_path):
+    def train(epoch_to_stop_at, backup):
+        def note_or_stop(epoch, logs):
+            sizes.append(klb.bit_table(model).mean_bits)
+            if epoch + 1 == epoch_to_stop_at:
+                raise KeyboardInterrupt
+
+        keras.utils.set_random_seed(0)
+        looks = klb.bit_gradients.Measured(interval=1)  # and bits that follow the price at once
+        sizes, model = [], deep_model(bit_gradient=looks, bit_optimizer=klb.SignSGD(0.5))
+        callbacks = [klb.BitBudget(1.5, by=0.75, update_freq=1), klb.FreezeBits(0.875)]
+        restore = keras.callbacks.BackupAndRestore(tmp_path / backup, delete_checkpoint=False)
+        callbacks.insert(backup_at, restore)
+        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=note_or_stop))
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(model, data, *callbacks, epochs=16)
+        return sizes
+
+    whole = train(None, "whole")
+    train(6, "parts")
+    rest = train(None, "parts")
+    assert 8 < len(rest) < 16
+    assert rest[0] == pytest.approx(whole[-len(rest)], abs=0.6)

@@ -361,3 +361,38 @@ def test_the_ramp_goes_on_where_it_was_interrupted(make_model, data, tmp_path):
     np.testing.assert_allclose(first[: 6 - len(rest)] + rest, whole)
     assert len(rest) < 6
     np.testing.assert_allclose([after, after_rest], 0.01)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_ramp_that_was_broken_off_begins_at_the_compiled_weight_again(
+    saved, make_model, data, tmp_path
+):
+    seen = []
+
+    def note_and_stop_at(last, model):
+        def on_epoch_end(epoch, logs):
+            seen.append(float(model.quantization_reg))
+            if epoch == last:
+                model.save(tmp_path / "model.keras")
+                raise KeyboardInterrupt
+
+        return keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
+
+    model = compiled(make_model(), quantization_reg=1.0)
+    for last, begin in ((5, 0), (None, 6 if saved else 0)):
+        callbacks = [klb.FreezeBits(at=4, quantization_reg=9.0), note_and_stop_at(last, model)]
+        with contextlib.suppress(KeyboardInterrupt):
+            model.fit(*data, epochs=8, initial_epoch=begin, callbacks=callbacks, verbose=0)
+        if last and saved:
+            assert float(model.quantization_reg) == 5.0
+            model = keras.models.load_model(tmp_path / "model.keras")
+    whole = [1, 1, 1, 1, 3, 5, 7, 9]
+    np.testing.assert_allclose(seen, whole if saved else whole[:6] + whole)
+    assert float(model.quantization_reg) == 1.0
+
+
+def test_a_weight_of_the_error_set_by_hand_stays_where_there_is_no_ramp(make_model, data):
+    model = compiled(make_model(), quantization_reg=1.0)
+    model.quantization_reg.assign(5.0)
+    model.fit(*data, epochs=2, callbacks=[klb.FreezeBits(at=1)], verbose=0)
+    assert float(model.quantization_reg) == 5.0
