@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
-from keras_learnbits.layers.inside import layers_inside
+from keras_learnbits.layers.inside import check_holders, layers_inside
 from keras_learnbits.layers.tensors import (
     activations_among,
     integer_widths,
@@ -81,14 +81,15 @@ class LearnedBitTraining(BitControl):
             **kwargs: As in `keras.Model.compile`, as are arguments not described here.
 
         Raises:
-            ValueError: A price is negative or not finite, a name is unknown, or the model is
-                built and has no learned-bit layer.
+            ValueError: A price is negative or not finite, a name is unknown, a learned-bit layer
+                lies in a `SpectralNormalization`, or the model is built and has none.
         """
         for name, value in (("bit_reg", bit_reg), ("quantization_reg", quantization_reg)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number >= 0. Received: {name}={value}")
         self.bit_objective = BitObjective(bit_penalty, quantization_error)
         bit_gradient = bit_gradients.get(bit_gradient)
+        check_holders(self)
         if self.built and self.layers:
             self._check_kernels(quantized_kernels(self))
         super().compile(

@@ -454,6 +454,15 @@ def test_a_model_without_learned_bit_layers_is_refused(data):
         model.compile("adam", "mse")
 
 
+def test_a_learned_bit_layer_in_a_spectral_normalization_is_refused():
+    dense = klb.LearnedBitDense(2, name="rounded")
+    layers = [keras.layers.SpectralNormalization(dense, name="spectral"), klb.LearnedBitDense(1)]
+    for inputs in ([], [keras.Input((6,))]):
+        model = klb.LearnedBitSequential(inputs + layers)
+        with pytest.raises(ValueError, match="Received: 'spectral', which holds 'rounded'"):
+            model.compile("adam", "mse")
+
+
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_a_loss_that_is_no_number_stops_training_before_it_does_harm(run_eagerly, make_model, data):
     model = make_model()

@@ -85,6 +85,18 @@ def layers_inside(layer):
     return found
 
 
+def check_holders(model):
+    """Raises a ValueError if a model holds a learned-bit layer where it cannot be trained."""
+    for layer in layers_inside(model):
+        spectral = isinstance(layer, keras.layers.SpectralNormalization)
+        if spectral and isinstance(layer.layer, OwnsBits):
+            raise ValueError(
+                "`SpectralNormalization` changes the kernel of its layer in every step, and works "
+                "with float ones only; have it hold the Keras layer. "
+                f"Received: {layer.name!r}, which holds {layer.layer.name!r}"
+            )
+
+
 def finalize_inside(model):
     """Has layers compute with what they were given: `Normalization` keeps copies of its weights."""
     for layer in layers_inside(model):
