@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_learnbits as klb
-from keras_learnbits.budget import SIZES
+from keras_learnbits.targets import SIZES
 
 
 @pytest.fixture
