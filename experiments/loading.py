@@ -32,7 +32,9 @@ def dataset(images, labels, batch_size, augment=None, shuffle_seed=None):
     # A seed a batch, so that batches made in parallel are the same in every run.
     seeds = tf.data.Dataset.random(shuffle_seed or 0, rerandomize_each_iteration=True).batch(2)
     batches = tf.data.Dataset.zip(indices.batch(batch_size), seeds)
-    return batches.map(batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # it keeps `fit` waiting at the end of each epoch
+    return batches.map(batch, num_parallel_calls=2).prefetch(4).with_options(options)
 
 
 def shifted(images, seed, by, flip=False):
