@@ -46,8 +46,8 @@ def to_learned_bits(
             then needs a `get_config` that its class can be made from; its own methods, as a
             `train_step`, are left behind.
         include: Which layers to convert; all by default. A pattern of names or paths
-            (`"block1/*"`), as `fnmatch` takes it, a layer class, a function of a layer to
-            whether it is meant, or a list of these.
+            (`"block1/*"`), as `fnmatch` takes it, a layer, a layer class, a function of a
+            layer to whether it is meant, or a list of these.
         exclude: Which not, likewise; before `include`.
         bits: Bit-width to start at.
         min_bits: Lowest bit-width.

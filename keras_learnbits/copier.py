@@ -77,10 +77,22 @@ class Copier:
             return sequential([inputs, *layers], name=model.name)
         # Without the compiled state, which Keras would clone, too.
         bare = keras.Model(model.input, model.output, name=model.name)
-        clone = keras.models.clone_model(bare, inputs, self._any, call_function=self.call)
+        clone = keras.models.clone_model(bare, inputs, self._any, call_function=self._call)
         if functional is keras.Model:
             return clone
         return functional(clone.input, clone.output, name=model.name)
+
+    def _call(self, operation, *args, **kwargs):
+        """`call`, unless a weight is an argument: the copy would share it with the original."""
+        arguments = keras.tree.flatten((args, kwargs))
+        taken = [each.path for each in arguments if isinstance(each, keras.Variable)]
+        if taken:
+            raise ValueError(
+                "A functional model can be copied if its weights are used inside of its layers "
+                "only. For outputs tied to an embedding take `keras.layers.ReversibleEmbedding`, "
+                f"else a layer of your own. Received: {operation.name!r}, called with {taken}"
+            )
+        return self.call(operation, *args, **kwargs)
 
     def _any(self, operation):
         if not isinstance(operation, keras.layers.Layer):

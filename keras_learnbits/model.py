@@ -79,7 +79,12 @@ class LearnedBitSubclassed(LearnedBitModel):
     def __init__(self, wrapper, **kwargs):
         super().__init__(**kwargs)
         self.wrapper = wrapper
-        self.built = bool(wrapper.quantized_kernels)
+        if wrapper.quantized_kernels:
+            self.build_from_config(wrapper.layer.get_build_config())
+            self.built = True
+
+    def build(self, input_shape):
+        """Nothing: the wrapper is built when it is made or called. Keras notes the shape."""
 
     def call(self, inputs, training=None):
         return self.wrapper(inputs)

@@ -17,7 +17,7 @@ class Selection:
 
     Args:
         model: A built Keras model.
-        include: Pattern, layer class, function, list of these, or None for all layers.
+        include: Pattern, layer, layer class, function, list of these, or None for all layers.
         exclude: Likewise, None for no layer.
 
     Raises:
@@ -91,7 +91,7 @@ def _meant(chains, items, argument):
     for item in items if isinstance(items, list | tuple | set) else [items]:
         matches = _matcher(item, argument)
         hits = {layer for layer, chain in chains.items() if chain and matches(layer, chain)}
-        if not hits and (isinstance(item, str | type)):
+        if not hits and isinstance(item, str | type | keras.layers.Layer):
             raise ValueError(
                 f"`{argument}` must name layers of the model. Received: {argument}={item!r}, "
                 f"layers={[path_of(chain) for chain in chains.values() if chain]}"
@@ -106,13 +106,15 @@ def _matcher(item, argument):
         return lambda layer, chain: (
             fnmatch.fnmatch(layer.name, item) or fnmatch.fnmatch(path_of(chain), item)
         )
+    if isinstance(item, keras.layers.Layer):
+        return lambda layer, chain: layer is item
     if isinstance(item, type):
         return lambda layer, chain: isinstance(layer, item)
     if callable(item):
         return lambda layer, chain: item(layer)
     raise ValueError(
-        f"`{argument}` takes patterns of names, layer classes, functions of a layer, and lists of "
-        f"these. Received: {argument}={item!r}"
+        f"`{argument}` takes patterns of names, layers, layer classes, functions of a layer, and "
+        f"lists of these. Received: {argument}={item!r}"
     )
 
 

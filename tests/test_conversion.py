@@ -254,6 +254,9 @@ def test_selection_by_name_path_class_and_function():
     assert converted(include=lambda layer: layer.name < "c") == ["a", "b", "mix"]  # all in `block`
     assert converted(exclude=["s*", L.Dense]) == ["mix"]
     assert converted(include=L.Dense, exclude="shared") == ["a", "b", "lift"]
+    assert converted(include=model.get_layer("stem")) == ["stem"]
+    shared = [model.get_layer("shared"), model.get_layer("lift")]
+    assert converted(include=L.Dense, exclude=shared) == ["a", "b"]
 
 
 def test_the_report_says_what_was_left_and_why():
@@ -532,3 +535,26 @@ def test_a_model_with_a_call_of_its_own_goes_there_and_back_at_once(sequences):
     model(sequences)
     learned = klb.to_learned_bits(model, bits=3)
     assert_close(klb.to_keras(learned)(sequences), learned(sequences), 1e-5)
+
+
+def test_a_weight_that_a_graph_takes_as_an_argument_is_refused():
+    tokens = keras.Input((7,), dtype="int32")
+    embedding = L.Embedding(9, 8, name="tokens")
+    x = L.Dense(8)(embedding(tokens))
+    tied = keras.ops.einsum("btd,vd->btv", x, embedding.embeddings)
+    with pytest.raises(ValueError, match="Received: 'einsum.*called with \\['tokens/embeddings'"):
+        klb.to_learned_bits(keras.Model(tokens, tied))
+
+
+def test_a_converted_model_with_a_call_of_its_own_is_exported(sequences, tmp_path):
+    model = UserModel()
+    model(sequences)
+    learned = klb.to_learned_bits(model)
+    expected = learned(sequences)
+    plain = klb.to_keras(learned)
+    plain(sequences)
+    for name, each in (("learned", learned), ("plain", plain)):
+        each.export(tmp_path / name, verbose=False)
+        loaded = tf.saved_model.load(tmp_path / name)
+        served = loaded.serve(sequences)
+        np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-5)
