@@ -227,3 +227,23 @@ def test_a_layer_without_kernels_is_refused(x):
 def test_integer_kernels_are_refused(x):
     with pytest.raises(ValueError, match="quantizes float kernels.*policy 'int8_from_float32'"):
         LearnedBitWrapper(L.Dense(3, dtype="int8_from_float32"))(x)
+
+
+@pytest.mark.parametrize("model_class", [klb.LearnedBitSequential, keras.Sequential])
+@pytest.mark.parametrize("kind", [L.LSTM, L.GRU, L.SimpleRNN])
+def test_a_recurrent_layer_that_its_first_step_builds_trains(kind, model_class, x):
+    model = model_class([LearnedBitWrapper(kind(3)), klb.LearnedBitDense(2)])
+    model.compile("adam", "mse")
+    history = model.fit(x, np.ones((len(x), 2)), epochs=2, verbose=0).history
+    assert history["loss"][1] < history["loss"][0]
+
+
+def test_states_inside_are_reset(x):
+    layers = [L.LSTM(3, stateful=True), L.Bidirectional(L.GRU(3, stateful=True))]
+    for layer in layers:
+        wrapper = LearnedBitWrapper(layer)
+        first, second = wrapper(x).numpy(), wrapper(x).numpy()
+        assert np.abs(second - first).max() > 1e-3
+        for reset in (wrapper.reset_state, wrapper.reset_states):
+            reset()
+            np.testing.assert_array_equal(wrapper(x), first)

@@ -105,11 +105,13 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
 
     def __call__(self, *args, **kwargs):
         if not self.quantized_kernels:  # Keras takes a restored layer for built
-            if not is_built(self.layer):
-                # Only the layer itself knows what to make of its arguments.
-                self.layer(*keras.tree.map_structure(_symbolic, args),
-                           **keras.tree.map_structure(_symbolic, kwargs))  # fmt: skip
-            self.build()
+            # Outside of the graph that a step may be traced in, as Keras builds its layers.
+            with tf.init_scope():
+                if not is_built(self.layer):
+                    # Only the layer itself knows what to make of its arguments.
+                    self.layer(*keras.tree.map_structure(_symbolic, args),
+                               **keras.tree.map_structure(_symbolic, kwargs))  # fmt: skip
+                self.build()
         return super().__call__(*args, **kwargs)
 
     @property
@@ -129,6 +131,14 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
             # A tensor of its own: Keras tells losses apart by their tensors, not by their layers.
             self.add_loss(tf.identity(loss))
         return outputs
+
+    def reset_state(self):
+        """Resets the states of stateful recurrent layers inside, as those do."""
+        for layer in layers_inside(self.layer):
+            if isinstance(layer, keras.layers.RNN):
+                layer.reset_state()
+
+    reset_states = reset_state  # Keras has both names
 
     def compute_mask(self, inputs, previous_mask):
         return self.layer.compute_mask(inputs, previous_mask)
