@@ -227,7 +227,14 @@ def _following(optimizer):
     for name in config:  # Muon has two
         if name.endswith("weight_decay") and config[name] is not None:
             config[name] = 0.0
-    return type(optimizer).from_config(config)
+    try:
+        return type(optimizer).from_config(config)
+    except TypeError as error:
+        raise ValueError(
+            "The scales of a LearnedBitModel follow a copy of the optimizer, which its class makes "
+            "`from_config`, of all that `get_config` gives. "
+            f"Received: optimizer={optimizer.name!r} of class {type(optimizer).__name__}, {error}"
+        ) from error
 
 
 def with_bits(optimizer, bit_optimizer, bit_gradient):

@@ -240,3 +240,12 @@ def test_scales_without_gradients_stay_with_optimizers_that_decay_weights(optimi
     for _ in range(3):
         model.optimizer.apply([tf.zeros(each.shape) for each in variables], variables)
     np.testing.assert_allclose(kernel.log_scale, -2.0, rtol=1e-6)
+
+
+def test_an_optimizer_that_cannot_be_made_from_its_config_is_refused(make_model):
+    class Boosted(keras.optimizers.SGD):
+        def __init__(self, rate):
+            super().__init__(2 * rate)
+
+    with pytest.raises(ValueError, match="follow a copy.*of class Boosted"):
+        make_model().compile(Boosted(0.01), "mse")
