@@ -119,12 +119,13 @@ def _log_step_slopes():
     return [(after - before) / 2 for before, after in zip(extended, extended[2:], strict=False)]
 
 
-# Rows are numbered by bits; there is no row 0.
-_LOG_STEP_SLOPES = [math.nan, *_log_step_slopes()]
+# Rows are numbered by bits. Row 0 is that of 1 bit: nobody reads it, and it is finite, for those
+# who debug with `tf.debugging.enable_check_numerics`.
+_LOG_STEP_SLOPES = [*_log_step_slopes()[:1], *_log_step_slopes()]
 _GAUSSIAN_GRIDS = [
     (step, step * slope, 2**bits - 1, math.log(2.0) * 2**bits)
     for bits, (step, slope) in enumerate(
-        zip((math.nan, *GAUSSIAN_STEPS), _LOG_STEP_SLOPES, strict=True)
+        zip((GAUSSIAN_STEPS[0], *GAUSSIAN_STEPS), _LOG_STEP_SLOPES, strict=True)
     )
 ]
 

@@ -193,7 +193,7 @@ class LearnedScaleQuantizer(Quantizer):
         unclipped = tf.math.log(tf.maximum(largest / half_range, ops.TINY))
         low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
         low = tf.where(largest > 0, low, 0.0)
-        least = tf.fill(scale_shape, np.float32(np.inf))
+        least = tf.fill(scale_shape, np.finfo(np.float32).max)
         for share in np.linspace(0, 1, SCALE_CANDIDATES, dtype="float32"):
             candidate = start + low + share * (high - low)
             grid = self.constant_grid(kernel, bits, candidate)

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.ops import TINY
@@ -12,6 +11,9 @@ MEMORY = 5
 KEPT = math.exp(-1 / MEMORY)
 # The running mean of ones after two looks lies below this, after three above.
 THREE_LOOKS = 1 - KEPT**2.5
+# A standard error beyond all others; finite, for those who debug with
+# `tf.debugging.enable_check_numerics`.
+UNKNOWN = 1e30
 
 
 def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
@@ -41,8 +43,8 @@ def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
         energies: `||W||^2`.
 
     Returns:
-        `s` and `e` per squared error, float32 tensors of shape `(layers,)`; `e` is infinite before
-        the third look.
+        `s` and `e` per squared error, float32 tensors of shape `(layers,)`; `e` is `UNKNOWN`
+        before the third look.
 
     Examples:
         >>> ones = tf.ones(2)
@@ -75,8 +77,8 @@ def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
 
     share = tf.where(certain, tf.math.divide_no_nan(mean**2, mean**2 + variance), 0.0)
     found = tf.maximum(share * shown + (1.0 - share) * mean, 0.0)
-    error = tf.where(certain, tf.sqrt(variance), np.inf)
-    return found / energies, error / energies
+    error = tf.where(certain, tf.sqrt(variance) / energies, UNKNOWN)
+    return found / energies, error
 
 
 def look_variances(loss_change, error_change, loss_changes, error_changes):

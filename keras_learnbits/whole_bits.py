@@ -109,7 +109,7 @@ class WholeBit(BitGradient):
 
         Returns:
             The predicted change of the loss in each direction, shape `(layers, 2)`; the standard
-            error of what looks show of it, infinite before the third; and for which layers it is
+            error of what looks show of it, boundless before the third; and for which layers it is
             known, shape `(layers,)`: those that were looked at near their present width.
         """
 
