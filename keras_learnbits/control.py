@@ -17,8 +17,8 @@ class BitControl:
         bits_frozen: 1.0 while the bits stand still, else 0.0; a `keras.Variable`.
         bit_settings: Dictionary of what `compile` was given on bits, prices among them.
 
-    The first three belong to the training: `compile` sets them anew, and they are saved with the
-    optimizer.
+    The first three belong to the training and are saved with the optimizer: `compile` sets the
+    prices anew, and leaves bits frozen that were so.
     """
 
     # A method: Keras's saving reads all properties, and would walk in circles.

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
-from keras_learnbits.layers.inside import check_holders, layers_inside
+from keras_learnbits.layers.inside import check_holders, check_kernels, layers_inside
 from keras_learnbits.layers.tensors import (
     activations_among,
     integer_widths,
@@ -63,6 +63,8 @@ class LearnedBitTraining(BitControl):
     ):
         """Configures training: Keras's arguments, and how bits are learned.
 
+        Bits that were frozen stay so until `unfreeze_bits`, or a `fit` with `FreezeBits`.
+
         Args:
             optimizer: As in `keras.Model.compile`; it acts on the weights only.
             bit_reg: Price of the bits: with the default penalty, what one mean bit per weight
@@ -91,7 +93,8 @@ class LearnedBitTraining(BitControl):
         bit_gradient = bit_gradients.get(bit_gradient)
         check_holders(self)
         if self.built and self.layers:
-            self._check_kernels(quantized_kernels(self))
+            check_kernels(self, quantized_kernels(self))
+        frozen = self.compiled and self.bits_are_frozen
         super().compile(
             optimizer=with_bits(optimizer, bit_optimizer, bit_gradient),
             loss=loss,
@@ -102,6 +105,7 @@ class LearnedBitTraining(BitControl):
         )
         self.bit_reg.assign(bit_reg)
         self.quantization_reg.assign(quantization_reg)
+        self.bits_frozen.assign(float(frozen))
         self.bit_settings = {
             "bit_reg": bit_reg,
             "quantization_reg": quantization_reg,
@@ -118,13 +122,6 @@ class LearnedBitTraining(BitControl):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
-
-    def _check_kernels(self, kernels):
-        if not kernels:
-            raise ValueError(
-                "A LearnedBitModel needs at least one learned-bit kernel, as of LearnedBitDense. "
-                f"Received: layers={[layer.name for layer in self.layers]}"
-            )
 
     # The layers list their bits as non-trainable, so that other models leave them alone; here
     # they are trained.
@@ -158,9 +155,14 @@ class LearnedBitTraining(BitControl):
         A subclass with a loss of its own adds it to `super().compute_loss(...)`.
         """
         task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if task_loss.shape.rank != 0:
+            raise ValueError(
+                "A LearnedBitModel needs a loss that is one number a batch, as with "
+                f"`reduction='sum_over_batch_size'`. Received: a loss of shape {task_loss.shape}"
+            )
         tensors = self.quantized_tensors
         kernels, activations = kernels_among(tensors), activations_among(tensors)
-        self._check_kernels(kernels)
+        check_kernels(self, kernels)
         error = self.bit_objective.quantization_error(tensors)
         penalty = self.bit_objective.penalty(tensors)
         bit_reg = tf.convert_to_tensor(self.bit_reg.value)

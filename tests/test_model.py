@@ -1,5 +1,7 @@
 import contextlib
 import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -239,16 +241,44 @@ def test_weights_move_between_a_learned_bit_model_and_a_plain_one(make_model, da
     )
 
 
-def test_compiling_anew_sets_price_and_freeze_anew(make_model, data):
+def test_compiling_anew_sets_the_price_anew_and_keeps_bits_frozen(make_model, data):
     model = make_model()
     model.compile("adam", "mse", bit_reg=5.0)
     model.freeze_bits()
     model.compile(
         "adam", "mse", bit_reg=1.0, bit_optimizer=klb.SignSGD(0.25), bit_gradient="straight_through"
     )
+    assert float(model.bit_reg) == 1.0
+    model.fit(*data, batch_size=64, verbose=0)
+    assert bits_of(model) == [8, 8]
+    model.unfreeze_bits()
     model.fit(*data, batch_size=64, verbose=0)
     assert bits_of(model) == [7.75, 7.75]
-    assert float(model.bit_reg) == 1.0
+
+
+def test_a_loss_of_each_example_is_refused(make_model, data):
+    model = make_model()
+    model.compile("adam", keras.losses.MeanSquaredError(reduction=None))
+    for method in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match="one number a batch.*Received: a loss of shape"):
+            method(*data, verbose=0)
+
+
+def test_a_debugger_of_numbers_finds_nothing_in_a_healthy_training():
+    script = """
+import keras, numpy as np, tensorflow as tf, keras_learnbits as klb
+tf.debugging.enable_check_numerics()
+float_model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+model = klb.to_learned_bits(float_model)
+model.compile("adam", "mse", bit_gradient=klb.bit_gradients.Measured(interval=1))
+x, y = np.ones((64, 6), "float32"), np.ones((64, 2), "float32")
+callbacks = [klb.BitBudget(4.0), klb.FreezeBits(at=2)]
+model.fit(x, y, epochs=3, batch_size=8, callbacks=callbacks, verbose=0)
+print(klb.bit_table(model).mean_bits)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) <= 4
 
 
 def test_before_compile_there_is_no_price(make_model):

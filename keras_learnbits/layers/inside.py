@@ -85,6 +85,15 @@ def layers_inside(layer):
     return found
 
 
+def check_kernels(model, kernels):
+    """Raises a ValueError if a model that is to learn bits has no kernel for it."""
+    if not kernels:
+        raise ValueError(
+            "A LearnedBitModel needs at least one learned-bit kernel, as of LearnedBitDense. "
+            f"Received: layers={[layer.name for layer in model.layers]}"
+        )
+
+
 def check_holders(model):
     """Raises a ValueError if a model holds a learned-bit layer where it cannot be trained."""
     for layer in layers_inside(model):
