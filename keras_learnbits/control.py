@@ -85,6 +85,8 @@ class BitControl:
             )
         for tensor, width in zip(tensors, bits, strict=True):
             tensor.bits.assign(width)
+        if tensors and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)  # or a file would not keep the freeze
         self.bits_frozen.assign(1.0)
 
     def predicted_losses(self):

@@ -286,6 +286,17 @@ def test_before_compile_there_is_no_price(make_model):
         make_model().bit_reg.assign(1.0)
 
 
+def test_a_model_frozen_before_its_first_step_is_so_in_its_file(make_model, data, tmp_path):
+    model = make_model()
+    model.compile("adam", "mse", bit_reg=9.0)
+    model.freeze_bits([3, 2])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.bits_are_frozen
+    loaded.fit(*data, verbose=0)
+    assert bits_of(loaded) == [3, 2]
+
+
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_trainable_may_be_toggled_without_compiling(run_eagerly, make_model, data):
     model = make_model()
