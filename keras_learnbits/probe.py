@@ -98,7 +98,8 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
 
     Raises:
         TypeError: The model is of another kind.
-        ValueError: A name in `layers` is unknown, or the model is not built.
+        ValueError: A name in `layers` is unknown, the model is not built, or arrays come without
+            targets.
 
     Examples:
         >>> model = keras_learnbits.LearnedBitSequential(
@@ -213,6 +214,11 @@ def _pair(data):
 
 def _batches(x, y, batch_size):
     """A list of batches `(x, y, sample_weight)`, from arrays or from what yields batches."""
+    if y is None and (isinstance(x, dict) or hasattr(x, "shape")):
+        raise ValueError(
+            "`probe_bits` takes arrays with their targets, or a dataset of batches. "
+            f"Received: y=None, x of type {type(x).__name__}"
+        )
     if y is not None:
         slices = tf.data.Dataset.from_tensor_slices((_as_tuple(x), _as_tuple(y)))
         x = slices.batch(batch_size)

@@ -147,3 +147,11 @@ def test_where_no_bits_are_trained_there_is_nothing_to_probe(data):
     probe = klb.probe_bits(model, *data)
     assert probe.changes == []
     assert "No layer" in str(probe)
+
+
+@pytest.mark.parametrize("x", [np.ones((8, 6)), {"a": np.ones((8, 6))}])
+def test_arrays_without_targets_are_refused(x, make_model):
+    model = make_model()
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match="arrays with their targets.*Received: y=None, x of type"):
+        klb.probe_bits(model, x)
