@@ -42,6 +42,7 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "learned", ["freeze_at=0.375", "interval=10"], "More flags of the program, for learned bits."
 )
+flags.DEFINE_list("hgq2_settings", [], "Flags of hgq2.py that all its runs get, as bits=2.")
 flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
 
 LABELS = {
@@ -104,7 +105,7 @@ def do(name, seed, kind, settings, output_dir):
         start = os.path.join(output_dir, f"start-seed{start_of(seed)}", "model.keras")
         command += [f"--init_from={start}", f"--epochs={FLAGS.finetune_epochs}"]
         more = [] if kind == "paper" else FLAGS.finetune
-        more = more + FLAGS.learned if kind == "learned" else more
+        more = more + {"learned": FLAGS.learned, "hgq2": FLAGS.hgq2_settings}.get(kind, [])
         command += [f"--{flag}" for flag in more]
     if FLAGS.dtype_policy and kind not in ("hgq2", "paper"):
         command += [f"--dtype_policy={FLAGS.dtype_policy}"]
