@@ -59,7 +59,7 @@ def mean_and_spread(accuracies):
 
 
 def test_each_folder_of_results_of_programs_has_a_row():
-    studies = {"studies", "cifar10", "cifar10-quarter", "cifar10-resnet20"}
+    studies = {"studies", "cifar10", "cifar10-long", "cifar10-quarter", "cifar10-resnet20"}
     studies |= {"cifar10-inference-looks"}
     assert {path.name for path in RESULTS.iterdir()} - studies == set(PROGRAMS)
 
@@ -89,10 +89,11 @@ def test_a_row_of_the_programs_is_that_of_its_files(name):
     assert [run["seed"] for run in runs] == list(range(len(runs)))
 
 
-PARETO, PARETO_OF_DEFAULT, PARETO_OF_RESNET = (
+PARETO, PARETO_OF_DEFAULT, PARETO_OF_LONGER, PARETO_OF_RESNET = (
     json.loads((RESULTS / name / "pareto.json").read_text())
-    for name in ("cifar10-quarter", "cifar10", "cifar10-resnet20")
+    for name in ("cifar10-quarter", "cifar10", "cifar10-long", "cifar10-resnet20")
 )
+ALL_PARETO = (PARETO, PARETO_OF_DEFAULT, PARETO_OF_LONGER, PARETO_OF_RESNET)
 WAYS = {
     "learned": "learned bits",
     "uniform": "same bits in every layer",
@@ -117,6 +118,7 @@ def rows_of(study, page):
     ("point", "study", "page"),
     rows_of(PARETO, REPORT)
     + rows_of(PARETO_OF_DEFAULT, README)
+    + rows_of(PARETO_OF_LONGER, REPORT)
     + rows_of(PARETO_OF_RESNET, REPORT),
 )
 def test_a_row_of_accuracy_against_size_is_that_of_its_runs(point, study, page):
@@ -183,8 +185,7 @@ def test_what_looks_in_both_directions_brought_is_that_of_their_files(bits, abov
 
 
 def test_no_learned_net_is_above_its_budget():
-    runs = PARETO["runs"] + PARETO_OF_DEFAULT["runs"] + PARETO_OF_RESNET["runs"]
-    learned = [run for run in runs if run["kind"] == "learned"]
+    learned = [r for study in ALL_PARETO for r in study["runs"] if r["kind"] == "learned"]
     assert learned
     assert all(run["mean_bits"] <= float(run["size"]) for run in learned)
 
@@ -203,6 +204,27 @@ def test_what_looks_in_inference_mode_brought_is_that_of_its_files(bits):
         for kind in ("uniform", "learned")
     )
     assert f"{learned - uniform:+.2f} points at {bits} bits" in METHOD
+
+
+def test_the_float_net_trained_longer_is_that_of_its_file():
+    (start,) = (run for run in PARETO_OF_LONGER["runs"] if run["kind"] == "start")
+    assert start["epochs"] == 45
+    assert f"reaches {start['test_accuracy']:.2%} after its 45 epochs" in REPORT
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "text"),
+    [("sgd", "{} in float and {} at 2 bits"), ("adamw", "where AdamW at 3e-3 has {} and {}")],
+)
+def test_what_optimizers_of_the_last_epochs_brought_is_that_of_their_files(optimizer, text):
+    folder = RESULTS / "cifar10-quarter" / "finetuning"
+    of_float, learned = (
+        json.loads((folder / f"{optimizer}-{kind}.json").read_text())
+        for kind in ("float", "learned2")
+    )
+    assert of_float["evaluated_on"] == learned["evaluated_on"] == "held-out training examples"
+    shares = (f"{run['test_accuracy']:.1%}" for run in (of_float, learned))
+    assert text.format(*shares) in " ".join(REPORT.split())
 
 
 @pytest.mark.parametrize(
