@@ -171,19 +171,6 @@ def test_the_picture_of_layers_has_the_bits_of_these_runs():
         assert bits == {name: np.mean([run["bits"][name] for run in runs]) for name in bits}
 
 
-@pytest.mark.parametrize(("bits", "above"), [("2", "+0.47"), ("3", "+0.35")])
-def test_what_looks_in_both_directions_brought_is_that_of_their_files(bits, above):
-    folder = RESULTS / "cifar10-quarter" / "both-directions"
-    paths = sorted(folder.glob(f"learned{bits}-seed?.json"))
-    learned = [json.loads(path.read_text())["test_accuracy"] for path in paths]
-    runs = [r for r in PARETO["runs"] if (r["kind"], r["size"]) == ("uniform", bits)]
-    uniform = [run["test_accuracy"] for run in runs]
-    assert len(learned) == len(uniform) == 3
-    assert in_points(np.mean(learned) - np.mean(uniform)) == above
-    text = " ".join(REPORT.split())
-    assert re.search(rf"{re.escape(above)}( points ahead)? at {bits}( bits)?\b", text)
-
-
 def test_no_learned_net_is_above_its_budget():
     learned = [r for study in ALL_PARETO for r in study["runs"] if r["kind"] == "learned"]
     assert learned
@@ -354,6 +341,20 @@ def test_the_accuracy_with_each_interval_is_that_of_its_file(interval):
     bits = np.mean([run["mean_bits"] for run in runs])
     spread = f"{np.mean(accuracies):.2f}% ± {np.std(accuracies, ddof=1):.2f}"
     assert f"{spread} at {bits:.2f} bits with {interval}" in METHOD
+
+
+@pytest.mark.parametrize(
+    ("directions", "text"),
+    [("both", "{} at 2 bits and {} at 3"), ("one in turns", "in turns {} and {}")],
+)
+def test_what_looks_in_both_directions_brought_is_that_of_their_file(directions, text):
+    runs = [run for run in study_of("directions")["runs"] if run["directions"] == directions]
+    shares = [
+        mean_and_spread([run["accuracy"] for run in runs if run["target_bits"] == bits])
+        for bits in (2, 3)
+    ]
+    assert len(runs) == 6
+    assert text.format(*shares) in " ".join(METHOD.split())
 
 
 def test_the_losses_with_and_without_what_layers_share_are_those_of_their_file():
