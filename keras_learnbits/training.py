@@ -63,7 +63,8 @@ class LearnedBitTraining(BitControl):
     ):
         """Configures training: Keras's arguments, and how bits are learned.
 
-        Bits that were frozen stay so until `unfreeze_bits`, or a `fit` with `FreezeBits`.
+        Bits that were frozen stay so until `unfreeze_bits`, or a `fit` with `FreezeBits` or
+        `BitBudget`.
 
         Args:
             optimizer: As in `keras.Model.compile`; it acts on the weights only.

@@ -332,6 +332,20 @@ def test_the_growth_of_the_cost_is_that_of_its_file():
         assert row_of(study, name)[0] == f"{slope:.3g}"
 
 
+@pytest.mark.parametrize("kind", ["weights", "layers"])
+def test_the_ratios_of_dense_layers_are_those_of_their_file(kind):
+    study = study_of("scaling")
+    text = "one layer of {} weights" if kind == "weights" else "{} layers"
+    found = 0
+    for size, models in study[kind].items():
+        plain, learned = models["plain Keras"], models["learned bits"]
+        if f"| {text.format(size)} |" in SPEED:
+            ratios = [learned[key] / plain[key] for key in ("step", "first_step")]
+            assert row_of(study, text.format(size)) == [f"{ratios[0]:.2f}", f"{ratios[1]:.1f}"]
+            found += 1
+    assert found == 3
+
+
 @pytest.mark.parametrize("interval", [10, 20])
 def test_the_accuracy_with_each_interval_is_that_of_its_file(interval):
     study = study_of("interval")

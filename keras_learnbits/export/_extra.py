@@ -19,7 +19,7 @@ def import_extra(*names):
         modules = [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise ImportError(
-            "Exports need the packages that `pip install keras_learnbits[export]` brings. "
-            f"Received: {error}"
+            "Exports need the packages that `pip install keras_learnbits[export]` brings, in a "
+            f'clone `pip install -e ".[export]"`. Received: {error}'
         ) from error
     return modules[0] if len(modules) == 1 else modules
