@@ -234,7 +234,7 @@ def plot(points, path, title):
             yerr=[100 * (point["spread"] or 0) for point in chosen],
             linestyle=":" if of_hgq2 else "-",
             capsize=3,
-            label=way + (", untuned" if of_hgq2 else ""),
+            label=way,
         )[0]
         for point in chosen:
             x, y = point["bytes"] / 1000, 100 * point["accuracy"]

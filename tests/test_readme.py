@@ -153,7 +153,8 @@ def test_gains_over_uniform_bits_are_over_the_line_between_uniform_nets():
     groups = {}
     for run in PARETO["runs"]:
         groups.setdefault((run["kind"], run["size"]), []).append(run)
-    line = [groups[("uniform", bits)] for bits in "1234"]
+    line = [groups[key] for key in sorted(groups, key=str) if key[0] == "uniform"]
+    assert len(line) == 3
     sizes = [mean(runs, "packed_bytes") for runs in line]
     accuracies = [mean(runs, "test_accuracy") for runs in line]
     for point in PARETO["points"]:
@@ -162,6 +163,35 @@ def test_gains_over_uniform_bits_are_over_the_line_between_uniform_nets():
             beside = np.interp(mean(runs, "packed_bytes"), sizes, accuracies)
             expected = mean(runs, "test_accuracy") - beside
             assert point["above_uniform"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_gains_on_the_narrow_net_are_those_of_its_study():
+    above = {p["size"]: p["above_uniform"] for p in PARETO["points"] if p["kind"] == "learned"}
+    gains = [100 * above[bits] for bits in ("1.25", "1.5", "2", "3")]
+    text = "{:.1f} points ahead of uniform bits at 1.25 bits, {:.1f} at 1.5, {:.1f} at 2 and {:.1f}"
+    assert text.format(*gains) + " at 3" in " ".join(README.split())
+    text = "accuracy {:+.2f}, {:+.2f}, {:+.2f} and {:+.2f} points at 1.25, 1.5, 2 and 3 mean bits"
+    assert text.format(*gains) in METHOD
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("w1.5-b4-r03", "at 0.03 {} at {} bits"),
+        ("w1.5-b4-r003", "at 0.003 {} at {}"),
+        ("w1.5-b4-r01", "at 0.01 {} at {}"),
+        ("w1.5-b4-r1", "at 0.1 {} at {}"),
+        ("w1.5-b2-r01", "from 2 bits {} at {}"),
+        ("w2-b6-r03", "from 6 {} at {}"),
+        ("c0.3-b4-r03", "a width per channel {} at {}"),
+    ],
+)
+def test_the_trials_of_hgq2_are_those_of_their_files(name, text):
+    folder = RESULTS / "cifar10-quarter" / "hgq2-tuning"
+    run = json.loads((folder / f"{name}.json").read_text())
+    assert run["evaluated_on"] == "held-out training examples"
+    figures = f"{run['test_accuracy']:.1%}", f"{run['mean_bits']:.2f}"
+    assert text.format(*figures) in " ".join(REPORT.split())
 
 
 def test_the_picture_of_layers_has_the_bits_of_these_runs():
