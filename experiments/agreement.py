@@ -6,7 +6,9 @@ TFDS_DATA_DIR=... python experiments/agreement.py --problem=cifar10
 Trains a net with learned bits, stops at several moments, and sets each layer in turn to 1, ..., 6
 bits, all else as it is. There the loss on held-out training examples is measured with one bit
 fewer and with one more; the estimators predict the same changes from some training batches. Writes
-every change, and how well they agree, to `agreement.json`, and a picture.
+every change, and how well they agree, to `agreement.json`, and a picture. `in training` is what the
+trained model itself predicts of these changes, `model.predicted_losses()`: from the single looks of
+its training, each at a layer's width of then, weighed with those at the other layers.
 
 Two losses are measured: that of `fit`, with batch normalization by the batch, as if its moving
 statistics had followed the change, and with dropout; and that of `evaluate`.
@@ -49,6 +51,7 @@ flags.DEFINE_list(
 flags.DEFINE_integer("estimate_batches", 10, "Training batches that the estimators see.")
 
 LOSSES = ("fit", "evaluate")  # what is measured
+IN_TRAINING = "in training"
 
 
 class SecondOrder(Difference):
@@ -123,13 +126,14 @@ def main(argv):
     for moment in moments:
         model.fit(batches, epochs=moment, initial_epoch=epoch, verbose=2)
         epoch = moment
+        expected = dict(zip(*model.predicted_losses(), strict=True))
         for prober in probers:
-            changes += _changes_at(moment, model, prober, measured_on, batches)
+            changes += _changes_at(moment, model, prober, expected, measured_on, batches)
         print(f"Epoch {moment}: {len(changes)} changes so far", flush=True)
     _write(changes)
 
 
-def _changes_at(moment, model, probers, measured_on, batches):
+def _changes_at(moment, model, probers, expected, measured_on, batches):
     """The changes of one layer at each of the widths, as dictionaries."""
     (kernel,) = probers["fit"].tensors
     present, found = float(kernel.bits), []
@@ -142,6 +146,10 @@ def _changes_at(moment, model, probers, measured_on, batches):
         ]
         for changes in zip(*(probe.changes for probe in probes), strict=True):
             row = changes[0]._asdict()
+            losses = expected[kernel]
+            row["predicted"][IN_TRAINING] = float(
+                losses[width - 1 + row["step"]] - losses[width - 1]
+            )
             for key in ("measured", "standard_error"):
                 row[key] = {
                     loss: getattr(change, key) for loss, change in zip(LOSSES, changes, strict=True)
@@ -226,9 +234,10 @@ def _plot(changes, summary, path):
     measured = np.array([change["measured"]["fit"] for change in changes])
     clear = np.abs(measured) > [change["standard_error"]["fit"] for change in changes]
     widths = np.array([change["bits"] for change in changes])
-    estimators = {name: summary["estimators"][name] for name in BIT_GRADIENTS}
+    names = [*BIT_GRADIENTS, IN_TRAINING]
+    estimators = {name: summary["estimators"][name] for name in names}
     figure, axes = plt.subplots(
-        1, len(estimators), figsize=(3.4 * len(estimators), 3.8), sharey=True, layout="constrained"
+        1, len(estimators), figsize=(3 * len(estimators), 3.8), sharey=True, layout="constrained"
     )
     threshold = 1e-3
     for panel, (name, row) in zip(axes, estimators.items(), strict=True):
