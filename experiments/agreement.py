@@ -136,7 +136,7 @@ def main(argv):
 def _changes_at(moment, model, probers, expected, measured_on, batches):
     """The changes of one layer at each of the widths, as dictionaries."""
     (kernel,) = probers["fit"].tensors
-    present, found = float(kernel.bits), []
+    present, losses, found = float(kernel.bits), expected[kernel], []
     seen = batches.take(FLAGS.estimate_batches)
     for width in WIDTHS:
         kernel.bits.assign(width)
@@ -146,7 +146,6 @@ def _changes_at(moment, model, probers, expected, measured_on, batches):
         ]
         for changes in zip(*(probe.changes for probe in probes), strict=True):
             row = changes[0]._asdict()
-            losses = expected[kernel]
             row["predicted"][IN_TRAINING] = float(
                 losses[width - 1 + row["step"]] - losses[width - 1]
             )

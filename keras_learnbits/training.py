@@ -34,16 +34,8 @@ class LearnedBitTraining(BitControl):
 
     def _add_bit_metrics(self):
         """Creates the metrics, once the Keras class is initialized."""
-        self.bit_metrics = BitMetrics(
-            [
-                "task_loss",
-                "quantization_error",
-                "bit_penalty",
-                "mean_bits",
-                "mean_activation_bits",
-                "bit_reg",
-            ]
-        )
+        names = "task_loss quantization_error bit_penalty mean_bits mean_activation_bits bit_reg"
+        self.bit_metrics = BitMetrics(names.split())
 
     def compile(
         self,
@@ -63,8 +55,7 @@ class LearnedBitTraining(BitControl):
     ):
         """Configures training: Keras's arguments, and how bits are learned.
 
-        Bits that were frozen stay so until `unfreeze_bits`, or a `fit` with `FreezeBits` or
-        `BitBudget`.
+        Frozen bits stay so until `unfreeze_bits`, or a `fit` with `FreezeBits` or `BitBudget`.
 
         Args:
             optimizer: As in `keras.Model.compile`; it acts on the weights only.

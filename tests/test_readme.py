@@ -153,8 +153,7 @@ def test_gains_over_uniform_bits_are_over_the_line_between_uniform_nets():
     groups = {}
     for run in PARETO["runs"]:
         groups.setdefault((run["kind"], run["size"]), []).append(run)
-    line = [groups[key] for key in sorted(groups, key=str) if key[0] == "uniform"]
-    assert len(line) == 3
+    line = [groups["uniform", bits] for bits in "123"]
     sizes = [mean(runs, "packed_bytes") for runs in line]
     accuracies = [mean(runs, "test_accuracy") for runs in line]
     for point in PARETO["points"]:
@@ -315,6 +314,15 @@ def test_the_agreement_tables_are_those_of_their_files(problem):
             assert [cell.strip() for cell in row.split("|")[2:-1]] == cells
 
 
+@pytest.mark.parametrize("problem", ["mnist", "cifar10"])
+def test_the_agreement_of_single_looks_in_the_objections_is_that_of_its_file(problem):
+    study = json.loads((RESULTS / "studies" / f"agreement-{problem}.json").read_text())
+    found = study["fit"]["estimators"]["in training"]
+    shares = found["agreement_of_signs"].values()
+    signs = f"signs {min(shares):.0%} to {max(shares):.0%}"
+    assert f"single looks in training {found['rank_correlation']:.2f}, {signs}" in METHOD
+
+
 def row_of(study, name):
     """Cells of the row of that name in the part of docs/speed.md below a study's command."""
     section = SPEED[SPEED.index(f"`{study['command']}`") :]
@@ -362,18 +370,16 @@ def test_the_growth_of_the_cost_is_that_of_its_file():
         assert row_of(study, name)[0] == f"{slope:.3g}"
 
 
-@pytest.mark.parametrize("kind", ["weights", "layers"])
-def test_the_ratios_of_dense_layers_are_those_of_their_file(kind):
-    study = study_of("scaling")
-    text = "one layer of {} weights" if kind == "weights" else "{} layers"
-    found = 0
-    for size, models in study[kind].items():
-        plain, learned = models["plain Keras"], models["learned bits"]
-        if f"| {text.format(size)} |" in SPEED:
-            ratios = [learned[key] / plain[key] for key in ("step", "first_step")]
-            assert row_of(study, text.format(size)) == [f"{ratios[0]:.2f}", f"{ratios[1]:.1f}"]
-            found += 1
-    assert found == 3
+@pytest.mark.parametrize(
+    ("kind", "size", "name"),
+    [("weights", size, f"one layer of {size} weights") for size in ("1e4", "1e6", "1e8")]
+    + [("layers", size, f"{size} layers") for size in ("5", "50", "500")],
+)
+def test_the_ratios_of_dense_layers_are_those_of_their_file(kind, size, name):
+    models = study_of("scaling")[kind][size]
+    plain, learned = models["plain Keras"], models["learned bits"]
+    ratios = [learned[key] / plain[key] for key in ("step", "first_step")]
+    assert row_of(study_of("scaling"), name) == [f"{ratios[0]:.2f}", f"{ratios[1]:.1f}"]
 
 
 @pytest.mark.parametrize("interval", [10, 20])
