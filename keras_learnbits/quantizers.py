@@ -99,15 +99,6 @@ class Quantizer:
         """`sum (q - w)**2` of the kernel rounded to its grid, taken as a constant."""
         return rounding.squared_error(kernel, self.constant_grid(kernel, bits, log_scale))
 
-    def levels(self, kernel, bits, log_scale=None):
-        """What `quantize` gives, taken as a constant."""
-        return rounding.levels(kernel, self.constant_grid(kernel, bits, log_scale))
-
-    def at_other_bits(self, kernel, bits, log_scale, levels, gradient):
-        """What `keras_learnbits.rounding.at_other_grid` gives for the grid at a bit-width."""
-        grid = self.constant_grid(kernel, bits, log_scale)
-        return rounding.at_other_grid(kernel, grid, levels, gradient)
-
     def get_config(self):
         return {}
 

@@ -132,36 +132,6 @@ def squared_error(kernel, grid, shape=()):
     return tf.stop_gradient(_loops(kernel, grid).summed(_errors, tf.TensorShape(shape)))
 
 
-def levels(kernel, grid):
-    """The kernel rounded to a grid, taken as a constant; shapes as in `squared_error`."""
-    return tf.stop_gradient(_loops(kernel, grid).each(_levels))
-
-
-def at_other_grid(kernel, grid, levels, gradient=None):
-    """What rounding a kernel `w` to another grid changes.
-
-    Args:
-        kernel: Float32 tensor of a fixed shape.
-        grid: The other `keras_learnbits.ops.Grid`, with levels `q'`.
-        levels: The kernel as it is rounded now, `q`.
-        gradient: Of a loss by these levels, `g`, in any float dtype; None counts as zeros.
-
-    Returns:
-        Float32 tensor of shape `(3,)`, taken as a constant: the squared error
-        `sum (q' - w)**2`, the slope `sum g (q' - q)`, and the distance `sum (q' - q)**2`.
-
-    Examples:
-        >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-        >>> kernel, levels = tf.constant([0.5, 1.0]), tf.constant([1.0, 1.0])
-        >>> at_other_grid(kernel, grid, levels, tf.constant([2.0, 4.0])).numpy().tolist()
-        [0.25, 1.0, 0.5]
-    """
-    loops, scalar = _loops(kernel, grid), tf.TensorShape([])
-    error = loops.summed(_errors, scalar)
-    slope = 0.0 if gradient is None else loops.summed(_slopes, scalar, levels, gradient)
-    return tf.stop_gradient(tf.stack([error, slope, loops.summed(_distances, scalar, levels)]))
-
-
 def _by_grid(loops, upstream):
     """Gradients of the quantized kernel by the three tensors of its grid."""
     step, offset, max_code = loops.grid
@@ -194,14 +164,6 @@ def _levels(rounded, grid):
 
 def _errors(rounded, grid):
     return tf.square(rounded.levels - rounded.weights)
-
-
-def _slopes(rounded, grid, levels, gradient):
-    return gradient * (rounded.levels - levels)
-
-
-def _distances(rounded, grid, levels):
-    return tf.square(rounded.levels - levels)
 
 
 def _outside(rounded):

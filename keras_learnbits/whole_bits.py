@@ -6,13 +6,6 @@ import tensorflow as tf
 from keras_learnbits import ops
 from keras_learnbits.derivatives import BitGradient
 from keras_learnbits.layers.tensors import integer_widths
-from keras_learnbits.moves import (
-    movable,
-    moves_of,
-    room,
-    unregularized_gradients,
-    whole_bit_gradients,
-)
 from keras_learnbits.sensitivity import (
     look_variances,
     over_directions,
@@ -162,20 +155,20 @@ class WholeBit(BitGradient):
         variable.assign(tf.tensor_scatter_nd_update(variable.value, at, rows))
 
     def _look(self, step, errors):
-        moves = moves_of(step, errors)
-        changes, seen = self.look(step, moves)
+        errors = error_changes(step.tensors, errors)
+        changes, seen = self.look(step, errors)
         usable = tf.logical_and(seen, tf.math.is_finite(changes))
-        return tf.where(usable, changes, 0.0), usable, moves.errors
+        return tf.where(usable, changes, 0.0), usable, errors
 
     def _no_look(self, layers):
         return tf.zeros((layers, 2)), tf.zeros((layers, 2), tf.bool), tf.zeros((layers, 2))
 
-    def look(self, step, moves):
+    def look(self, step, errors):
         """Changes of the loss with one bit fewer and one more, and which of them were seen.
 
         Args:
             step: `BitStep`.
-            moves: `Moves`, what they change.
+            errors: Changes of the squared errors, shape `(layers, 2)`.
 
         Returns:
             Float32 and boolean tensor of shape `(layers, 2)`.
@@ -183,7 +176,7 @@ class WholeBit(BitGradient):
         raise NotImplementedError
 
     def predict(self, step):
-        return self.look(step, moves_of(step))[0]
+        return self.look(step, error_changes(step.tensors))[0]
 
     def has_seen_all(self):
         """Whether every trained layer was looked at, so that no prediction is a guess."""
@@ -218,27 +211,27 @@ class Difference(WholeBit):
 
         loss(q') - loss(q) = g (q' - q) + (1/2 F + r) (Q' - Q),    F = batch_size * mean(g**2)
 
-    where `F`, one number a layer, is the empirical Fisher information.
+    where `F`, one number a layer, is the empirical Fisher information. The pull of a kernel
+    regularizer, which rounding does not change, is taken for the task's.
     """
 
     kernels_only = True
 
-    def look(self, step, moves):
-        error_weights, squares = step.error_weights(), []
-        for tensor, gradient, of_error in zip(
-            step.tensors,
-            unregularized_gradients(step),
-            tf.unstack(error_weights, num=len(step.tensors)),
-            strict=True,
-        ):
-            if gradient is not None:
-                gradient = tf.cast(gradient, tf.float32) / step.loss_unit
-                value = tf.cast(tensor.kernel.value, tf.float32)
-                gradient -= 2.0 * of_error * (value - tensor.levels())
-            squares.append(0.0 if gradient is None else tf.reduce_mean(tf.square(gradient)))
-        fisher = tf.cast(step.batch_size, tf.float32) * tf.stack(squares)
-        of_errors = 0.5 * fisher + error_weights
-        return moves.slopes + of_errors[:, None] * moves.errors, tf.not_equal(moves.errors, 0.0)
+    def look(self, step, errors):
+        rows, error_weights = [], tf.unstack(step.error_weights(), num=len(step.tensors))
+        neighbours = tf.unstack(_neighbours(step.tensors), num=len(step.tensors), axis=1)
+        for place, (kernel, widths) in enumerate(zip(step.tensors, neighbours, strict=True)):
+            quantized, kernel_value = kernel.quantized(), tf.cast(kernel.kernel.value, tf.float32)
+            gradient = tf.cast(step.kernel_gradients[place], tf.float32) / step.loss_unit
+            of_error = error_weights[place]
+            gradient -= 2.0 * of_error * (kernel_value - quantized)
+            fisher = tf.cast(step.batch_size, tf.float32) * tf.reduce_mean(tf.square(gradient))
+            first_order = [
+                tf.reduce_sum(gradient * (kernel.quantized_at(bits) - quantized))
+                for bits in tf.unstack(widths, num=2)
+            ]
+            rows.append(tf.stack(first_order) + (0.5 * fisher + of_error) * errors[place])
+        return tf.stack(rows), tf.not_equal(errors, 0.0)
 
 
 @register
@@ -252,23 +245,29 @@ class Measured(WholeBit):
     passes in inference mode. Random numbers of `tf.random` differ from pass to pass: take Keras's.
     """
 
-    def look(self, step, moves):
+    def look(self, step, errors):
         layers = len(step.tensors)
         turns = movable(step.tensors)
         looks = tf.cast(self.steps.value // self.interval, tf.int32)
         place = tf.gather(turns, looks % len(turns))
+        for_fewer = looks // len(turns) % 2 == 0
         at_turn = tf.one_hot(place, layers)
-        fewer = tf.gather(room(step.tensors)[0], place)
-        change = step.loss_changes(tf.where(fewer, -at_turn, at_turn)[None])
-        seen = tf.logical_and(at_turn[:, None] > 0, [fewer, tf.logical_not(fewer)])
-        of_error = step.error_weights()[:, None]
-        curved = change - moves.slopes - of_error * moves.errors
-        per_error = tf.math.divide_no_nan(curved, moves.distances) + of_error
-        return tf.where(seen, per_error * moves.errors, 0.0), seen
+        may_fall, may_rise = (tf.gather(each, place) for each in room(step.tensors))
+        down = tf.logical_and(may_fall, tf.logical_or(for_fewer, tf.logical_not(may_rise)))
+        change = step.loss_changes(tf.where(down, -at_turn, at_turn)[None])
+        directions = tf.stack([down, tf.logical_not(down)])
+        seen = tf.logical_and(at_turn[:, None] > 0, directions)
+        return tf.where(seen, change, 0.0), seen
 
     def predict(self, step):
         identity = tf.eye(len(step.tensors))
         return tf.stack([step.loss_changes(-identity), step.loss_changes(identity)], axis=1)
+
+
+def _neighbours(tensors):
+    """The bit-widths one below and one above, within what grids allow, shape `(2, layers)`."""
+    bits = integer_widths(tensors)
+    return tf.stack([tf.maximum(bits - 1, ops.MIN_BITS), tf.minimum(bits + 1, ops.MAX_BITS)])
 
 
 def _loss_row(tensor, sensitivity):
@@ -281,3 +280,65 @@ def _loss_row(tensor, sensitivity):
     row = np.full(ops.MAX_BITS, np.inf)
     row[low - 1 : high] = np.minimum.accumulate(losses) + trace
     return row
+
+
+def error_changes(tensors, errors=None):
+    """Changes of `||q - W||^2` with one bit fewer and with one more.
+
+    Args:
+        tensors: List of `QuantizedTensor`.
+        errors: Their squared errors, where they are known.
+
+    Returns:
+        Float32 tensor of shape `(layers, 2)`.
+    """
+
+    def errors_at(widths):
+        widths = tf.unstack(widths, num=len(tensors))
+        return tf.stack([t.squared_error_at(b) for t, b in zip(tensors, widths, strict=True)])
+
+    errors = tf.stack(errors or [tensor.squared_error() for tensor in tensors])
+    # A loop, so that it is traced once.
+    widths = _neighbours(tensors)
+    changed = tf.map_fn(errors_at, widths, parallel_iterations=1) - errors
+    # Where there is no neighbour, exactly 0, however the two were compiled.
+    changed = tf.where(tf.equal(widths, integer_widths(tensors)), 0.0, changed)
+    return tf.stop_gradient(tf.transpose(changed))
+
+
+def movable(tensors):
+    """Places of the layers whose bounds leave them more than one width."""
+    bounds = [(tensor.layer.min_bits, tensor.layer.max_bits) for tensor in tensors]
+    return [place for place, (low, high) in enumerate(bounds) if low < high]
+
+
+def room(tensors):
+    """Whether each layer may take a bit fewer, and a bit more: two tensors `(layers,)`."""
+    bits = integer_widths(tensors)
+    low = tf.constant([float(tensor.layer.min_bits) for tensor in tensors])
+    high = tf.constant([float(tensor.layer.max_bits) for tensor in tensors])
+    return bits > low, bits < high
+
+
+def whole_bit_gradients(loss_changes, price_changes, may_fall, may_rise):
+    """1 where one bit fewer lowers loss plus price, -1 where one more does, else 0.
+
+    Args:
+        loss_changes: With one bit fewer and one more, shape `(layers, 2)`.
+        price_changes: Likewise.
+        may_fall: Where one bit fewer is allowed, shape `(layers,)`.
+        may_rise: Where one bit more is.
+
+    Returns:
+        Float32 tensor of shape `(layers,)`.
+
+    Examples:
+        >>> changes = tf.constant([[0.3, -0.1], [0.1, -0.05], [0.9, -0.3]])
+        >>> prices = tf.constant([[-0.2, 0.2]] * 3)
+        >>> whole_bit_gradients(changes, prices, [True] * 3, [True] * 3).numpy().tolist()
+        [0.0, 1.0, -1.0]
+    """
+    total = loss_changes + price_changes
+    allowed = tf.stack([may_fall, may_rise], axis=1)
+    gain = tf.where(allowed, tf.maximum(-total, 0.0), 0.0)
+    return tf.sign(gain[:, 0] - gain[:, 1])

@@ -140,28 +140,6 @@ def test_levels_and_error_are_those_of_plain_tensorflow(shape, scales, size, bit
 
 
 @pytest.mark.parametrize("size", [0, 2**62], ids=["compiled", "not compiled"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("shape", "scales"), SHAPES)
-def test_what_another_grid_changes_is_numpys(shape, scales, dtype, size, monkeypatch):
-    monkeypatch.setattr(rounding, "COMPILED_SIZE", size)
-    rng = np.random.default_rng(0)
-    step = tf.constant(rng.uniform(0.2, 0.6, scales), tf.float32)
-    here, there = grid_of(1.0, 3)._replace(step=step), grid_of(1.0, 2)._replace(step=2 * step)
-    w = rng.normal(size=shape).astype("float32")
-    gradient = tf.cast(rng.normal(size=shape), dtype)
-    q, other, g = (np.asarray(each, "float64") for each in (
-        ops.decode(ops.encode(w, here), here), ops.decode(ops.encode(w, there), there), gradient
-    ))  # fmt: skip
-    levels = rounding.levels(tf.constant(w), here)
-    np.testing.assert_array_equal(levels, q)
-    found = rounding.at_other_grid(tf.constant(w), there, levels, gradient)
-    expected = [np.sum((other - w) ** 2), np.sum(g * (other - q)), np.sum((other - q) ** 2)]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    without = rounding.at_other_grid(tf.constant(w), there, levels)
-    np.testing.assert_allclose(without, [expected[0], 0.0, expected[2]], rtol=1e-4)
-
-
-@pytest.mark.parametrize("size", [0, 2**62], ids=["compiled", "not compiled"])
 def test_bfloat16_levels_and_gradients_are_those_of_float32_rounded(size, monkeypatch):
     monkeypatch.setattr(rounding, "COMPILED_SIZE", size)
     rng = np.random.default_rng(0)

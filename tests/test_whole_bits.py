@@ -8,7 +8,7 @@ import tensorflow as tf
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import BIT_GRADIENTS, Difference, Measured, get
 from keras_learnbits.layers.tensors import quantized_kernels
-from keras_learnbits.moves import moves_of, whole_bit_gradients
+from keras_learnbits.whole_bits import error_changes, whole_bit_gradients
 
 ESTIMATORS = ["difference", "measured"]
 
@@ -30,19 +30,6 @@ def loss_at(model, data, kernel, bits):
     loss = model.evaluate(*data, verbose=0, batch_size=64, return_dict=True)["task_loss"]
     kernel.bits.assign(before)
     return loss
-
-
-def error_changes(kernels):
-    """Changes of the squared error with one bit fewer and with one more, NumPy's."""
-    changes = []
-    for kernel in kernels:
-        w, bits = kernel.kernel.numpy(), float(kernel.integer_bits())
-        here, fewer, more = (
-            np.sum(np.square(kernel.quantized_at(tf.constant(b)).numpy() - w))
-            for b in (bits, max(bits - 1, 1.0), bits + 1)
-        )
-        changes.append((fewer - here, more - here))
-    return np.array(changes, "float32")
 
 
 def step_of(model, data):
@@ -89,7 +76,7 @@ def test_a_look_sees_the_loss_of_training_with_the_dropout_of_its_step(data):
 class AtPresentWidths(Measured):
     """Looks at no other width: all changes are 0 but for what else differs from the step."""
 
-    def look(self, step, moves):
+    def look(self, step, errors):
         change = step.loss_changes(tf.zeros((1, len(step.tensors))))
         seen = tf.constant([[True, False]] * len(step.tensors))
         return tf.where(seen, change, 0.0), seen
@@ -127,7 +114,7 @@ def test_measured_changes_contain_the_quantization_error_and_not_the_price(make_
     kernels = quantized_kernels(model)
     sizes, energies = np.array([k.size for k in kernels]), [float(k.energy()) for k in kernels]
     shares = sizes / sizes.sum() / energies
-    expected = 10.0 * shares[:, None] * error_changes(kernels)
+    expected = 10.0 * shares[:, None] * error_changes(kernels).numpy()
     np.testing.assert_allclose(measured[0], expected[0], rtol=1e-3)
 
 
@@ -152,7 +139,7 @@ def test_on_grid_weights_show_their_bits_worth_to_differences_only(make_model, d
     for kernel in kernels:
         kernel.project()
         np.testing.assert_allclose(float(kernel.squared_error()), 0, atol=1e-10)
-    changes = error_changes(kernels)
+    changes = error_changes(kernels).numpy()
     assert (changes > 1e-3).all()  # one bit fewer costs, and one more brings nothing
     step = step_of(model, data)
     paper = get("paper").predict(step).numpy()
@@ -235,7 +222,7 @@ class Shown(Measured):
         super().__init__(interval=1)
         self.shown = changes, seen
 
-    def look(self, step, moves):
+    def look(self, step, errors):
         return tuple(map(tf.constant, self.shown))
 
     def get_config(self):
@@ -252,7 +239,7 @@ def test_predictions_are_of_the_loss_per_error_that_looks_in_both_directions_sho
     changes, seen = [[6.0, -1.0], [-2.0, 0.0]], [[True, True], [True, False]]
     model = compiled(make_model(bits=3), data, Shown(changes, seen), bit_reg=0.0)
     first, second = quantized_kernels(model)
-    fewer, more = error_changes([first])[0]
+    fewer, more = error_changes([first]).numpy()[0]
     model.optimizer.bit_optimizer.learning_rate = 0.0
     model.fit(*data, batch_size=8, verbose=0)  # the same in all looks: there is no noise
     np.testing.assert_allclose(
@@ -264,109 +251,26 @@ def test_predictions_are_of_the_loss_per_error_that_looks_in_both_directions_sho
 FEWER, MORE = 0, 1
 
 
-def looks(model, data, number):
-    """What so many looks of `measured` find: changes of the loss, and which were seen."""
-    model.optimizer.build(model.trainable_variables)
-    estimator, step, found = model.optimizer.bit_gradient, step_of(model, data), []
-    for look in range(number):
-        estimator.steps.assign(look * estimator.interval)
-        found.append(tuple(map(np.asarray, estimator.look(step, moves_of(step)))))
-    return found
-
-
-@pytest.mark.parametrize(("bits", "way"), [(1, MORE), (3, FEWER), (8, FEWER)])
-def test_layers_take_turns_to_be_looked_at_with_a_bit_fewer_if_they_have_one(
-    bits, way, make_model, data
+@pytest.mark.parametrize(
+    ("bits", "ways"), [(1, (MORE, MORE)), (3, (FEWER, MORE)), (8, (FEWER, FEWER))]
+)
+def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
+    bits, ways, make_model, data
 ):
     model = compiled(make_model(bits=3), data, "measured", quantization_reg=0.0)
-    for kernel in quantized_kernels(model):
+    model.optimizer.build(model.trainable_variables)
+    kernels, estimator = quantized_kernels(model), model.optimizer.bit_gradient
+    for kernel in kernels:
         kernel.bits.assign(bits)
-    for place, (_, seen) in zip((0, 1, 0, 1), looks(model, data, 4), strict=True):
+    step = step_of(model, data)
+    both = Measured().predict(step).numpy()
+    for look, (way, place) in enumerate(itertools.product(ways, (0, 1))):
+        estimator.steps.assign(look * estimator.interval)
+        changes, seen = map(np.asarray, estimator.look(step, None))
         expected = np.zeros((2, 2), bool)
         expected[place, way] = True
         np.testing.assert_array_equal(seen, expected)
-
-
-def test_a_look_shows_the_loss_per_squared_distance_but_for_the_slope(make_model, data):
-    """The slope is that of a Keras twin whose weights are the levels."""
-    model = compiled(make_model(bits=3), data, "measured", quantization_reg=0.0)
-    kernels = quantized_kernels(model)
-    for kernel in kernels:  # all weights within the range
-        kernel.bits.assign(3)
-        kernel.kernel.assign(tf.clip_by_value(kernel.quantized(), -0.4, 0.4))
-        kernel.log_scale.assign(tf.fill(kernel.log_scale.shape, np.log(0.3)))
-    twin = klb.to_keras(model)
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean((twin(data[0]) - data[1]) ** 2)
-    gradients = tape.gradient(loss, [twin.get_layer(k.layer.name).kernel for k in kernels])
-    measured = Measured().predict(step_of(model, data)).numpy()
-    found = looks(model, data, 2)
-    for place, (kernel, g) in enumerate(zip(kernels, gradients, strict=True)):
-        q, fewer = (kernel.quantized_at(tf.constant(b)).numpy() for b in (3.0, 2.0))
-        curved = measured[place, FEWER] - np.sum(g.numpy() * (fewer - q))
-        per_distance = curved / np.sum((fewer - q) ** 2)
-        expected = per_distance * error_changes(kernels)[place, FEWER]
-        np.testing.assert_allclose(found[place][0][place, FEWER], expected, rtol=1e-2)
-        assert abs(curved / measured[place, FEWER] - 1) > 0.05  # the slope matters here
-
-
-def test_a_loss_without_curvature_shows_no_sensitivity(data):
-    def linear(y, y_pred):
-        return keras.ops.mean(y * y_pred, axis=-1)
-
-    inputs = keras.Input((6,))
-    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, bits=3)(inputs))
-    (kernel,) = quantized_kernels(model)
-    kernel.log_scale.assign(kernel.log_scale + 1.0)  # all weights within the range
-    model.compile("sgd", linear, quantization_reg=0.0)
-    model.evaluate(*data, verbose=0)
-    assert abs(Measured().predict(step_of(model, data)).numpy()[0, FEWER]) > 1e-2
-    assert abs(looks(model, data, 1)[0][0][0, FEWER]) < 1e-5
-
-
-def test_a_look_charges_the_quantization_error_at_its_weight(make_model):
-    zero = np.zeros((8, 6), "float32"), np.zeros((8, 2), "float32")
-    model = compiled(make_model(bits=3), zero, "measured", quantization_reg=10.0)
-    measured = Measured().predict(step_of(model, zero)).numpy()
-    changes, seen = looks(model, zero, 1)[0]
-    assert measured[0, FEWER] > 0.1
-    np.testing.assert_allclose(changes[seen], measured[0, FEWER], rtol=1e-3)
-
-
-@pytest.mark.parametrize("bit_gradient", ESTIMATORS)
-def test_the_pull_of_a_kernel_regularizer_is_not_taken_for_the_tasks(bit_gradient, make_model):
-    zero = np.zeros((8, 6), "float32"), np.zeros((8, 2), "float32")
-    plain, pulled = (
-        compiled(make_model(bits=3, kernel_regularizer=each), zero, bit_gradient)
-        for each in (None, keras.regularizers.L2(1.0))
-    )
-    pulled.set_weights(plain.get_weights())
-    if bit_gradient == "measured":
-        (found, _), (expected, _) = (looks(model, zero, 1)[0] for model in (pulled, plain))
-    else:
-        found, expected = (
-            Difference().predict(step_of(model, zero))[0] for model in (pulled, plain)
-        )
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore:Gradients do not exist")
-@pytest.mark.parametrize("bit_gradient", ESTIMATORS)
-def test_a_kernel_that_the_loss_does_not_depend_on_costs_nothing(bit_gradient, data):
-    inputs = keras.Input((6,))
-    used, unused = (klb.LearnedBitDense(2, bits=3, name=name)(inputs) for name in ("used", "not"))
-    model = klb.LearnedBitModel(inputs, [used, unused])
-    model.compile(
-        "sgd", ["mse", None], quantization_reg=0.0, bit_reg=1e-6,
-        bit_gradient=BIT_GRADIENTS[bit_gradient](interval=1),
-    )  # fmt: skip
-    model.fit(data[0], [data[1], None], batch_size=16, epochs=2, verbose=0)
-    kernels, losses = model.predicted_losses()
-    of_used, of_unused = (
-        losses[[k.layer.name for k in kernels].index(name), 0] for name in ("used", "not")
-    )
-    assert of_used > 1e-3
-    assert 0 <= of_unused < 1e-2 * of_used
+        np.testing.assert_allclose(changes, both * expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("bit_gradient", ESTIMATORS)
@@ -544,10 +448,10 @@ class Told(Difference):
         super().__init__(interval=1)
         self.costs = tf.constant(costs)
 
-    def look(self, step, moves):
+    def look(self, step, errors):
         now = tf.gather(self.costs, tf.cast(self.steps.value, tf.int32))
-        sensitivity = now / moves.errors[:, :1]
-        return sensitivity * moves.errors, tf.not_equal(moves.errors, 0.0)
+        sensitivity = now / errors[:, :1]
+        return sensitivity * errors, tf.not_equal(errors, 0.0)
 
 
 def turns(model, data, costs, **settings):

@@ -47,26 +47,6 @@ class QuantizedTensor:
         """Squared quantization error at another bit-width, a float32 scalar."""
         raise NotImplementedError
 
-    def levels(self):
-        """What is rounded, as a constant, where that is kept from step to step; else None."""
-        return None
-
-    def at_other_bits(self, bits, levels, gradient):
-        """What another bit-width changes.
-
-        Args:
-            bits: Float32 scalar.
-            levels: `levels()`.
-            gradient: Of the loss by the levels, in any float dtype; None where there is none.
-
-        Returns:
-            Float32 tensor of shape `(3,)`: the squared error there, the change of the loss if it
-            were linear, and the squared distance of the levels there from those here. For
-            activations the last two are 0 and the size of the change of the error.
-        """
-        error = self.squared_error_at(bits)
-        return tf.stack([error, 0.0, tf.abs(error - self.squared_error())])
-
     def energy(self):
         """Sum of squares of what is quantized, a float32 scalar."""
         raise NotImplementedError
@@ -121,13 +101,6 @@ class QuantizedKernel(QuantizedTensor):
     def quantized_at(self, bits):
         """The kernel at another bit-width, a float32 tensor of the kernel's shape."""
         return self.quantizer.quantize(*self._float32_at(bits))
-
-    def levels(self):
-        """The kernel at its bit-width as a constant, a float32 tensor of the kernel's shape."""
-        return self.quantizer.levels(*self._float32())
-
-    def at_other_bits(self, bits, levels, gradient):
-        return self.quantizer.at_other_bits(*self._float32_at(bits), levels, gradient)
 
     def encode(self):
         """Integer codes (int32, the kernel's shape) and the `Grid` that decodes them."""
