@@ -212,7 +212,7 @@ class Difference(WholeBit):
         loss(q') - loss(q) = g (q' - q) + (1/2 F + r) (Q' - Q),    F = batch_size * mean(g**2)
 
     where `F`, one number a layer, is the empirical Fisher information. The pull of a kernel
-    regularizer, which rounding does not change, is taken for the task's.
+    regularizer, which rounding does not change, is left out, too.
     """
 
     kernels_only = True
@@ -225,6 +225,7 @@ class Difference(WholeBit):
             gradient = tf.cast(step.kernel_gradients[place], tf.float32) / step.loss_unit
             of_error = error_weights[place]
             gradient -= 2.0 * of_error * (kernel_value - quantized)
+            gradient -= _pull_of_regularizer(kernel.kernel)
             fisher = tf.cast(step.batch_size, tf.float32) * tf.reduce_mean(tf.square(gradient))
             first_order = [
                 tf.reduce_sum(gradient * (kernel.quantized_at(bits) - quantized))
@@ -262,6 +263,17 @@ class Measured(WholeBit):
     def predict(self, step):
         identity = tf.eye(len(step.tensors))
         return tf.stack([step.loss_changes(-identity), step.loss_changes(identity)], axis=1)
+
+
+def _pull_of_regularizer(kernel):
+    """Gradient of a kernel's regularizer by the kernel, float32; 0 where there is none."""
+    if kernel.regularizer is None:
+        return 0.0
+    value = tf.convert_to_tensor(kernel.value)
+    with tf.GradientTape() as tape:
+        tape.watch(value)
+        penalty = kernel.regularizer(value)
+    return tf.cast(tape.gradient(penalty, value), tf.float32)
 
 
 def _neighbours(tensors):

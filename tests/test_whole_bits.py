@@ -441,6 +441,20 @@ def test_the_quantization_errors_pull_is_not_taken_for_the_tasks(make_model):
     np.testing.assert_allclose(predicted[0], measured[0], rtol=1e-3)
 
 
+def test_a_kernel_regularizers_pull_is_not_taken_for_the_tasks(make_model, data):
+    plain, regularized = (
+        compiled(make_model(bits=3, kernel_regularizer=each), data, "difference")
+        for each in (None, keras.regularizers.L2(0.1))
+    )
+    regularized.set_weights(plain.get_weights())
+    pulled, free = (step_of(model, data).kernel_gradients[0] for model in (regularized, plain))
+    assert np.abs(pulled - free).max() > 0.05
+    found, expected = (
+        Difference().predict(step_of(model, data)).numpy() for model in (regularized, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 class Told(Difference):
     """An estimator that is told, look by look, what one bit fewer costs in each layer."""
 
