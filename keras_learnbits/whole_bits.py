@@ -273,7 +273,7 @@ def _pull_of_regularizer(kernel):
     with tf.GradientTape() as tape:
         tape.watch(value)
         penalty = kernel.regularizer(value)
-    return tf.cast(tape.gradient(penalty, value), tf.float32)
+    return tf.cast(tape.gradient(penalty, value, unconnected_gradients="zero"), tf.float32)
 
 
 def _neighbours(tensors):
