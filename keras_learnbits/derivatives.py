@@ -80,11 +80,25 @@ class BitGradient:
         kernels_only: Whether it can say nothing of activations.
         takes_bit_gradients: Whether it reads `BitStep.bit_gradients`, which are computed only
             then.
+        trains_float_kernels: Whether training steps take the task's loss at the float kernels;
+            by default at the quantized ones. `evaluate`, `predict` and exports always use the
+            quantized ones.
+        compile_defaults: Dictionary of arguments of `compile` to the values that they have where
+            a user leaves them out.
+        bit_learning_rate: Step of the default optimizer of the bits, in bits.
     """
 
     predicts_losses = False
     kernels_only = False
     takes_bit_gradients = True
+    trains_float_kernels = False
+    compile_defaults = {
+        "bit_reg": 1e-3,
+        "quantization_reg": 1e-3,
+        "bit_penalty": "bits",
+        "quantization_error": "relative",
+    }
+    bit_learning_rate = 0.01
 
     def build(self, tensors, add_variable):
         """Creates the estimator's state with an optimizer's `add_variable`."""
@@ -102,9 +116,6 @@ class BitGradient:
             Float32 tensor of shape `(layers, 2)`.
         """
         raise NotImplementedError
-
-    def before_update(self, tensors):
-        """Called between the estimate and the update of weights and bits."""
 
     def get_config(self):
         return {}
@@ -139,26 +150,38 @@ class StraightThrough(Derivative):
 
 @register
 class Paper(Derivative):
-    """The published formulas: the bits see the quantization error and the price, not the task.
+    """The published method: bits see the quantization error and the price, weights the task.
 
-        dQ/dB = sum (W~ - W) * (-d) * Z
+    With min-max grids (`MinMaxQuantizer`), step `d` and integer codes `Z`, held fixed,
 
-    with step `d` and integer codes `Z` held fixed. (`-d` for `dd/dB` is printed; the derivative
-    of `d = range / 2**B` is `-ln(2) * d`. Only the sign matters.)
+        loss   task(W) + quantization_reg * sum 1/2 ||W~ - W||^2 + bit_reg * sum 2^B
+        bits   dQ/dB = sum (W~ - W) * dd/dB * Z,    dd/dB = -ln(2) * d
 
-    Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
+    The task's loss is taken at the float kernels `W`, which stay; the quantized ones, `W~`, are
+    what is evaluated and stored. The paper prints `-d` for `dd/dB` and `2^B` for the price's
+    derivative: `ln 2` is left out in both, so the sign is the same.
+
+    By default prices and penalties are the published ones, and bits move by whole bits. Its
+    schedule and dead zone depend on the learning rate of the weights: `experiments/recipes.py`.
+
+    Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788,
+    equations 1, 2, 4 and 5.
     """
 
     kernels_only = True
     takes_bit_gradients = False
+    trains_float_kernels = True
+    compile_defaults = {
+        "bit_reg": 1e-6,
+        "quantization_reg": 1e-3,
+        "bit_penalty": "levels",
+        "quantization_error": "squared",
+    }
+    bit_learning_rate = 1.0
 
     def task_gradients(self, step):
         slopes = [self.error_slope(kernel) for kernel in step.tensors]
         return step.quantization_reg * tf.stack(slopes)
-
-    def before_update(self, tensors):
-        for kernel in tensors:
-            kernel.project()
 
     @staticmethod
     def error_slope(kernel):

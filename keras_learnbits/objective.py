@@ -14,7 +14,7 @@ class BitObjective:
     kernels have a quantization error, too, while that of activations is seen by the task alone.
 
     Args:
-        bit_penalty: `"bits"` or `"levels"`.
+        bit_penalty: `"bits"`, `"levels"` or `"widths"`.
         quantization_error: `"relative"` or `"squared"`.
 
     Raises:
@@ -72,6 +72,25 @@ class BitObjective:
         """Changes of each layer's penalty at `other(bits)`, shape `(cases, layers)` transposed."""
         bits, shares = integer_widths(tensors), _shares(tensors)
         return tf.transpose(self._penalty(other(bits), shares) - self._penalty(bits, shares))
+
+
+def bit_settings(defaults, **given):
+    """The arguments of `compile` on bits, with defaults in the place of None.
+
+    Args:
+        defaults: Dictionary, an estimator's `compile_defaults`.
+        **given: What the user gave.
+
+    Raises:
+        ValueError: A price is negative or not finite.
+    """
+    settings = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    for name in ("bit_reg", "quantization_reg"):
+        if not 0 <= settings[name] < float("inf"):
+            raise ValueError(
+                f"`{name}` must be a finite number >= 0. Received: {name}={settings[name]}"
+            )
+    return settings
 
 
 def mean_bits(tensors):

@@ -243,8 +243,9 @@ def with_bits(optimizer, bit_optimizer, bit_gradient):
     Args:
         optimizer: Whatever `keras.Model.compile` takes as optimizer, also that of a model that
             was compiled before.
-        bit_optimizer: Likewise for the bits; None for the one of before, or `SignSGD()`.
-        bit_gradient: As for `LearnedBitOptimizer`.
+        bit_optimizer: Likewise for the bits; None for the one of before, or `SignSGD` with the
+            step of `bit_gradient`.
+        bit_gradient: `keras_learnbits.bit_gradients.BitGradient`.
 
     Returns:
         `LearnedBitOptimizer`, or a `keras.optimizers.LossScaleOptimizer` with one inside.
@@ -259,5 +260,7 @@ def with_bits(optimizer, bit_optimizer, bit_gradient):
     if isinstance(optimizer, LearnedBitOptimizer):
         optimizer, learned_by = optimizer.weight_optimizer, optimizer.bit_optimizer
         bit_optimizer = bit_optimizer or learned_by
-    bit_optimizer = SignSGD() if bit_optimizer is None else keras.optimizers.get(bit_optimizer)
+    if bit_optimizer is None:
+        bit_optimizer = SignSGD(bit_gradient.bit_learning_rate)
+    bit_optimizer = keras.optimizers.get(bit_optimizer)
     return LearnedBitOptimizer(optimizer, bit_optimizer, bit_gradient)

@@ -43,7 +43,25 @@ def levels(bits, shares):
     return 2.0**bits
 
 
-BIT_PENALTIES = {"bits": mean_bits, "levels": levels}
+def widths(bits, shares):
+    """The published price of the study of the learning rate, `sum_l b_l`, the same for all layers.
+
+    Args:
+        bits: Float32 tensor of shape `(..., layers)`.
+        shares: Not used.
+
+    Returns:
+        Each layer's term of the sum, of the shape of `bits`, in bits.
+
+    Examples:
+        >>> widths(tf.constant([1.0, 3.0]), None).numpy().tolist()
+        [1.0, 3.0]
+    """
+    del shares
+    return tf.identity(bits)
+
+
+BIT_PENALTIES = {"bits": mean_bits, "levels": levels, "widths": widths}
 
 
 def relative_error(squared_errors, energies, shares):

@@ -10,6 +10,7 @@ from keras_learnbits.control import BitControl
 from keras_learnbits.layers.inside import check_holders, check_kernels, layers_inside
 from keras_learnbits.layers.tensors import (
     activations_among,
+    computing_with_float_kernels,
     integer_widths,
     kernels_among,
     quantized_kernels,
@@ -18,7 +19,7 @@ from keras_learnbits.layers.tensors import (
     without_fixed_scales,
 )
 from keras_learnbits.metrics import BitMetrics, with_metrics
-from keras_learnbits.objective import BitObjective, mean_bits
+from keras_learnbits.objective import BitObjective, bit_settings, mean_bits
 from keras_learnbits.optimizers import with_bits
 
 
@@ -45,10 +46,10 @@ class LearnedBitTraining(BitControl):
         metrics=None,
         weighted_metrics=None,
         *,
-        bit_reg=1e-3,
-        quantization_reg=1e-3,
-        bit_penalty="bits",
-        quantization_error="relative",
+        bit_reg=None,
+        quantization_reg=None,
+        bit_penalty=None,
+        quantization_error=None,
         bit_gradient="measured",
         bit_optimizer=None,
         **kwargs,
@@ -60,29 +61,36 @@ class LearnedBitTraining(BitControl):
         Args:
             optimizer: As in `keras.Model.compile`; it acts on the weights only.
             bit_reg: Price of the bits: with the default penalty, what one mean bit per weight
-                may cost in loss. A number >= 0.
-            quantization_reg: Weight of the quantization error in the loss. A number >= 0.
-            bit_penalty: `"bits"`, the mean bits per weight, or `"levels"`, the published
-                `sum 2**b`.
+                may cost in loss. A number >= 0, 1e-3 by default; 1e-6 with `"paper"`.
+            quantization_reg: Weight of the quantization error in the loss. A number >= 0, 1e-3 by
+                default.
+            bit_penalty: `"bits"`, the mean bits per weight; or the published `"levels"`,
+                `sum 2**b`, the default with `"paper"`, or `"widths"`, `sum b`.
             quantization_error: `"relative"`, `||q - W||^2 / ||W||^2` averaged over the weights,
-                or `"squared"`, the published `sum 1/2 ||q - W||^2`.
+                or `"squared"`, the published `sum 1/2 ||q - W||^2`, which is the default with
+                `"paper"`.
             bit_gradient: What the sign is taken of: `"measured"`, `"difference"`,
                 `"straight_through"` or `"paper"`, or an instance of
-                `keras_learnbits.bit_gradients.BitGradient`.
+                `keras_learnbits.bit_gradients.BitGradient`. With `"paper"` training takes the
+                task's loss at the float kernels.
             bit_optimizer: `keras.optimizers.Optimizer` for the bits; `SignSGD(0.01)` by default,
-                which moves each bit-width by 0.01 bits a step. Where its gradient is 0, as it is
-                while bits are frozen, it must not move them.
+                which moves each bit-width by 0.01 bits a step, and `SignSGD(1.0)` with `"paper"`.
+                Where its gradient is 0, as it is while bits are frozen, it must not move them.
             **kwargs: As in `keras.Model.compile`, as are arguments not described here.
 
         Raises:
             ValueError: A price is negative or not finite, a name is unknown, a learned-bit layer
                 lies in a `SpectralNormalization`, or the model is built and has none.
         """
-        for name, value in (("bit_reg", bit_reg), ("quantization_reg", quantization_reg)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"`{name}` must be a finite number >= 0. Received: {name}={value}")
-        self.bit_objective = BitObjective(bit_penalty, quantization_error)
         bit_gradient = bit_gradients.get(bit_gradient)
+        settings = bit_settings(
+            bit_gradient.compile_defaults,
+            bit_reg=bit_reg,
+            quantization_reg=quantization_reg,
+            bit_penalty=bit_penalty,
+            quantization_error=quantization_error,
+        )
+        self.bit_objective = BitObjective(settings["bit_penalty"], settings["quantization_error"])
         check_holders(self)
         if self.built and self.layers:
             check_kernels(self, quantized_kernels(self))
@@ -95,16 +103,11 @@ class LearnedBitTraining(BitControl):
             weighted_metrics=weighted_metrics,
             **kwargs,
         )
-        self.bit_reg.assign(bit_reg)
-        self.quantization_reg.assign(quantization_reg)
+        self.bit_reg.assign(settings["bit_reg"])
+        self.quantization_reg.assign(settings["quantization_reg"])
         self.bits_frozen.assign(float(frozen))
-        self.bit_settings = {
-            "bit_reg": bit_reg,
-            "quantization_reg": quantization_reg,
-            "bit_penalty": bit_penalty,
-            "quantization_error": quantization_error,
-            "bit_gradient": keras.saving.serialize_keras_object(bit_gradient),
-        }
+        bit_gradient = keras.saving.serialize_keras_object(bit_gradient)
+        self.bit_settings = {**settings, "bit_gradient": bit_gradient}
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -207,7 +210,8 @@ class LearnedBitTraining(BitControl):
         by_bits = bit_gradient.takes_bit_gradients
         state = self._state_before()
         with rounding_once(by_bits):
-            loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
+            with computing_with_float_kernels(bit_gradient.trains_float_kernels):
+                loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
             if moving:
                 step = self._bit_step(data, moving, (loss, gradients, index), by_bits, state)
                 unit = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
@@ -215,7 +219,6 @@ class LearnedBitTraining(BitControl):
                 estimates = tf.unstack(moves * bit_gradient(step), num=len(moving))
                 for tensor, gradient in zip(moving, estimates, strict=True):
                     gradients[index[id(tensor.bits)]] = gradient
-        bit_gradient.before_update(moving)
         self.optimizer.apply(gradients, self.trainable_variables)
         for metric in self.metrics:
             if metric.name == "loss":

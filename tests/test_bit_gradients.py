@@ -5,30 +5,7 @@ import tensorflow as tf
 
 import keras_learnbits as klb
 from keras_learnbits import ops
-from keras_learnbits.bit_gradients import Paper
 from keras_learnbits.layers.tensors import quantized_kernels
-
-
-@pytest.fixture
-def paper_layer():
-    layer = klb.LearnedBitDense(4, bits=3, kernel_quantizer="min_max")
-    layer.build((None, 30))
-    return layer
-
-
-def test_the_papers_slope_is_the_printed_formula(paper_layer):
-    kernel = paper_layer.quantized_kernels["kernel"]
-    w = kernel.kernel.numpy().astype("float64")
-    step = (w.max() - w.min()) / 7
-    codes = np.round((w - w.min()) / step)
-    expected = ((w.min() + step * codes - w) * -np.log(2) * step * codes).sum()
-    np.testing.assert_allclose(Paper.error_slope(kernel), expected, rtol=1e-4)
-
-
-def test_the_papers_slope_is_zero_for_weights_on_their_grid(paper_layer):
-    kernel = paper_layer.quantized_kernels["kernel"]
-    kernel.project()
-    np.testing.assert_allclose(Paper.error_slope(kernel), 0, atol=1e-6)
 
 
 def step_of_bits(model, data, **settings):
@@ -84,50 +61,6 @@ def test_without_a_price_the_quantization_error_takes_the_bits_up(make_model, da
     model = make_model(bits=4)
     quantized_kernels(model)[1].bits.assign(5.0)
     assert step_of_bits(model, zero, bit_reg=0.0, quantization_reg=1.0) == [1, 1]
-
-
-def test_in_paper_mode_bits_do_not_see_the_task(make_model, data):
-    x, y = data
-    settings = {"bit_gradient": "paper", "bit_penalty": "levels", "quantization_error": "squared"}
-    steps = []
-    for factor in (1.0, -1e6):
-        keras.utils.set_random_seed(1)
-        model = make_model(bits=4, kernel_quantizer="min_max")
-        steps.append(
-            step_of_bits(model, (x, y * factor), bit_reg=1e-4, quantization_reg=1.0, **settings)
-        )
-        slopes = [
-            Paper.error_slope(k) + 1e-4 * np.log(2) * 2.0**4 for k in quantized_kernels(model)[:1]
-        ]
-    assert steps[0] == steps[1]
-    assert steps[0][0] == -np.sign(slopes[0])
-
-
-def test_in_paper_mode_an_update_starts_on_the_grid(make_model, data):
-    model = make_model(bits=2, max_bits=2, kernel_quantizer="min_max")
-    model.compile(keras.optimizers.SGD(0.0), "mse", bit_gradient="paper")
-    kernel = quantized_kernels(model)[0]
-    projected = kernel.quantized().numpy()
-    assert np.abs(kernel.kernel.numpy() - projected).max() > 0
-    model.fit(*data, batch_size=64, verbose=0)
-    np.testing.assert_array_equal(kernel.kernel, projected)
-
-
-def test_paper_mode_learns_the_same_on_two_replicas(strategy, make_model, data):
-    def train():
-        model = make_model(bits=4, kernel_quantizer="min_max")
-        model.compile(
-            keras.optimizers.SGD(0.1), "mse", bit_gradient="paper", bit_optimizer=klb.SignSGD(0.25)
-        )
-        model.fit(*data, batch_size=16, shuffle=False, verbose=0)
-        return [tf.convert_to_tensor(v.value).numpy() for v in model.trainable_variables]
-
-    one = train()
-    keras.utils.set_random_seed(1)
-    with strategy.scope():
-        two = train()
-    for a, b in zip(one, two, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_an_unknown_bit_gradient_is_refused(make_model):

@@ -50,7 +50,7 @@ class QuantizedWeight:
         quantized_kernel = layer.quantized_kernels.get(self.name)
         if quantized_kernel is None:
             raise AttributeError(f"You must build the layer before accessing `{self.name}`.")
-        return quantized_kernel.rounded()[0]
+        return quantized_kernel.used_by_layer()
 
     def __set__(self, layer, value):
         """Where Keras's `build` assigns the weight, `add_weight` has already kept it."""

@@ -119,6 +119,15 @@ class QuantizedKernel(QuantizedTensor):
 
         return _once("rounded", self, rounded)
 
+    def used_by_layer(self):
+        """What the layer computes with, in its compute dtype.
+
+        The quantized kernel; within `computing_with_float_kernels` the float one.
+        """
+        if _COMPUTING.with_float_kernels:
+            return tf.cast(tf.convert_to_tensor(self.kernel.value), self.layer.compute_dtype)
+        return self.rounded()[0]
+
     def squared_error(self):
         """`||q - W||^2`, a float32 scalar."""
         return self.rounded()[1]
@@ -137,10 +146,6 @@ class QuantizedKernel(QuantizedTensor):
             kernel, bits, _ = self._float32()
             shape = self.log_scale.shape
             self.log_scale.assign(self.quantizer.fitted_log_scale(kernel, bits, shape))
-
-    def project(self):
-        """Moves the float kernel onto its grid."""
-        self.kernel.assign(tf.cast(self.quantized(), self.kernel.dtype))
 
 
 def latent_widths(tensors):
@@ -291,3 +296,27 @@ def _state(results, by_bits):
         yield
     finally:
         _ROUNDED.results, _ROUNDED.by_bits = outer
+
+
+class _Computing(threading.local):
+    """Which kernels layers compute with. Replicas trace their steps in threads of their own."""
+
+    with_float_kernels = False
+
+
+_COMPUTING = _Computing()
+
+
+@contextlib.contextmanager
+def computing_with_float_kernels(active=True):
+    """A scope in which learned-bit layers compute with their float kernels, as Keras's do.
+
+    Args:
+        active: Whether they do; if False, nothing changes.
+    """
+    outer = _COMPUTING.with_float_kernels
+    _COMPUTING.with_float_kernels = active or outer
+    try:
+        yield
+    finally:
+        _COMPUTING.with_float_kernels = outer

@@ -124,7 +124,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         return functools.update_wrapper(call, self.layer.call)
 
     def _call_quantized(self, *args, **kwargs):
-        kernels = [(k.kernel, k.rounded()[0]) for k in self.quantized_kernels.values()]
+        kernels = [(k.kernel, k.used_by_layer()) for k in self.quantized_kernels.values()]
         with _KernelScope(kernels) as scope:
             outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
