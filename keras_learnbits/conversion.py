@@ -10,11 +10,10 @@ from keras_learnbits.copier import Copier, build_like, from_config, is_graph, li
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import LearnedBitMixin, OwnsBits, check_bits, keras_twin
 from keras_learnbits.layers.inside import TWINS, kernels_inside, layers_inside
-from keras_learnbits.layers.tensors import quantized_kernels
+from keras_learnbits.layers.tensors import assign_all, float_weights, quantized_kernels
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
 from keras_learnbits.model import LearnedBitModel, LearnedBitSequential, LearnedBitSubclassed
 from keras_learnbits.selection import Selection
-from keras_learnbits.warm_start import assign_all, float_weights
 
 
 def to_learned_bits(

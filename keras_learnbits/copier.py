@@ -7,9 +7,8 @@ import keras
 
 from keras_learnbits.layers import wrapper
 from keras_learnbits.layers.inside import layers_inside
-from keras_learnbits.layers.tensors import quantized_kernels
+from keras_learnbits.layers.tensors import float_weights, quantized_kernels
 from keras_learnbits.model import KerasFunctional
-from keras_learnbits.warm_start import float_weights
 
 
 class Copier:

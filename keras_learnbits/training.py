@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
+from keras_learnbits.layers.computing import computing_with_float_kernels
 from keras_learnbits.layers.inside import check_holders, check_kernels, layers_inside
 from keras_learnbits.layers.tensors import (
+    TakesFloatWeights,
     activations_among,
-    computing_with_float_kernels,
     integer_widths,
     kernels_among,
     quantized_kernels,
@@ -23,7 +24,7 @@ from keras_learnbits.objective import BitObjective, bit_settings, mean_bits
 from keras_learnbits.optimizers import with_bits
 
 
-class LearnedBitTraining(BitControl):
+class LearnedBitTraining(BitControl, TakesFloatWeights):
     """What makes a Keras model learn bits; goes before the Keras class.
 
     The loss that `fit` minimizes and `evaluate` reports is

@@ -1,7 +1,7 @@
 """`warm_start`: begin at the weights of a trained float model."""
 
 from keras_learnbits.layers.inside import finalize_inside
-from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensor_of
+from keras_learnbits.layers.tensors import assign_all, float_weights, quantized_kernels
 
 
 def warm_start(model, float_model):
@@ -51,14 +51,3 @@ def _weights_by_layer(model):
     """Names of layers with weights to their weights, without bits and scales."""
     weights = {layer.name: float_weights(layer) for layer in model.layers}
     return {name: variables for name, variables in weights.items() if variables}
-
-
-def float_weights(layer):
-    """Weights of a layer or model without bits and scales, in order."""
-    return [v for v in layer.weights if quantized_tensor_of(v) is None]
-
-
-def assign_all(variables, values):
-    """Assigns as many values to variables, in order."""
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

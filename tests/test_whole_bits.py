@@ -186,7 +186,6 @@ def test_at_fixed_sensitivities_moves_end_where_no_single_bit_improves():
     for size in (5, 40, 300):
         layer = klb.LearnedBitDense(1, use_bias=False)
         layer.build((None, size))
-        layer.kernel = None
         layers.append(layer.quantized_kernels["kernel"])
         layers[-1].kernel.assign(rng.normal(size=(size, 1)))
         layers[-1].fit_scale()

@@ -6,7 +6,7 @@ A layer names its quantized kernels as class attributes and leaves everything el
         kernel = QuantizedWeight(output_axes=(-1,))
 
 Keras's own `build` creates the float kernel through `add_weight`, where the mixin adds the
-bit-width and the scales; Keras's own `call` reads `self.kernel`, which is then the quantized one.
+bit-width and the scales; Keras's own `call` reads `self.kernel`, which there is the quantized one.
 """
 
 import inspect
@@ -16,7 +16,8 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits import ops, quantizers
-from keras_learnbits.layers.tensors import QuantizedKernel, mark_variables
+from keras_learnbits.layers.computing import is_computing, marking_call
+from keras_learnbits.layers.tensors import QuantizedKernel, TakesFloatWeights, mark_variables
 
 
 class ClipBits(keras.constraints.Constraint):
@@ -31,7 +32,10 @@ class ClipBits(keras.constraints.Constraint):
 
 
 class QuantizedWeight:
-    """Class attribute of a layer: reading it gives the quantized weight in the compute dtype.
+    """Class attribute of a layer: the quantized weight inside of `call`, the float one outside.
+
+    Inside of the layer's `call` it is a tensor in the compute dtype, what the layer computes with.
+    Outside it is the float `keras.Variable`, as in Keras, to be assigned, constrained and saved.
 
     Args:
         output_axes: Axes of the weight that number the layer's output channels, which may have
@@ -50,16 +54,23 @@ class QuantizedWeight:
         quantized_kernel = layer.quantized_kernels.get(self.name)
         if quantized_kernel is None:
             raise AttributeError(f"You must build the layer before accessing `{self.name}`.")
-        return quantized_kernel.used_by_layer()
+        return quantized_kernel.used_by_layer() if is_computing(layer) else quantized_kernel.kernel
 
     def __set__(self, layer, value):
-        """Where Keras's `build` assigns the weight, `add_weight` has already kept it."""
+        """Keras's `build` assigns the weight that `add_weight` has just made, and nobody else."""
+        quantized_kernel = layer.quantized_kernels.get(self.name)
+        if quantized_kernel is None or value is not quantized_kernel.kernel:
+            raise AttributeError(
+                f"`{self.name}` of a learned-bit layer is its float variable and stays so: write "
+                f"`layer.{self.name}.assign(values)`. "
+                f"Received: a {type(value).__name__} for layer {layer.name!r}"
+            )
 
     def axes_of(self, layer):
         return self.output_axes(layer) if callable(self.output_axes) else self.output_axes
 
 
-class OwnsBits:
+class OwnsBits(TakesFloatWeights):
     """What owns quantized kernels: settings, and a bit-width and scales for each kernel.
 
     Goes before a Keras layer class.
@@ -149,6 +160,15 @@ class OwnsBits:
     save_own_variables = keras.layers.Layer.save_own_variables
 
     def load_own_variables(self, store):
+        own = {}
+        self.save_own_variables(own)
+        if self.built and len(store) != len(own):
+            raise ValueError(
+                f"A learned-bit layer has {len(own)} variables with its bits and scales. Where the "
+                "file holds the weights of a float model, load it into that model and call "
+                "`keras_learnbits.warm_start(model, float_model)`. "
+                f"Received: {len(store)} variables for layer {self.name!r}"
+            )
         keras.layers.Layer.load_own_variables(self, store)
         check_loaded_bits(self, self.quantized_kernels.values())
 
@@ -192,6 +212,7 @@ class LearnedBitMixin(OwnsBits):
             if isinstance(weight := inspect.getattr_static(cls, name), QuantizedWeight)
         }
         cls.__signature__ = _merged_signature(cls)
+        cls.call = marking_call(cls.call)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -265,7 +286,8 @@ def check_loaded_bits(layer, tensors):
 
 def keras_twin(cls):
     """The Keras class that a learned-bit layer class goes before."""
-    return next(base for base in cls.__mro__ if not issubclass(base, OwnsBits))
+    layers = (base for base in cls.__mro__ if issubclass(base, keras.layers.Layer))
+    return next(base for base in layers if not issubclass(base, OwnsBits))
 
 
 def _merged_signature(cls):

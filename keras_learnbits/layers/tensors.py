@@ -4,9 +4,11 @@ import contextlib
 import math
 import threading
 
+import numpy as np
 import tensorflow as tf
 
 from keras_learnbits import ops
+from keras_learnbits.layers.computing import uses_float_kernels
 
 
 class QuantizedTensor:
@@ -124,7 +126,7 @@ class QuantizedKernel(QuantizedTensor):
 
         The quantized kernel; within `computing_with_float_kernels` the float one.
         """
-        if _COMPUTING.with_float_kernels:
+        if uses_float_kernels():
             return tf.cast(tf.convert_to_tensor(self.kernel.value), self.layer.compute_dtype)
         return self.rounded()[0]
 
@@ -238,6 +240,43 @@ def quantized_tensor_of(variable):
     return getattr(variable, "quantized_tensor", None)
 
 
+def float_weights(layer):
+    """Weights of a layer or model without bits and scales, in order."""
+    return [v for v in layer.weights if quantized_tensor_of(v) is None]
+
+
+def assign_all(variables, values):
+    """Assigns as many values to variables, in order."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+class TakesFloatWeights:
+    """A layer or model whose `set_weights` takes float weights, too. Goes before Keras's class."""
+
+    def set_weights(self, weights):
+        """Sets all weights; or only the float ones, as of the Keras layer or model, in order.
+
+        With float ones scales are fitted to the new kernels, and bits stay, as with `warm_start`.
+
+        Raises:
+            ValueError: Numbers or shapes of the weights are others.
+        """
+        floats = float_weights(self)
+        if len(weights) != len(floats) or len(floats) == len(self.weights):
+            super().set_weights(weights)
+            return
+        shapes, given = [tuple(v.shape) for v in floats], [np.shape(value) for value in weights]
+        if shapes != given:
+            raise ValueError(
+                "`set_weights` takes weights of the shapes that there are. "
+                f"Received: shapes {given} for {shapes} in {self.name!r}"
+            )
+        assign_all(floats, weights)
+        for kernel in quantized_kernels(self):
+            kernel.fit_scale()
+
+
 def without_fixed_scales(variables):
     """Without the scales of kernels that are not trained, which may lie inside other layers."""
     tensors = [quantized_tensor_of(variable) for variable in variables]
@@ -296,27 +335,3 @@ def _state(results, by_bits):
         yield
     finally:
         _ROUNDED.results, _ROUNDED.by_bits = outer
-
-
-class _Computing(threading.local):
-    """Which kernels layers compute with. Replicas trace their steps in threads of their own."""
-
-    with_float_kernels = False
-
-
-_COMPUTING = _Computing()
-
-
-@contextlib.contextmanager
-def computing_with_float_kernels(active=True):
-    """A scope in which learned-bit layers compute with their float kernels, as Keras's do.
-
-    Args:
-        active: Whether they do; if False, nothing changes.
-    """
-    outer = _COMPUTING.with_float_kernels
-    _COMPUTING.with_float_kernels = active or outer
-    try:
-        yield
-    finally:
-        _COMPUTING.with_float_kernels = outer

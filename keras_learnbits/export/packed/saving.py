@@ -88,7 +88,8 @@ def load_packed(path, into=None):
         ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(2, bits=1, name="dense")])
         >>> save_packed(model, path)
         >>> arrays = load_packed(path)
-        >>> bool(np.all(arrays["learned_bit_sequential/dense/kernel"] == model.layers[0].kernel))
+        >>> quantized = model.layers[0].quantized_kernels["kernel"].quantized()
+        >>> bool(np.all(arrays["learned_bit_sequential/dense/kernel"] == quantized))
         True
     """
     file = reader.read_packed(path)
