@@ -18,11 +18,12 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 from absl import app, flags
-from curves import direction_changes, plot_bits
+from curves import direction_changes, plot_bits, save_bits
 from loading import dataset
-from recipes import OPTIMIZERS, RECIPES, Published
+from recipes import OPTIMIZERS, RECIPES, Published, RoundEachEpoch
 
 import keras_learnbits as klb
+from keras_learnbits.penalties import BIT_PENALTIES
 
 FLAGS = flags.FLAGS
 
@@ -33,6 +34,7 @@ flags.DEFINE_float("learning_rate", None, "Peak rate of the weights' optimizer."
 flags.DEFINE_enum("optimizer", None, sorted(OPTIMIZERS), "Of the weights.")
 flags.DEFINE_float("weight_decay", None, "Of that optimizer, decoupled.", lower_bound=0)
 flags.DEFINE_float("label_smoothing", None, "Of the training loss.", 0, 1)
+flags.DEFINE_float("loss_weight", None, "Weight of the task's loss.", lower_bound=0)
 flags.DEFINE_float("bit_reg", None, "Price of the bits, in loss.", lower_bound=0)
 flags.DEFINE_float("quantization_reg", 1e-3, "Weight of the quantization error.", lower_bound=0)
 flags.DEFINE_float(
@@ -53,12 +55,15 @@ flags.DEFINE_enum(
     "What the sign is taken of. `paper` sets every flag not given to the published settings.",
 )
 flags.DEFINE_integer("interval", None, "Steps from look to look of measured and difference.")
-flags.DEFINE_enum("bit_penalty", None, ["bits", "levels"], "What bits cost.")
+flags.DEFINE_enum("bit_penalty", None, sorted(BIT_PENALTIES), "What bits cost.")
 flags.DEFINE_integer(
     "fixed_bits", None, "Train with these bits, not learned ones.", lower_bound=1, upper_bound=16
 )
 flags.DEFINE_integer("end_bits", None, "Bits of the first and the last layer, not learned.", 1, 16)
 flags.DEFINE_bool("float", False, "Train the float baseline only.")
+flags.DEFINE_integer(
+    "round_each_epoch", None, "Round the float baseline to so many bits at each epoch's end.", 1, 16
+)
 flags.DEFINE_bool("baseline", True, "Train the float baseline first, to print it beside.")
 flags.DEFINE_string(
     "init_from", None, "Begin at the weights of this float `.keras` file; it is the baseline, too."
@@ -141,6 +146,8 @@ def run(problem):
             raise app.UsageError("--distill needs the float net of --init_from.")
         if FLAGS.float and (FLAGS.fixed_bits or FLAGS.end_bits or FLAGS.target_bits):
             raise app.UsageError("--float goes without --fixed_bits, --end_bits, --target_bits.")
+        if FLAGS.round_each_epoch and not FLAGS.float:
+            raise app.UsageError("--round_each_epoch goes with --float.")
         if FLAGS.float and FLAGS.distill:
             raise app.UsageError("--float goes without --distill.")
         if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
@@ -279,13 +286,13 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     loss = keras.losses.CategoricalCrossentropy(
         from_logits=True,
         label_smoothing=FLAGS.label_smoothing if recipe.regularized else 0.0,
-        reduction=recipe.loss_reduction,
     )
     settings = {
         "optimizer": recipe.optimizer(
             FLAGS.optimizer, FLAGS.learning_rate, FLAGS.weight_decay, steps
         ),
         "loss": loss,
+        "loss_weights": FLAGS.loss_weight,
         "metrics": [
             "accuracy",
             keras.metrics.CategoricalCrossentropy(name="cross_entropy", from_logits=True),
@@ -320,6 +327,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
             callbacks.append(budget)
         freezing = recipe.callbacks(FLAGS.freeze_at)
         callbacks += [logger, *freezing, tensorboard]
+    if FLAGS.round_each_epoch:
+        callbacks.append(RoundEachEpoch(FLAGS.round_each_epoch))
     if FLAGS.resume:
         callbacks.append(keras.callbacks.BackupAndRestore(os.path.join(output_dir, "backup")))
     callbacks.append(_Progress())
@@ -335,6 +344,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         starts = [math.ceil(callback.start(FLAGS.epochs)) for callback in freezing]
         freeze_step = min([FLAGS.epochs, *starts]) * steps // FLAGS.epochs
         plot_bits(logger, os.path.join(output_dir, "bits.png"), FLAGS.model, freeze_step)
+        save_bits(logger, os.path.join(output_dir, "bits.csv"))
         history["direction_changes"] = direction_changes(logger, freeze_step)
     return model, history, timer.seconds[1:] or timer.seconds
 
@@ -368,7 +378,8 @@ def _build(problem, recipe, learned):
         def build(*args, name, **kwargs):
             bits = FLAGS.end_bits if name in names[:1] + names[-1:] else FLAGS.fixed_bits
             fixed = dict.fromkeys(("bits", "min_bits", "max_bits"), bits) if bits else {}
-            return cls(*args, name=name, kernel_quantizer=quantizer, **fixed, **kwargs)
+            widths = {**recipe.widths, **fixed}
+            return cls(*args, name=name, kernel_quantizer=quantizer, **widths, **kwargs)
 
         return build
 

@@ -39,3 +39,10 @@ def plot_bits(logger, path, title, freeze_step):
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def save_bits(logger, path):
+    """Bits of each layer over training steps as CSV, a column a layer."""
+    names = ",".join(["step", *(name.replace(",", " ") for name in logger.names)])
+    table = np.column_stack([logger.steps, np.reshape(logger.bits, (len(logger.steps), -1))])
+    np.savetxt(path, table, "%.6g", delimiter=",", header=names, comments="")

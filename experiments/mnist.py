@@ -4,7 +4,8 @@ TFDS_DATA_DIR=... python experiments/mnist.py
 TFDS_DATA_DIR=... python experiments/mnist.py --bit_gradient=paper
 
 `--bit_gradient=paper` is the method of Raghavan et al., "BitNet: Bit-Regularized Deep Neural
-Networks" (arXiv 1708.04788), with their net, schedule, prices and quantizer.
+Networks" (arXiv 1708.04788), with their net, data, schedule, prices and quantizer;
+`--model=lenet32_8` is their deepest net.
 """
 
 import functools
@@ -46,6 +47,30 @@ def lenet32(Conv2D, Dense):
     return inputs, Dense(10, name="dense2")(x)
 
 
+# Filters, their size, and whether a pooling follows: all convolutions of the deepest net.
+DEEPEST = ((30, 1, False), (30, 3, False), (30, 5, True), (50, 5, True), (50, 5, True))
+
+
+def deep_lenet32(Conv2D, Dense, depth):
+    """The paper's nets of 5 to 8 layers, in its Table 1: from the deepest the first are left out.
+
+    How images are padded is not printed: here so that they keep their size.
+    """
+    layers = keras.layers
+    x = inputs = keras.Input((28, 28, 1))
+    for number, (filters, size, pooled) in enumerate(DEEPEST[8 - depth :], 1):
+        settings = {"padding": "same", "activation": "tanh"}
+        x = Conv2D(filters, size, name=f"conv{number}", **settings)(x)
+        x = layers.MaxPooling2D()(x) if pooled else x
+    x = layers.Flatten()(x)
+    for number in (1, 2):
+        x = Dense(500, activation="tanh", name=f"dense{number}")(x)
+    return inputs, Dense(10, name="dense3")(x)
+
+
+DEEP = {f"lenet32_{depth}": functools.partial(deep_lenet32, depth=depth) for depth in (5, 6, 7, 8)}
+
+
 def logistic(Conv2D, Dense):
     """Logistic regression, which the paper's reviewer compared with."""
     inputs = keras.Input((28, 28, 1))
@@ -54,7 +79,7 @@ def logistic(Conv2D, Dense):
 
 PROBLEM = common.Problem(
     load=load,
-    nets={"lenet": lenet, "lenet32": lenet32, "logistic": logistic},
+    nets={"lenet": lenet, "lenet32": lenet32, "logistic": logistic, **DEEP},
     defaults={
         "epochs": 12,
         "batch_size": 128,
@@ -62,7 +87,7 @@ PROBLEM = common.Problem(
         "bit_reg": 0.03,
         "dtype_policy": fast_policy(),
     },
-    published={"model": "lenet32", "epochs": 30},
+    published={"model": "lenet32", "epochs": 30, "train_examples": 50_000},
     augment=functools.partial(shifted, by=2),
 )
 

@@ -1,0 +1,207 @@
+"""The published method's tables and figures, run again.
+
+TFDS_DATA_DIR=... python experiments/published.py
+
+Runs `mnist.py` and `cifar10.py --bit_gradient=paper` once for each setting, one run at a time, and
+skips those whose result file is there; so it may be stopped and called again. Prints errors and
+bits beside the published ones (Raghavan et al., arXiv 1708.04788), and writes them to
+`published.json`, and a picture.
+
+The rate is halved every 200 steps: after 10 epochs on MNIST what is left of it, summed over
+steps, is 2e-4 of the whole. So runs other than those of the 4-layer nets end there. On CIFAR-10
+the same is reached, to 1e-9, after 30 epochs, where the paper went on to 100.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import common  # noqa: F401, for its flags
+import numpy as np
+from absl import app, flags
+from curves import plt
+
+from keras_learnbits.report import aligned_table
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("loss_weights", ["1", "3", "3.5", "5", "200"], "To find the published rate.")
+flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
+
+SHORT = "--epochs=10"
+# Test error in per cent, and bits of each layer.
+MNIST = {
+    4: (11.16, (5, 6, 7, 6)),
+    5: (10.46, (5, 6, 6, 6, 5)),
+    6: (9.12, (5, 6, 6, 6, 6, 5)),
+    7: (8.35, (5, 5, 6, 6, 6, 6, 5)),
+    8: (7.21, (5, 6, 5, 6, 6, 6, 7, 5)),
+}
+CIFAR10 = 42.08, (5, 6, 7, 5)
+FLOAT_ON_MNIST = 19.95
+SETTINGS = {
+    "lambda1 = 1e-4": ["--quantization_reg=1e-4"],
+    "lambda1 = 1e-2": ["--quantization_reg=1e-2"],
+    "lambda2 = 1e-7": ["--bit_reg=1e-7"],
+    "lambda2 = 1e-5": ["--bit_reg=1e-5"],
+    "lambda1 = 1, lambda2 = 0": ["--quantization_reg=1", "--bit_reg=0"],
+    "lambda1 = 0, lambda2 = 1": ["--quantization_reg=0", "--bit_reg=1"],
+    "linear price": ["--bit_penalty=widths"],
+}
+PUBLISHED_SETTINGS = {
+    "lambda1 = 1, lambda2 = 0": (11.18, (32,)),
+    "lambda1 = 0, lambda2 = 1": (13.09, (2, 2, 2, 2)),
+}
+
+
+def runs():
+    """Name, program, flags, published error and bits of each run."""
+    for depth, (error, bits) in MNIST.items():
+        flag = [] if depth == 4 else [f"--model=lenet32_{depth}", SHORT]
+        yield f"MNIST, {depth} layers", "mnist", flag, error, bits
+    yield "CIFAR-10, 4 layers", "cifar10", ["--epochs=30"], *CIFAR10
+    for name, flag in SETTINGS.items():
+        flag = ["--nobaseline", *flag, SHORT]
+        yield name, "mnist", flag, *PUBLISHED_SETTINGS.get(name, (None, ()))
+    linear = ["--float", "--round_each_epoch=8", SHORT]
+    yield "linear-8", "mnist", linear, FLOAT_ON_MNIST, ()
+    for weight in FLAGS.loss_weights:
+        flag = f"--loss_weight={weight}"
+        yield f"float, loss times {weight}", "mnist", ["--float", flag, SHORT], None, ()
+
+
+def directory(name, output_dir):
+    """Where a run leaves its files."""
+    return os.path.join(output_dir, name.replace(",", "").replace(" ", "-"))
+
+
+def do(name, program, settings, output_dir):
+    """One run of a program; its output goes to a file beside its results."""
+    run_dir = directory(name, output_dir)
+    os.makedirs(run_dir, exist_ok=True)
+    command = [sys.executable, os.path.join(os.path.dirname(__file__), f"{program}.py")]
+    command += ["--bit_gradient=paper", *settings]
+    command += [f"--seed={FLAGS.seed}"] if FLAGS.seed else []
+    command += [f"--output_dir={run_dir}"]
+    print(f"{name}: {' '.join(command[1:])}", flush=True)
+    with open(os.path.join(run_dir, "log.txt"), "w") as log:
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
+
+
+def curve(path):
+    """Each layer's bits after each change: dictionary of name to `[step, bits]` pairs."""
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        names = file.readline().strip().split(",")[1:]
+        table = np.loadtxt(file, delimiter=",")
+    kept = {}
+    for name, bits in zip(names, table[:, 1:].T, strict=True):
+        changed = np.flatnonzero(np.diff(bits, prepend=np.nan))
+        kept[name] = [[int(table[row, 0]), int(bits[row])] for row in changed]
+    return kept
+
+
+def collect(output_dir):
+    """A dictionary for each run there is."""
+    rows = []
+    for name, _, _, error, bits in runs():
+        run_dir = directory(name, output_dir)
+        path = os.path.join(run_dir, "result.json")
+        if os.path.exists(path):
+            with open(path) as file:
+                result = json.load(file)
+            curves = curve(os.path.join(run_dir, "bits.csv"))
+            last = [changes[-1][0] for changes in curves.values()]
+            of_float = result["float_test_accuracy"]
+            rows.append(
+                {
+                    "name": name,
+                    "command": result["command"].split(" --output_dir")[0],
+                    "versions": result["versions"],
+                    "epochs": result["epochs"],
+                    "error": 100 * (1 - result["test_accuracy"]),
+                    "float_error": None if of_float is None else 100 * (1 - of_float),
+                    "published_error": error,
+                    "bits": list(result["bits"].values()),
+                    "published_bits": list(bits),
+                    "settled_at_step": max(last, default=None),
+                    "curves": curves,
+                }
+            )
+    return rows
+
+
+def show(rows):
+    """Prints what the runs ended at."""
+
+    def percent(error):
+        return "" if error is None else f"{error:.2f}%"
+
+    def listed(bits):
+        return " ".join(map(str, bits))
+
+    head = ("run", "error", "float", "published", "bits", "published", "last change at step")
+    table = [
+        (
+            row["name"],
+            percent(row["error"]),
+            percent(row["float_error"]),
+            percent(row["published_error"]),
+            listed(row["bits"]),
+            listed(row["published_bits"]),
+            "" if row["settled_at_step"] is None else f"{row['settled_at_step']:,}",
+        )
+        for row in rows
+    ]
+    print(aligned_table([[head], table], left=1))
+
+
+def plot(rows, path):
+    """Bits over steps, as the paper's figure 2; errors of nets of 4 to 8 layers beside float."""
+    found = {row["name"]: row for row in rows}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    row = found["MNIST, 4 layers"]
+    end, steps_an_epoch = 10, 250
+    for (layer, changes), published in zip(
+        row["curves"].items(), row["published_bits"], strict=True
+    ):
+        steps, bits = np.transpose([*changes, [end * steps_an_epoch, changes[-1][1]]])
+        label = f"{layer}: {bits[-1]} bits (published {published})"
+        left.step(steps / steps_an_epoch, bits, where="post", label=label)
+    left.axvline(5, color="gray", linestyle=":", label="published: settled within 5 epochs")
+    left.set(xlim=(0, end), xlabel="epoch", ylabel="bit-width [bits]", title="MNIST, 4 layers")
+    left.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    depths = [depth for depth in MNIST if f"MNIST, {depth} layers" in found]
+    nets = [found[f"MNIST, {depth} layers"] for depth in depths]
+    right.plot(depths, [net["float_error"] for net in nets], "o-", label="float, here")
+    right.plot(depths, [net["error"] for net in nets], "s-", label="published method, here")
+    right.plot(depths, [MNIST[depth][0] for depth in depths], "k^--", label="method, as published")
+    right.plot([4], [FLOAT_ON_MNIST], "kx", label="float, as published")
+    right.set(xlabel="layers", ylabel="test error [%]", xticks=depths, ylim=(0, None))
+    right.set_title("MNIST, nets of 4 to 8 layers")
+    right.grid(alpha=0.3)
+    right.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(argv):
+    del argv
+    output_dir = FLAGS.output_dir or os.path.join("runs", "published")
+    for name, program, settings, *_ in runs():
+        done = os.path.exists(os.path.join(directory(name, output_dir), "result.json"))
+        if FLAGS.train and not done:
+            do(name, program, settings, output_dir)
+    rows = collect(output_dir)
+    with open(os.path.join(output_dir, "published.json"), "w") as file:
+        json.dump({"command": "python experiments/published.py", "runs": rows}, file, indent=1)
+    show(rows)
+    if "MNIST, 4 layers" in {row["name"] for row in rows}:
+        plot(rows, os.path.join(output_dir, "published.png"))
+    print(f"Files: {output_dir}")
+
+
+if __name__ == "__main__":
+    app.run(main)
