@@ -1,8 +1,12 @@
 """`BitBudget`: a target for the size or the accuracy in place of a price."""
 
+import numbers
+
 import keras
 import numpy as np
 
+from keras_learnbits.checks import check_number
+from keras_learnbits.layers.inside import check_finite_weights
 from keras_learnbits.layers.tensors import activations_among, quantized_kernels
 from keras_learnbits.targets import SIZES, AccuracyTarget
 
@@ -43,6 +47,8 @@ class BitBudget(keras.callbacks.Callback):
     Raises:
         ValueError: Not exactly one target is given; it is no positive number; it is smaller than
             the model at its lowest bit-widths (on `fit`; the smallest feasible size is named);
+            a `fit` has two budgets, or the model weights that are no numbers; lower is better of
+            `metric`;
             `max_accuracy_drop` comes without `float_accuracy` or `validation_data`; or the
             model's `bit_gradient` does not predict losses, or no kernel of it is trainable.
 
@@ -80,7 +86,7 @@ class BitBudget(keras.callbacks.Callback):
         }
         given = {name: value for name, value in targets.items() if value is not None}
         least = 0 if max_accuracy_drop is not None else np.nextafter(0, 1)
-        if len(given) != 1 or not all(least <= value < np.inf for value in given.values()):
+        if len(given) != 1 or not all(_is_at_least(least, value) for value in given.values()):
             raise ValueError(
                 f"`BitBudget` needs exactly one of {', '.join(targets)}, a positive number. "
                 f"Received: {given}"
@@ -91,13 +97,10 @@ class BitBudget(keras.callbacks.Callback):
                 f"be the test set. Received: float_accuracy={float_accuracy}, "
                 f"validation_data={validation_data}"
             )
-        if not 0 <= by < 1:
-            raise ValueError(f"`by` must be a fraction, 0 <= by < 1. Received: by={by}")
-        if not isinstance(update_freq, int) or update_freq < 1:
-            raise ValueError(
-                "`update_freq` must be a positive number of batches. "
-                f"Received: update_freq={update_freq!r}"
-            )
+        if float_accuracy is not None:
+            check_number("float_accuracy", float_accuracy)
+        check_number("by", by, 0, below=1)
+        check_number("update_freq", update_freq, 1, integer=True)
         if max_accuracy_drop is None:
             kind, value = next(iter(given.items()))
             self.target = SIZES[kind](kind, value, by)
@@ -114,6 +117,12 @@ class BitBudget(keras.callbacks.Callback):
                 "`BitBudget` needs a LearnedBitModel or LearnedBitSequential; in other models "
                 f"bits do not move. Received: model={self.model}"
             )
+        if self.model.bit_budget is not None:
+            raise ValueError(
+                "A `fit` takes one `BitBudget`, since two would steer one price. "
+                "Received: `callbacks` with two"
+            )
+        check_finite_weights(self.model, "`BitBudget`")
         self.found_frozen = self.model.bits_are_frozen
         self.model.unfreeze_bits()
         self.model.bit_budget = self
@@ -159,9 +168,7 @@ class BitBudget(keras.callbacks.Callback):
             settled = (frozen or self.found_frozen) and self.keep()
         if not settled:
             self.allocate()
-        self.model.freeze_bits(self._allocated)
-        self.model.bit_reg.assign(self.model.bit_settings["bit_reg"])
-        self.model.bit_budget = None
+        self.model.freeze_bits_untrained(self._allocated)
 
     def keep(self):
         """Takes the widths in use for allocated, if the target permits them, and says whether."""
@@ -182,3 +189,7 @@ class BitBudget(keras.callbacks.Callback):
         widths |= {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
         self._allocated = [widths[id(tensor)] for tensor in tensors]
         return self._allocated
+
+
+def _is_at_least(least, value):
+    return isinstance(value, numbers.Real) and least <= value < np.inf

@@ -1,9 +1,13 @@
 """Callbacks: `BitLogger` and `FreezeBits`."""
 
+import os
+
 import keras
 import tensorflow as tf
+from tensorboard.plugins.custom_scalar import layout_pb2, summary
 
 from keras_learnbits.batch_norm import estimate_batch_norm
+from keras_learnbits.checks import check_number
 from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensors, unique_names
 
 
@@ -18,6 +22,8 @@ class BitLogger(keras.callbacks.Callback):
         update_freq: `"epoch"`, or the number of batches between two entries. With a number,
             batch logs get the bits too, so that `TensorBoard(update_freq=...)` with the same
             number draws them over steps, and `steps` and `bits` are recorded.
+        log_dir: That of the `TensorBoard` callback, where its tab "Custom Scalars" then shows
+            the bits of all layers in one chart. None for a curve of each layer only.
 
     Attributes:
         names: Names of the quantized kernels, then of the activations.
@@ -39,7 +45,7 @@ class BitLogger(keras.callbacks.Callback):
         ['bits/head', 'quantization_error/head']
     """
 
-    def __init__(self, update_freq="epoch"):
+    def __init__(self, update_freq="epoch", log_dir=None):
         super().__init__()
         positive = isinstance(update_freq, int) and update_freq > 0
         if update_freq != "epoch" and not positive:
@@ -48,8 +54,13 @@ class BitLogger(keras.callbacks.Callback):
                 f"Received: update_freq={update_freq!r}"
             )
         self.update_freq = update_freq
+        self.log_dir = log_dir
         self.names, self.steps, self.bits = [], [], []
         self._epoch_start = self._step = 0
+
+    def on_train_begin(self, logs=None):
+        if self.log_dir is not None:
+            write_bit_chart(os.path.join(self.log_dir, "train"))
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self._step:  # a training that was interrupted goes on at a later epoch
@@ -112,7 +123,8 @@ class FreezeBits(keras.callbacks.Callback):
             those of the best epoch). None leaves them as they are.
 
     Raises:
-        ValueError: `at` is negative, or a float of 1 or more.
+        ValueError: `at` is no number, negative, or a float of 1 or more; `quantization_reg` is
+            negative or not finite.
         TypeError: The model in training is not a `LearnedBitModel` or `LearnedBitSequential`.
 
     Examples:
@@ -127,18 +139,17 @@ class FreezeBits(keras.callbacks.Callback):
 
     def __init__(self, at=0.75, quantization_reg=None, batch_norm_data=None):
         super().__init__()
-        if at < 0 or (isinstance(at, float) and at >= 1):
+        is_number = isinstance(at, int | float) and not isinstance(at, bool)
+        if not is_number or not at >= 0 or (isinstance(at, float) and at >= 1):
             raise ValueError(
                 "`at` must be a fraction of the epochs, 0 <= at < 1, or an integer number of "
-                f"epochs. Received: at={at}"
+                f"epochs. Received: at={at!r}"
             )
+        if quantization_reg is not None:
+            check_number("quantization_reg", quantization_reg, 0)
         self.at = at
         self.quantization_reg = quantization_reg
         self.batch_norm_data = batch_norm_data
-
-    def set_model(self, model):
-        super().set_model(model)
-        model.bit_budget = None  # a budget of this `fit` puts itself there as training begins
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "freeze_bits"):
@@ -165,7 +176,7 @@ class FreezeBits(keras.callbacks.Callback):
             first, last = self.model.bit_settings["quantization_reg"], self.quantization_reg
             passed = epoch + 1 - start if epoch >= start else 0.0
             share = min(1.0, passed / max(1.0, epochs - start))
-            self.model.quantization_reg.assign(first + share * (last - first))
+            self.model.steer_price("quantization_reg", first + share * (last - first))
         self._is_last = epoch == epochs - 1
 
     def start(self, epochs):
@@ -184,11 +195,9 @@ class FreezeBits(keras.callbacks.Callback):
         if self._begins and self._found_frozen_by_now():  # no epoch was left
             self._go_on_frozen()
         elif is_due and not (self.model.bits_are_frozen and self._has_integers()):
-            self.model.freeze_bits(self._integers())
+            self.model.freeze_bits_untrained(self._integers())
         # Weights may not be those of the last validation: averages, or those of the best epoch.
         self._estimate_statistics()
-        if self.quantization_reg is not None:
-            self.model.quantization_reg.assign(self.model.bit_settings["quantization_reg"])
 
     def _estimate_statistics(self):
         if self.batch_norm_data is not None:
@@ -213,3 +222,19 @@ class FreezeBits(keras.callbacks.Callback):
         if budget is not None:
             return budget.allocate()
         return self.model.cheapest_integers()
+
+
+def write_bit_chart(directory):
+    """Writes TensorBoard's layout of one chart with the curves that `BitLogger` logs of all layers.
+
+    Args:
+        directory: Where the curves are logged.
+
+    Source: https://github.com/tensorflow/tensorboard/tree/master/tensorboard/plugins/custom_scalar
+    """
+    curves = layout_pb2.MultilineChartContent(tag=["(epoch|batch)_bits/.*"])
+    chart = layout_pb2.Chart(title="bit-width of each layer [bits]", multiline=curves)
+    category = layout_pb2.Category(title="keras_learnbits", chart=[chart])
+    layout = summary.pb(layout_pb2.Layout(category=[category]))
+    with tf.summary.create_file_writer(directory).as_default(step=0):
+        tf.summary.experimental.write_raw_pb(layout.SerializeToString())

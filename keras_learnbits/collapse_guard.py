@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_learnbits.checks import check_number
 from keras_learnbits.layers.tensors import quantized_kernels, unique_names
 from keras_learnbits.serialization import choose
 
@@ -45,6 +46,8 @@ class CollapseGuard(keras.callbacks.Callback):
         super().__init__()
         actions = {"warn": self._warn, "raise_bits": self._raise_bits, "stop": self._stop}
         self._act = choose(action, actions, "action")
+        check_number("max_error", max_error, 0)
+        check_number("max_saturation", max_saturation, 0)
         self.max_error = max_error
         self.max_saturation = max_saturation
         self.bounds = bounds

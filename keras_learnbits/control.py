@@ -1,11 +1,12 @@
 """`BitControl`: what callbacks and users may ask of a model that learns bits, and tell it."""
 
 import math
+import warnings
 
 import keras
 import tensorflow as tf
 
-from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensors
+from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensors, unique_names
 
 
 class BitControl:
@@ -43,6 +44,19 @@ class BitControl:
     @property
     def bits_frozen(self):
         return self._bit_state().bits_frozen
+
+    def steer_price(self, name, value):
+        """Sets a price for the time of this `fit`; it is released when that ends, however.
+
+        Args:
+            name: `"bit_reg"` or `"quantization_reg"`.
+            value: A number.
+        """
+        self._bit_state().steer(name, value)
+
+    def release_prices(self):
+        """Gives steered prices the values that they had before."""
+        self._bit_state().release()
 
     @property
     def quantized_tensors(self):
@@ -88,6 +102,25 @@ class BitControl:
         if tensors and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)  # or a file would not keep the freeze
         self.bits_frozen.assign(1.0)
+
+    def freeze_bits_untrained(self, bits):
+        """`freeze_bits` as training ends; warns where widths fall, since no training follows."""
+        tensors = self.quantized_tensors
+        before = [int(tensor.integer_bits()) for tensor in tensors]
+        self.freeze_bits(bits)
+        after = [int(tensor.integer_bits()) for tensor in tensors]
+        fallen = [
+            f"{name!r} from {old} to {new}"
+            for name, old, new in zip(unique_names(tensors), before, after, strict=True)
+            if new < old
+        ]
+        if fallen:
+            warnings.warn(
+                "Bit-widths fell as training ended, so no weight was trained at them: "
+                f"{', '.join(fallen)} bits. Have `FreezeBits(at=...)` freeze them earlier, and "
+                "`EarlyStopping(start_from_epoch=...)` wait for that epoch.",
+                stacklevel=2,
+            )
 
     def predicted_losses(self):
         """What each layer's bit-width is predicted to do to the loss, others as they are.

@@ -53,5 +53,8 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
     def bit_learner(self):
         return self.student
 
+    def _computes_a_loss_itself(self):
+        return False  # Keras's distiller does, from a loss of its own
+
     def get_compile_config(self):
         return None  # Keras's distiller keeps no loss that could be restored

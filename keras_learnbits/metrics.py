@@ -1,5 +1,7 @@
 """`BitMetrics`: the parts of the loss in the logs. `with_metrics`: other metrics, made early."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
@@ -18,6 +20,7 @@ class BitMetrics(keras.metrics.Metric):
     def __init__(self, names, name="bit_metrics", **kwargs):
         super().__init__(name=name, **kwargs)
         self.names = self.present = tuple(names)
+        self.shown = None
         self.total = self.add_variable((len(self.names),), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
 
@@ -35,7 +38,17 @@ class BitMetrics(keras.metrics.Metric):
 
     def result(self):
         means = self.total / keras.ops.maximum(self.count, 1.0)
-        return {n: means[index] for index, n in enumerate(self.names) if n in self.present}
+        shown = self.present if self.shown is None else self.shown
+        return {n: means[index] for index, n in enumerate(self.names) if n in shown}
+
+    @contextlib.contextmanager
+    def only(self, *names):
+        """A scope in which the result has only some of the entries."""
+        outer, self.shown = self.shown, names
+        try:
+            yield
+        finally:
+            self.shown = outer
 
     def get_config(self):
         return {"names": self.names, "name": self.name}

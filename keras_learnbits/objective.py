@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_learnbits import ops, penalties
+from keras_learnbits.checks import check_number
 from keras_learnbits.layers.tensors import integer_widths, kernels_among, latent_widths
 from keras_learnbits.serialization import choose
 
@@ -86,10 +87,7 @@ def bit_settings(defaults, **given):
     """
     settings = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     for name in ("bit_reg", "quantization_reg"):
-        if not 0 <= settings[name] < float("inf"):
-            raise ValueError(
-                f"`{name}` must be a finite number >= 0. Received: {name}={settings[name]}"
-            )
+        check_number(name, settings[name], 0)
     return settings
 
 

@@ -1,8 +1,11 @@
 """`SignSGD`, which moves bits, and the optimizer that keeps weights, scales and bits apart."""
 
+import contextlib
+
 import keras
 
 from keras_learnbits import bit_gradients
+from keras_learnbits.checks import check_number
 from keras_learnbits.layers.tensors import activations_among, quantized_tensor_of
 from keras_learnbits.serialization import register
 from keras_learnbits.updates import compiled_updates
@@ -39,14 +42,9 @@ class SignSGD(keras.optimizers.Optimizer):
     """
 
     def __init__(self, learning_rate=0.01, momentum=0.0, dead_zone=0.0, name="sign_sgd", **kwargs):
-        if not 0 <= momentum < 1:
-            raise ValueError(
-                f"`momentum` must be a number with 0 <= momentum < 1. Received: momentum={momentum}"
-            )
-        if not callable(dead_zone) and not dead_zone >= 0:
-            raise ValueError(
-                f"`dead_zone` must be a number >= 0 or a schedule. Received: dead_zone={dead_zone}"
-            )
+        check_number("momentum", momentum, 0, below=1)
+        if not callable(dead_zone):
+            check_number("dead_zone", dead_zone, 0)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum = momentum
         self.dead_zone = dead_zone
@@ -132,6 +130,31 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         self.bit_reg = self.add_variable((), name="bit_reg", dtype="float32")
         self.quantization_reg = self.add_variable((), name="quantization_reg", dtype="float32")
         self.bits_frozen = self.add_variable((), name="bits_frozen", dtype="float32")
+        self._steered = {}  # names of prices to their values before
+
+    def steer(self, name, value):
+        """Sets `bit_reg` or `quantization_reg` until `release`."""
+        price = getattr(self, name)
+        self._steered.setdefault(name, float(keras.ops.convert_to_numpy(price.value)))
+        price.assign(value)
+
+    def release(self):
+        """Gives the steered prices the values that they had before."""
+        for name, value in self._steered.items():
+            getattr(self, name).assign(value)
+        self._steered = {}
+
+    @contextlib.contextmanager
+    def released(self):
+        """A scope with the prices of before, in which a model is saved."""
+        steered = {name: float(getattr(self, name).value) for name in self._steered}
+        for name, value in self._steered.items():
+            getattr(self, name).assign(value)
+        try:
+            yield
+        finally:
+            for name, value in steered.items():
+                getattr(self, name).assign(value)
 
     def build(self, variables):
         if self.built:

@@ -5,6 +5,7 @@ A target is asked to `begin` on a built model, where it refuses what cannot be r
 widths in use; and to `allocate` integers to the trained kernels.
 """
 
+import re
 import warnings
 
 import keras
@@ -16,6 +17,17 @@ from keras_learnbits.report import bit_table
 
 # A model this close below its target is left alone.
 SLACK = 0.97
+
+
+# Names of metrics, or of their classes, of which less is better.
+FALLS = re.compile(
+    "loss|error|entropy|divergence|hinge|poisson|false|perplexity|mse|mae|mape|msle|logcosh"
+)
+
+
+def _metrics(model):
+    """All metrics of a compiled model, those that others hold, too."""
+    return [each for metric in model.metrics for each in (metric, *getattr(metric, "metrics", ()))]
 
 
 def _predicted_losses(model):
@@ -75,13 +87,17 @@ class SizeTarget:
         raise NotImplementedError
 
     def begin(self, model):
+        self._start = None
+        self._count(model)
+
+    def _count(self, model):
+        """Sizes of the trained kernels at each width, and of the rest: layers may be frozen."""
         kernels, losses = _predicted_losses(model)
         self._limit = self.limit(model)
         self._table = self.sizes(
             np.array([kernel.size for kernel in kernels])[:, None],
             np.arange(ops.MIN_BITS, ops.MAX_BITS + 1),
         )
-        self._start = None
         self._rest = self.total(model) - self._present(kernels)
         smallest = allocation.smallest_size(losses, self._table) + self._rest
         if smallest > self._limit:
@@ -90,6 +106,7 @@ class SizeTarget:
                 f"`{self.kind}` must be within what the lowest bit-widths reach: "
                 f"{self.as_target(model, smallest)} {name}. Received: {self.kind}={self.value}"
             )
+        return kernels, losses
 
     def begin_epoch(self, model):
         pass
@@ -102,6 +119,7 @@ class SizeTarget:
         size, since = self._start = self._start or (self.total(model), progress)
         if not model.losses_are_known:
             return
+        self._count(model)
         kernels, prices, choices = _descent(model)
         left = (self.by - progress) / (self.by - since) if progress < self.by else 0.0
         scheduled = self._limit + left * max(size - self._limit, 0)
@@ -109,10 +127,10 @@ class SizeTarget:
             return
         totals = self._sizes_of(choices).sum(axis=1) + self._rest
         within = np.flatnonzero(totals <= max(scheduled, totals[-1]))
-        model.bit_reg.assign(_price_at(prices, within[0]))
+        model.steer_price("bit_reg", _price_at(prices, within[0]))
 
     def allocate(self, model):
-        kernels, losses = _predicted_losses(model)
+        kernels, losses = self._count(model)
         return kernels, allocation.allocate(losses, self._table, self._limit - self._rest)
 
     def _sizes_of(self, choices):
@@ -192,11 +210,17 @@ class AccuracyTarget:
                 "`metric` must be one of the model's. "
                 f"Received: metric={self.metric!r}, metrics={sorted(logs)}"
             )
+        kind = next((type(m).__name__ for m in _metrics(model) if m.name == self.metric), "")
+        if FALLS.search(f"{self.metric} {kind}".lower()):
+            raise ValueError(
+                "`metric` must be one of which more is better, as accuracy. "
+                f"Received: metric={self.metric!r}"
+            )
 
     def begin_epoch(self, model):
         if model.losses_are_known:
             _, prices, _, step = self._smallest_within(model)
-            model.bit_reg.assign(_price_at(prices, step))
+            model.steer_price("bit_reg", _price_at(prices, step))
 
     def permits(self, model):
         return True  # they were chosen by it; weights have moved on with them since

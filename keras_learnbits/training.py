@@ -1,19 +1,18 @@
 """`LearnedBitTraining`: a training step that learns the bits, too."""
 
-import inspect
-
 import keras
 import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.control import BitControl
+from keras_learnbits.counterfactual import CounterfactualLosses, replicas, training_argument
 from keras_learnbits.layers.computing import computing_with_float_kernels
-from keras_learnbits.layers.inside import check_holders, check_kernels, layers_inside
+from keras_learnbits.layers.inside import check_holders, check_kernels
 from keras_learnbits.layers.tensors import (
     TakesFloatWeights,
     activations_among,
-    integer_widths,
     kernels_among,
+    once,
     quantized_kernels,
     rounding_anew,
     rounding_once,
@@ -22,9 +21,10 @@ from keras_learnbits.layers.tensors import (
 from keras_learnbits.metrics import BitMetrics, with_metrics
 from keras_learnbits.objective import BitObjective, bit_settings, mean_bits
 from keras_learnbits.optimizers import with_bits
+from keras_learnbits.running import Running
 
 
-class LearnedBitTraining(BitControl, TakesFloatWeights):
+class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWeights):
     """What makes a Keras model learn bits; goes before the Keras class.
 
     The loss that `fit` minimizes and `evaluate` reports is
@@ -148,35 +148,65 @@ class LearnedBitTraining(BitControl, TakesFloatWeights):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The task's loss plus the quantization error and the price of the bits.
 
-        A subclass with a loss of its own adds it to `super().compute_loss(...)`.
+        A subclass with a loss of its own adds it to `super().compute_loss(...)`, which then needs
+        no loss in `compile`.
         """
-        task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if self.loss is None and not self.losses and self._computes_a_loss_itself():
+            task_loss = tf.zeros(())
+        else:
+            task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if task_loss.shape.rank != 0:
             raise ValueError(
                 "A LearnedBitModel needs a loss that is one number a batch, as with "
                 f"`reduction='sum_over_batch_size'`. Received: a loss of shape {task_loss.shape}"
             )
+        check_kernels(self, kernels_among(self.quantized_tensors))
+        # Keras has divided the task's loss by the number of replicas.
+        return task_loss + tf.cast(self._bit_terms() / replicas(), task_loss.dtype)
+
+    def _computes_a_loss_itself(self):
+        return type(self).compute_loss is not LearnedBitTraining.compute_loss
+
+    def _error_and_penalty(self):
+        """Quantization error and penalty, two float32 scalars; once within `rounding_once`."""
         tensors = self.quantized_tensors
-        kernels, activations = kernels_among(tensors), activations_among(tensors)
-        check_kernels(self, kernels)
-        error = self.bit_objective.quantization_error(tensors)
-        penalty = self.bit_objective.penalty(tensors)
-        bit_reg = tf.convert_to_tensor(self.bit_reg.value)
-        quantization_reg = tf.convert_to_tensor(self.quantization_reg.value)
-        # Keras has divided the task's loss by the number of replicas; metrics want the whole.
-        replicas = _replicas()
+
+        def computed():
+            objective = self.bit_objective
+            return objective.quantization_error(tensors), objective.penalty(tensors)
+
+        return once("error and penalty", tuple(tensors), computed)
+
+    def _bit_terms(self):
+        """What the bits add to the loss of all replicas, a float32 scalar."""
+        error, penalty = self._error_and_penalty()
+        return self.quantization_reg.value * error + self.bit_reg.value * penalty
+
+    def loss_parts(self):
+        """The parts of the loss that data do not change: dictionary of name to scalar tensor."""
+        tensors = self.quantized_tensors
+        activations = activations_among(tensors)
+        error, penalty = self._error_and_penalty()
         parts = {
-            "task_loss": task_loss * replicas,
             "quantization_error": error,
-            "bit_penalty": penalty,
-            "mean_bits": mean_bits(kernels),
-            "bit_reg": bit_reg,
+            "mean_bits": mean_bits(kernels_among(tensors)),
+            "bit_reg": tf.convert_to_tensor(self.bit_reg.value),
         }
         if activations:
             parts["mean_activation_bits"] = mean_bits(activations)
-        self.bit_metrics.update_state(parts, sample_weight=_batch_size(x, y))
-        terms = (quantization_reg * error + bit_reg * penalty) / replicas
-        return task_loss + tf.cast(terms, task_loss.dtype)
+        if self.bit_settings["bit_penalty"] != "bits":  # which is the sum of these means
+            parts["bit_penalty"] = penalty
+        return parts
+
+    def _update_losses(self, loss, x, y):
+        """Updates the metrics of the loss and of its parts, from the loss of this replica."""
+        loss = tf.cast(loss * replicas(), tf.float32)
+        count = _batch_size(x, y)
+        parts = {"task_loss": loss - self._bit_terms(), **self.loss_parts()}
+        self.bit_metrics.update_state(parts, sample_weight=count)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss, sample_weight=count)
 
     def _has_its_variables(self):
         return all(layer.built for layer in (self, *self.layers))
@@ -215,20 +245,22 @@ class LearnedBitTraining(BitControl, TakesFloatWeights):
                 loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
             if moving:
                 step = self._bit_step(data, moving, (loss, gradients, index), by_bits, state)
-                unit = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / _replicas())
+                unit = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / replicas())
                 moves = unit * tf.stack([tensor.may_move() for tensor in moving])
                 estimates = tf.unstack(moves * bit_gradient(step), num=len(moving))
                 for tensor, gradient in zip(moving, estimates, strict=True):
                     gradients[index[id(tensor.bits)]] = gradient
+            self._update_losses(loss, x, y)
+        gradients = self._checked(gradients, loss)
         self.optimizer.apply(gradients, self.trainable_variables)
-        for metric in self.metrics:
-            if metric.name == "loss":
-                metric.update_state(loss * _replicas(), sample_weight=_batch_size(x, y))
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with rounding_once():
-            return super().test_step(data)
+            y_pred, loss = self._call_and_compare(x, y, sample_weight, training=False)
+            self._update_losses(loss, x, y)
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def _differentiate(self, data, moving, by_bits):
         """Loss, predictions, the scaled loss's gradients, and each variable's place in them.
@@ -245,7 +277,7 @@ class LearnedBitTraining(BitControl, TakesFloatWeights):
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         with rounding_anew():
-            gradients = tape.gradient(scaled_loss, variables, self._one_if_finite(loss))
+            gradients = tape.gradient(scaled_loss, variables)
         return loss, y_pred, list(gradients), {id(v): i for i, v in enumerate(variables)}
 
     def bit_step(self, data):
@@ -264,46 +296,38 @@ class LearnedBitTraining(BitControl, TakesFloatWeights):
             loss, _, gradients, index = self._differentiate(data, moving, by_bits=True)
         return self._bit_step(data, moving, (loss, gradients, index), True, self._state_before())
 
-    def _state_before(self):
-        """What a pass may change, as seeds of dropout: pairs of a variable and its value."""
-        return [(v, tf.convert_to_tensor(v.value)) for v in self.non_trainable_variables]
-
-    def _changing_nothing(self, state=()):
-        """A scope that keeps what a pass would change, with some variables at other values."""
-        # Keras reads regularized weights from the scope.
-        regularized = [v for v in super().trainable_variables if v.regularizer is not None]
-        state = [(v, v.value) for v in regularized] + list(state)
-        return keras.StatelessScope(state_mapping=state, collect_losses=True)
-
     def _check_training_argument(self):
         """Without it, no `LearnedBitActivation` would see that this is training."""
         activations = [each.name() for each in activations_among(self.quantized_tensors)]
-        if activations and not _training_argument(self.call, True):
+        if activations and not training_argument(self.call, True):
             raise ValueError(
                 "A model with a `LearnedBitActivation` needs a `call` that takes `training`. "
                 f"Received: model={self.name!r}, with activations {activations}"
             )
 
-    def _call_and_compare(self, x, y, sample_weight, training):
-        """Predictions and their loss. Subclasses may leave out the argument `training` of both."""
-        y_pred = self(x, **_training_argument(self.call, training))
-        more = _training_argument(self.compute_loss, training)
-        return y_pred, self.compute_loss(x, y, y_pred, sample_weight, **more)
+    def _checked(self, gradients, loss):
+        """The gradients, once they and the loss are known to be finite; else stops training.
 
-    def _one_if_finite(self, loss):
-        """The gradient of the loss by itself; stops training by name if the loss is no number.
-
-        Every gradient is computed from this one, so nothing is changed before the check. Under
-        `jit_compile=True` there is none, since XLA leaves checks out.
+        A loss may be finite where a gradient is not: a ReLU takes NaN to 0 on the way forth. Under
+        `jit_compile=True` there is no check, since XLA leaves checks out.
         """
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            return None  # it skips such steps itself
+            return gradients  # it skips such steps itself
+        present = [
+            tf.convert_to_tensor(getattr(g, "values", g)) for g in gradients if g is not None
+        ]
+        norm = tf.add_n([tf.cast(tf.nn.l2_loss(gradient), tf.float32) for gradient in present])
+        found = tf.stack([tf.cast(loss, tf.float32), norm])
         message = (
-            "LearnedBitModel stops before this step changes any weight, since the loss is not "
-            "finite. Look for NaN in the data, or lower the learning rate. Received: loss"
+            "LearnedBitModel stops before this step changes a trained weight, since its loss or "
+            "the norm of its gradients is not finite. Look for NaN in the data, or lower the "
+            "learning rate. Received: loss and squared norm"
         )
-        checked = tf.debugging.check_numerics(loss, message)
-        return tf.cast(tf.math.is_finite(checked), loss.dtype)
+        with tf.control_dependencies([tf.debugging.check_numerics(found, message)]):
+            return [
+                g if g is None else tf.nest.map_structure(tf.identity, g, expand_composites=True)
+                for g in gradients
+            ]
 
     def _bit_step(self, data, moving, differentiated, by_bits, state):
         """What an estimator of bit gradients may look at.
@@ -328,7 +352,7 @@ class LearnedBitTraining(BitControl, TakesFloatWeights):
             tensors=moving,
             kernel_gradients=[k if k is None else gradients[index[id(k)]] for k in kernels],
             bit_gradients=[gradients[index[id(t.bits)]] for t in moving] if by_bits else None,
-            loss_unit=tf.cast(self.optimizer.scale_loss(1.0), tf.float32) / _replicas(),
+            loss_unit=tf.cast(self.optimizer.scale_loss(1.0), tf.float32) / replicas(),
             price_gradients=price
             * tf.gather(self.bit_objective.penalty_gradients(tensors), places),
             price_changes=price * tf.gather(self.bit_objective.penalty_changes(tensors), places),
@@ -341,58 +365,6 @@ class LearnedBitTraining(BitControl, TakesFloatWeights):
             batch_size=_batch_size(*data[:2]),
             bits_move=tf.equal(self.bits_frozen.value, 0.0),
         )
-
-    def _loss_changes(self, data, shifts, loss, state):
-        """`BitStep.loss_changes`, from this step's loss and the `_state_before` it."""
-        synchronized = any(getattr(each, "synchronized", False) for each in layers_inside(self))
-        if synchronized and tf.distribute.has_strategy():
-            # Replicas cannot meet in a branch of the graph: as `evaluate` runs the model.
-            losses = self.losses_at(data, tf.pad(shifts, [[1, 0], [0, 0]]), training=False)
-            return losses[1:] - losses[0]
-        losses = self.losses_at(data, shifts, training=True, state=state)
-        return losses - self._without_price(loss)
-
-    def losses_at(self, data, shifts, training, state=()):
-        """Losses on a batch with other bit-widths.
-
-        Nothing changes: neither weights, nor metrics, nor statistics.
-
-        Args:
-            data: Tuple `(x, y, sample_weight)`.
-            shifts: Integers to add to the widths of `trained_tensors`, which stay within their
-                bounds; shape `(cases, layers)`.
-            training: Whether to run the model as `fit` does, with batch statistics and dropout,
-                the same in all cases; otherwise as `evaluate` does.
-            state: Pairs of a variable and a value to run it with.
-
-        Returns:
-            Float32 tensor of shape `(cases,)`: losses, price left out.
-        """
-        moving = self.trained_tensors
-        bits = integer_widths(moving)
-        low = [float(tensor.layer.min_bits) for tensor in moving]
-        high = [float(tensor.layer.max_bits) for tensor in moving]
-
-        def loss_at(shift):
-            widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
-            shifted = [(tensor.bits, width) for tensor, width in zip(moving, widths, strict=True)]
-            with self._changing_nothing([*state, *shifted]), rounding_once():
-                return self._without_price(self._call_and_compare(*data, training)[1])
-
-        return tf.map_fn(loss_at, shifts, parallel_iterations=1)
-
-    def _without_price(self, loss):
-        """The mean loss of this replica's examples, price left out, in float32."""
-        price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)
-        return tf.cast(loss * _replicas(), tf.float32) - price
-
-
-def _training_argument(function, training):
-    return {"training": training} if "training" in inspect.signature(function).parameters else {}
-
-
-def _replicas():
-    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _batch_size(x, y):

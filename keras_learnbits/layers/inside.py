@@ -1,6 +1,7 @@
 """What lies inside a layer: the layers that it holds, and their kernels."""
 
 import keras
+import numpy as np
 
 from keras_learnbits.layers import convolutional, core
 from keras_learnbits.layers.base import OwnsBits, QuantizedWeight, keras_twin
@@ -104,6 +105,30 @@ def check_holders(model):
                 "with float ones only; have it hold the Keras layer. "
                 f"Received: {layer.name!r}, which holds {layer.layer.name!r}"
             )
+
+
+def check_finite_weights(model, purpose):
+    """Raises a ValueError if a weight of a model is NaN or infinite, with the name of its layer.
+
+    Args:
+        model: A Keras model or layer.
+        purpose: What needs the weights, the subject of the message's sentence.
+    """
+    names, inside = {}, layers_inside(model)
+    # Holders first, so that the layer that a weight belongs to names it.
+    for layer in sorted(inside, key=lambda layer: not isinstance(layer, keras.Model)):
+        chain = inside[layer]
+        names |= dict.fromkeys((id(weight) for weight in layer.weights), path_of(chain))
+    bad = [
+        f"`{weight.name}` of layer {names[id(weight)]!r}"
+        for weight in model.weights
+        if "float" in weight.dtype and not np.isfinite(np.asarray(weight, "float32")).all()
+    ]
+    if bad:
+        raise ValueError(
+            f"{purpose} needs weights that are numbers; load or train them again. "
+            f"Received: NaN or infinity in {', '.join(bad)}"
+        )
 
 
 def finalize_inside(model):

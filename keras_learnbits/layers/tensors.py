@@ -119,7 +119,7 @@ class QuantizedKernel(QuantizedTensor):
                 *self._float32(), self.layer.compute_dtype, by_bits=_ROUNDED.by_bits
             )
 
-        return _once("rounded", self, rounded)
+        return once("rounded", self, rounded)
 
     def used_by_layer(self):
         """What the layer computes with, in its compute dtype.
@@ -159,7 +159,7 @@ def latent_widths(tensors):
     def stacked():
         return tf.stack([tensor.latent_bits() for tensor in tensors])
 
-    return _once("latent_widths", tuple(tensors), stacked)
+    return once("latent_widths", tuple(tensors), stacked)
 
 
 def integer_widths(tensors):
@@ -299,7 +299,7 @@ class _Rounded(threading.local):
 _ROUNDED = _Rounded()
 
 
-def _once(name, of, function):
+def once(name, of, function):
     """The result of a function; within `rounding_once` that of the first call in this graph."""
     if _ROUNDED.results is None:
         return function()
