@@ -6,14 +6,21 @@ import math
 
 import keras
 
+from keras_learnbits.checks import check_number
 from keras_learnbits.copier import Copier, build_like, from_config, is_graph, like
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import LearnedBitMixin, OwnsBits, check_bits, keras_twin
-from keras_learnbits.layers.inside import TWINS, kernels_inside, layers_inside
+from keras_learnbits.layers.inside import (
+    TWINS,
+    check_finite_weights,
+    kernels_inside,
+    layers_inside,
+)
 from keras_learnbits.layers.tensors import assign_all, float_weights, quantized_kernels
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
 from keras_learnbits.model import LearnedBitModel, LearnedBitSequential, LearnedBitSubclassed
-from keras_learnbits.selection import Selection
+from keras_learnbits.selection import Selection, left_behind
+from keras_learnbits.verification import check_conversion
 
 
 def to_learned_bits(
@@ -21,6 +28,8 @@ def to_learned_bits(
     include=None,
     exclude=None,
     *,
+    x=None,
+    copy=True,
     bits=8,
     min_bits=1,
     max_bits=None,
@@ -43,11 +52,19 @@ def to_learned_bits(
     Args:
         model: A built Keras model: Sequential, functional, or with a `call` of its own, which
             then needs a `get_config` that its class can be made from; its own methods, as a
-            `train_step`, are left behind.
+            `train_step`, are left behind, and the report says which.
         include: Which layers to convert; all by default. A pattern of names or paths
             (`"block1/*"`), as `fnmatch` takes it, a layer, a layer class, a function of a
             layer to whether it is meant, or a list of these.
         exclude: Which not, likewise; before `include`.
+        x: An example, what the model is called with, on which the copy's predictions at its float
+            kernels are compared with the model's. By default random inputs of the model's shapes,
+            where it has some.
+        copy: Whether the new model is a copy. If False, layers that are not converted to a twin
+            are taken themselves, also those whose class has no `get_config`; the original shares
+            weights with the new model then, and must not be used any more. What is made in this
+            way can be trained, and its weights can be saved; Keras cannot save it whole where it
+            could not save the original.
         bits: Bit-width to start at.
         min_bits: Lowest bit-width.
         max_bits: Highest bit-width; 8 by default, or `bits` where that is more.
@@ -66,7 +83,8 @@ def to_learned_bits(
         ValueError: The model is not built; there is nothing to convert; a pattern or class in
             `include` or `exclude` meets no layer; a layer to convert has integer weights or
             LoRA; a layer is shared between models in a way that Keras cannot copy; `activations`
-            are asked for of a model with a `call` of its own.
+            are asked for of a model with a `call` of its own; a weight is NaN or infinite; layers
+            share weights in a way that a copy loses; or the copy predicts something else.
 
     Examples:
         >>> model = keras.Sequential(
@@ -79,6 +97,7 @@ def to_learned_bits(
         hidden  Dense  LearnedBitDense       36
         head    Dense  left: excluded        10
         ---------------------------------------
+        32 weights (69.6%) with learned bits, 14 (30.4%) left float
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`to_learned_bits` needs a Keras model. Received: model={model!r}")
@@ -92,6 +111,7 @@ def to_learned_bits(
             "A Sequential model must have one symbolic input, as from `keras.Input`. "
             f"Received: model={model.name!r}"
         )
+    check_number("bits", bits)
     settings = {
         "bits": bits,
         "min_bits": min_bits,
@@ -105,9 +125,12 @@ def to_learned_bits(
             f"own use `LearnedBitActivation`. Received: model={model.name!r}"
         )
     make_activation = _make_activation(activations)
-    copier = _ToLearnedBits(Selection(model, include, exclude), settings, make_activation)
+    check_finite_weights(model, "`to_learned_bits`")
+    selection = Selection(model, include, exclude)
+    copier = _ToLearnedBits(selection, settings, make_activation, copies_layers=copy)
     converted = copier.copy(model)
-    converted.conversion = copier.report()
+    not_compared = check_conversion(model, converted, x) if copy else None
+    converted.conversion = copier.report(converted, [*left_behind(model), not_compared])
     return converted
 
 
@@ -196,8 +219,8 @@ class _ToLearnedBits(Copier):
     functional = LearnedBitModel
     sequential = LearnedBitSequential
 
-    def __init__(self, selection, settings, make_activation):
-        super().__init__()
+    def __init__(self, selection, settings, make_activation, copies_layers):
+        super().__init__(copies_layers)
         self.selection = selection
         self.settings = settings
         self.make_activation = make_activation
@@ -242,7 +265,7 @@ class _ToLearnedBits(Copier):
     def layer(self, layer):
         wanted = [each for each in layers_inside(layer) if self.selection.wants(each)]
         if not wanted:
-            return like(layer)
+            return self.like(layer)
         if type(layer) in TWINS:
             twin = TWINS[type(layer)]
             self.conversions[layer] = twin.__name__
@@ -255,15 +278,17 @@ class _ToLearnedBits(Copier):
             for number, (chain, _, _) in enumerate(kernels_inside(layer))
             if (chain[-1] if chain else layer) not in wanted
         ]
-        new = LearnedBitWrapper(like(layer), exclude=unwanted, **self.settings)
+        new = LearnedBitWrapper(self.like(layer), exclude=unwanted, **self.settings)
         self.converted.add(new)
         return new
 
     def holder(self, model):
         wrapper = self.layer(model)
-        build_like(model, wrapper.layer)
+        if wrapper.layer is not model:
+            build_like(model, wrapper.layer)
         wrapper.build()
-        return LearnedBitSubclassed(wrapper, name=model.name)
+        # TensorFlow's outermost scopes, and so the names of models in training, begin otherwise.
+        return LearnedBitSubclassed(wrapper, name=model.name.lstrip("_") or None)
 
     def fill(self, old, new):
         if isinstance(new, LearnedBitSubclassed):
@@ -278,8 +303,12 @@ class _ToLearnedBits(Copier):
         elif not is_graph(old):
             self.copy_state(old, new)
 
-    def report(self):
-        return self.selection.report(self.conversions, self.activations)
+    def report(self, converted, notes):
+        kernels = quantized_kernels(converted)
+        learned = sum(kernel.size for kernel in kernels)
+        total = sum(math.prod(v.shape) for v in float_weights(converted))
+        notes = [note for note in notes if note]
+        return self.selection.report(self.conversions, self.activations, (learned, total), notes)
 
 
 class _ToKeras(Copier):

@@ -1,6 +1,8 @@
 """`Copier`: models copied layer by layer, as conversion needs."""
 
 import functools
+import inspect
+import math
 import tempfile
 
 import keras
@@ -10,11 +12,18 @@ from keras_learnbits.layers.inside import layers_inside
 from keras_learnbits.layers.tensors import float_weights, quantized_kernels
 from keras_learnbits.model import KerasFunctional
 
+# What Keras's own layers have in their configuration.
+COMMON = ("name", "trainable", "dtype")
+
 
 class Copier:
-    """Copies a model: graphs of layers are built anew, a subclass says what becomes of a layer.
+    """Copies a model: graphs of layers are built again, a subclass says what becomes of a layer.
 
     Each layer is called as in the original, unless the subclass has a `call`.
+
+    Args:
+        copies_layers: Whether layers that stay what they are are copied; else they are taken
+            themselves, and the original is used up.
 
     Attributes:
         copies: Dictionary of layer to its copy. A layer that is shared is copied once.
@@ -24,7 +33,8 @@ class Copier:
     functional = keras.Model
     sequential = keras.Sequential
 
-    def __init__(self):
+    def __init__(self, copies_layers=True):
+        self.copies_layers = copies_layers
         self.copies = {}
         self.inputs = None
 
@@ -41,7 +51,32 @@ class Copier:
             for old, copied in list(self.copies.items()):
                 self.fill(old, copied)
         self._copy_trainable(model)
+        self._check_sharing(model, new)
         return new
+
+    def _check_sharing(self, model, new):
+        """Raises a ValueError unless the copy shares weights where the original does only."""
+        shared = {id(weight) for weight in model.weights} if self.copies_layers else set()
+        taken = [weight.path for weight in new.weights if id(weight) in shared]
+        if taken:
+            raise ValueError(
+                "A copy must not share weights with the original, which its layers' `get_config` "
+                "and `from_config` make it do; `copy=False` uses up the original. "
+                f"Received: model={model.name!r}, with {taken} in both"
+            )
+        sizes = [sum(math.prod(v.shape) for v in float_weights(each)) for each in (model, new)]
+        kernels = [id(kernel.kernel) for kernel in quantized_kernels(new)]
+        if sizes[0] != sizes[1] or len({*kernels}) < len(kernels):
+            raise ValueError(
+                "Layers that hold other layers of the model, and so share weights with them, "
+                "cannot be converted: each would get weights, or bits, of its own. Make them from "
+                "one layer that holds both, or use `copy=False` and exclude all that share. "
+                f"Received: model={model.name!r} of {sizes[0]:,} weights, a copy of {sizes[1]:,}"
+            )
+
+    def like(self, layer):
+        """A copy of a layer that stays what it is, or the layer itself."""
+        return like(layer) if self.copies_layers else layer
 
     def layer(self, layer):
         """The copy of a layer that is no graph of layers."""
@@ -85,7 +120,7 @@ class Copier:
         """`call`, unless a weight is an argument: the copy would share it with the original."""
         arguments = keras.tree.flatten((args, kwargs))
         taken = [each.path for each in arguments if isinstance(each, keras.Variable)]
-        if taken:
+        if taken and self.copies_layers:
             raise ValueError(
                 "A functional model can be copied if its weights are used inside of its layers "
                 "only. For outputs tied to an embedding take `keras.layers.ReversibleEmbedding`, "
@@ -106,6 +141,8 @@ class Copier:
 
     def copy_state(self, old, new):
         """Copies weights, and what Keras keeps beside them, of two layers of one kind."""
+        if old is new:
+            return
         for source, target in zip(layers_inside(old), layers_inside(new), strict=True):
             if type(source) is not type(target):
                 raise ValueError(
@@ -127,7 +164,7 @@ class Copier:
         Layer by layer, since a graph may list its layers in another order than its copy does.
         """
         for old, new in self.copies.items():
-            if not is_graph(old):
+            if not is_graph(old) and old is not new:
                 yield from zip(float_weights(old), float_weights(new), strict=True)
 
     def _copy_trainable(self, model):
@@ -162,15 +199,48 @@ def like(layer):
 
 
 def from_config(layer_class, layer, settings=None):
-    """A layer of a class with the configuration of another layer, and settings beside it."""
+    """A layer of a class with the configuration of another layer, and settings beside it.
+
+    Layers that stand in the configuration themselves, not serialized, are copied, or the two would
+    share them.
+    """
     try:
-        return layer_class.from_config({**layer.get_config(), **(settings or {})})
+        config = _with_copies({**layer.get_config(), **(settings or {})})
+        return _made(layer_class, config)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             "A layer can be copied if its class can be made from its `get_config`; functions in it "
-            "must be registered with `keras.saving`, and lambdas cannot be. "
+            "must be registered with `keras.saving`, and lambdas cannot be. Where that cannot be, "
+            "`copy=False` takes the layers as they are, and uses up the original. "
             f"Received: {layer.name!r} of class {type(layer).__name__}, {error}"
         ) from error
+
+
+def _with_copies(value):
+    """A configuration with copies in the place of layers."""
+    if isinstance(value, keras.layers.Layer):
+        return like(value)
+    if isinstance(value, dict):
+        return {key: _with_copies(each) for key, each in value.items()}
+    if isinstance(value, list):  # also Keras's own kind, which tracks what is in it
+        return [_with_copies(each) for each in value]
+    return tuple(map(_with_copies, value)) if type(value) is tuple else value
+
+
+def _made(layer_class, config):
+    """`from_config`, also where `__init__` does not take Keras's own `name`, `dtype`, ..."""
+    taken = inspect.signature(layer_class.__init__).parameters.values()
+    own = {each.name for each in taken}
+    if any(each.kind is each.VAR_KEYWORD for each in taken):
+        return layer_class.from_config(config)
+    kept = {name: config.pop(name) for name in COMMON if name in config and name not in own}
+    layer = layer_class.from_config(config)
+    for name, value in kept.items():
+        if name == "dtype":
+            layer.dtype_policy = keras.dtype_policies.get(value)
+        else:
+            setattr(layer, name, value)
+    return layer
 
 
 def build_like(model, copied):

@@ -61,10 +61,56 @@ KerasFunctional = type(keras.Model(_inputs, _inputs))
 
 @register
 class LearnedBitFunctional(LearnedBitModel, KerasFunctional):
-    """What `LearnedBitModel(inputs, outputs)` makes."""
+    """What `LearnedBitModel(inputs, outputs)` makes.
+
+    A layer that its graph shares with a model inside of it, as a tied embedding, is one layer again
+    when the model is made from its configuration; Keras makes two, and cannot load the file.
+    """
 
     def __init__(self, inputs, outputs, name=None, **kwargs):
         super().__init__(inputs, outputs, name=name, **kwargs)
+
+    def get_config(self):
+        config = super().get_config()
+        shared = [paths for paths in _paths_of_layers(self).values() if len(paths) > 1]
+        return {**config, "shared_layers": shared} if shared else config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        shared = config.pop("shared_layers", ())
+        model = super().from_config(config, custom_objects)
+        if not shared:
+            return model
+        by_path = {
+            path: layer for layer, paths in _paths_of_layers(model).items() for path in paths
+        }
+        first = {by_path[path]: by_path[paths[0]] for paths in shared for path in paths[1:]}
+        tied = _with_layers(model, first)
+        return cls(tied.input, tied.output, name=model.name, trainable=model.trainable)
+
+
+def _paths_of_layers(model, prefix=""):
+    """Dictionary of layer to its paths, of all layers in the graphs of a model and inside it."""
+    paths = {}
+    for layer in model.layers:
+        path = prefix + layer.name
+        paths.setdefault(layer, []).append(path)
+        if isinstance(layer, KerasFunctional | keras.Sequential):
+            for each, more in _paths_of_layers(layer, f"{path}/").items():
+                paths.setdefault(each, []).extend(more)
+    return paths
+
+
+def _with_layers(model, others):
+    """A functional model of the same layers but for those that others take the place of."""
+
+    def replaced(layer):
+        is_graph = isinstance(layer, KerasFunctional)
+        return _with_layers(layer, others) if is_graph else others.get(layer, layer)
+
+    bare = keras.Model(model.input, model.output, name=model.name)
+    return keras.models.clone_model(bare, clone_function=replaced)
 
 
 @register

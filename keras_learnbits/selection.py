@@ -1,13 +1,16 @@
 """Which layers of a model to convert, and what is said about it."""
 
 import fnmatch
+import inspect
 import math
 
 import keras
 
 from keras_learnbits.layers.base import OwnsBits
 from keras_learnbits.layers.inside import kernels_of, layers_inside, path_of
+from keras_learnbits.model import KerasFunctional
 from keras_learnbits.report import aligned_table
+from keras_learnbits.training import LearnedBitTraining
 
 
 class Selection:
@@ -47,12 +50,14 @@ class Selection:
         """Whether a layer's own kernels are to be converted."""
         return layer in self.reasons and self.reasons[layer] is None
 
-    def report(self, conversions, activations=()):
+    def report(self, conversions, activations=(), sizes=None, notes=()):
         """What becomes of each layer that has weights of its own.
 
         Args:
             conversions: Dictionary of layer to what it was converted to; others may be missing.
             activations: Layers that were put in.
+            sizes: Numbers of the weights with learned bits, and of all weights.
+            notes: Strings: what else is to be known.
 
         Returns:
             `ConversionReport`.
@@ -64,7 +69,7 @@ class Selection:
                 conversion = f"left: {reason}" if reason else conversions.get(layer)
                 rows.append((self.names[layer], type(layer).__name__, weights, conversion))
         rows += [(layer.name, "", 0, f"{type(layer).__name__} put in") for layer in activations]
-        return ConversionReport(rows)
+        return ConversionReport(rows, sizes, notes)
 
 
 class ConversionReport:
@@ -73,16 +78,57 @@ class ConversionReport:
     Attributes:
         rows: Tuples of a layer's path, its class, the number of its own weights, and what it was
             converted to or why it was left as it is.
+        learned_weights: Number of weights with learned bits; None before the conversion.
+        float_weights: Number of weights that stay float, biases among them.
+        notes: Strings: what the conversion left behind, or could not check.
     """
 
-    def __init__(self, rows):
+    def __init__(self, rows, sizes=None, notes=()):
         self.rows = rows
+        self.learned_weights, total = sizes or (None, None)
+        self.float_weights = None if sizes is None else total - self.learned_weights
+        self.notes = list(notes)
 
     def __str__(self):
         body = [(path, kind, what, f"{weights:,}") for path, kind, weights, what in self.rows]
-        return aligned_table([[("layer", "type", "conversion", "weights")], body], left=3)
+        lines = [aligned_table([[("layer", "type", "conversion", "weights")], body], left=3)]
+        if self.learned_weights is not None:
+            share = self.learned_weights / (self.learned_weights + self.float_weights)
+            lines.append(
+                f"{self.learned_weights:,} weights ({share:.1%}) with learned bits, "
+                f"{self.float_weights:,} ({1 - share:.1%}) left float"
+            )
+        return "\n".join(lines + self.notes)
 
     __repr__ = __str__
+
+
+# Methods of a model that a learned-bit model has of its own.
+REPLACED = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+    "compile",
+    "fit",
+    "metrics",
+)
+
+
+def left_behind(model):
+    """What a model's class has of its own that its conversion has not: strings for the report."""
+    names = [
+        name
+        for name in REPLACED
+        if not any(
+            inspect.getattr_static(type(model), name) is inspect.getattr_static(kind, name)
+            for kind in (keras.Model, keras.Sequential, KerasFunctional)
+        )
+    ]
+    if not names or isinstance(model, LearnedBitTraining):
+        return []
+    return [f"left behind: {', '.join(names)} of class {type(model).__name__}"]
 
 
 def _meant(chains, items, argument):

@@ -14,8 +14,10 @@ from keras_learnbits.serialization import register
 class _KernelScope(keras.StatelessScope):
     """Gives kernels other values; all other variables are read and assigned as without it."""
 
-    def __init__(self, kernels):
+    def __init__(self, kernels, name):
         super().__init__(kernels, collect_losses=True, initialize_variables=False)
+        self._kernels = {id(kernel) for kernel, _ in kernels}
+        self._name = name
 
     def get_current_value(self, variable):
         value = super().get_current_value(variable)
@@ -25,6 +27,12 @@ class _KernelScope(keras.StatelessScope):
 
     def add_update(self, update):
         variable, value = update
+        if id(variable) in self._kernels:
+            raise ValueError(
+                "A layer whose `call` assigns to its kernel cannot be quantized, since rounding "
+                "comes after what it assigns; exclude it, or have it compute with a changed "
+                f"kernel. Received: an assignment to {variable.path!r} in layer {self._name!r}"
+            )
         self.__exit__()
         try:
             variable.assign(value)  # statistics, seeds, states
@@ -125,12 +133,17 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
 
     def _call_quantized(self, *args, **kwargs):
         kernels = [(k.kernel, k.used_by_layer()) for k in self.quantized_kernels.values()]
-        with _KernelScope(kernels) as scope:
+        with _KernelScope(kernels, self.name) as scope:
             outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
             # A tensor of its own: Keras tells losses apart by their tensors, not by their layers.
             self.add_loss(tf.identity(loss))
         return outputs
+
+    @property
+    def metrics(self):
+        """None: Keras collects those of layers inside itself, and leaves those of models out."""
+        return []
 
     def reset_state(self):
         """Resets the states of stateful recurrent layers inside, as those do."""
