@@ -46,8 +46,8 @@ class CollapseGuard(keras.callbacks.Callback):
         super().__init__()
         actions = {"warn": self._warn, "raise_bits": self._raise_bits, "stop": self._stop}
         self._act = choose(action, actions, "action")
-        check_number("max_error", max_error, 0)
-        check_number("max_saturation", max_saturation, 0)
+        check_number("max_error", max_error)
+        check_number("max_saturation", max_saturation)
         self.max_error = max_error
         self.max_saturation = max_saturation
         self.bounds = bounds

@@ -3,7 +3,6 @@
 import math
 import warnings
 
-import keras
 import tensorflow as tf
 
 from keras_learnbits.layers.tensors import quantized_kernels, quantized_tensors, unique_names
@@ -73,7 +72,8 @@ class BitControl:
     @property
     def bits_are_frozen(self):
         """Whether the bits stand still."""
-        return bool(keras.ops.convert_to_numpy(self.bits_frozen.value))
+        # Also outside of the scope of a `tf.distribute` strategy, where the variable is mirrored.
+        return bool(tf.convert_to_tensor(self.bits_frozen.value))
 
     def freeze_bits(self, bits=None):
         """Sets every bit-width to an integer and lets it stand still from now on.

@@ -20,7 +20,7 @@ class LearnedBitModel(LearnedBitTraining, keras.Model):
         >>> model.compile("adam", "mse", bit_reg=0.1)
         >>> history = model.fit(np.ones((32, 8)), np.ones((32, 1)), verbose=0)
         >>> sorted(history.history)
-        ['bit_penalty', 'bit_reg', 'loss', 'mean_bits', 'quantization_error', 'task_loss']
+        ['bit_reg', 'loss', 'mean_bits', 'quantization_error', 'task_loss']
     """
 
     def __new__(cls, *args, **kwargs):

@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.checks import check_number
@@ -135,7 +136,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
     def steer(self, name, value):
         """Sets `bit_reg` or `quantization_reg` until `release`."""
         price = getattr(self, name)
-        self._steered.setdefault(name, float(keras.ops.convert_to_numpy(price.value)))
+        self._steered.setdefault(name, float(tf.convert_to_tensor(price.value)))
         price.assign(value)
 
     def release(self):
@@ -147,7 +148,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
     @contextlib.contextmanager
     def released(self):
         """A scope with the prices of before, in which a model is saved."""
-        steered = {name: float(getattr(self, name).value) for name in self._steered}
+        steered = {n: float(tf.convert_to_tensor(getattr(self, n).value)) for n in self._steered}
         for name, value in self._steered.items():
             getattr(self, name).assign(value)
         try:

@@ -24,11 +24,13 @@ class Running:
             return super().fit(*args, **kwargs)
         except BaseException:
             if self.compiled:
-                self.bits_frozen.assign(float(frozen))
+                with self.distribute_strategy.scope():
+                    self.bits_frozen.assign(float(frozen))
             raise
         finally:
             if self.compiled:
-                self.release_prices()
+                with self.distribute_strategy.scope():
+                    self.release_prices()
             self.bit_budget, self._fits = None, False
 
     def evaluate(
