@@ -13,6 +13,7 @@ from keras_learnbits.layers.base import LearnedBitMixin, OwnsBits, check_bits, k
 from keras_learnbits.layers.inside import (
     TWINS,
     check_finite_weights,
+    is_masked,
     kernels_inside,
     layers_inside,
 )
@@ -266,12 +267,11 @@ class _ToLearnedBits(Copier):
         wanted = [each for each in layers_inside(layer) if self.selection.wants(each)]
         if not wanted:
             return self.like(layer)
-        if type(layer) in TWINS:
-            twin = TWINS[type(layer)]
-            self.conversions[layer] = twin.__name__
-            new = from_config(twin, layer, self.settings)
-            self.converted.add(new)
-            return new
+        twin = self._twin(layer)
+        if twin is not None:
+            self.conversions[layer] = type(twin).__name__
+            self.converted.add(twin)
+            return twin
         self.conversions |= dict.fromkeys(wanted, f"in LearnedBitWrapper {layer.name!r}")
         unwanted = [
             number
@@ -281,6 +281,17 @@ class _ToLearnedBits(Copier):
         new = LearnedBitWrapper(self.like(layer), exclude=unwanted, **self.settings)
         self.converted.add(new)
         return new
+
+    def _twin(self, layer):
+        """A learned-bit layer in the place of one of Keras's; None where there is none."""
+        if type(layer) not in TWINS:
+            return None
+        try:
+            return from_config(TWINS[type(layer)], layer, self.settings)
+        except ValueError:
+            if self.copies_layers:
+                raise
+            return None  # it has a function that cannot be copied, and is wrapped as it is
 
     def holder(self, model):
         wrapper = self.layer(model)
@@ -331,7 +342,7 @@ class _ToKeras(Copier):
     def call(self, layer, *args, **kwargs):
         if isinstance(layer, LearnedBitActivation):
             (inputs,) = [*args, *(kwargs[name] for name in kwargs if name == "inputs")]
-            if _is_masked(inputs):
+            if is_masked(inputs):
                 raise ValueError(
                     "Operations of `keras.ops` do not pass on masks, so a quantized activation "
                     "behind a layer that masks cannot be put into plain Keras. "
@@ -378,21 +389,3 @@ class _ToKeras(Copier):
         quantized = {id(k.kernel): k.quantized() for k in old.quantized_kernels.values()}
         weights = old.layer.weights if isinstance(old, LearnedBitWrapper) else float_weights(old)
         assign_all(new.weights, [quantized.get(id(weight), weight) for weight in weights])
-
-
-class _MaskProbe(keras.layers.Layer):
-    """Tells whether what it is called with has a mask."""
-
-    def __init__(self):
-        super().__init__()
-        self.supports_masking = True
-
-    def call(self, inputs, mask=None):
-        self.masked = mask is not None
-        return inputs
-
-
-def _is_masked(tensor):
-    probe = _MaskProbe()
-    probe(tensor)
-    return probe.masked

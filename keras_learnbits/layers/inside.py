@@ -156,3 +156,22 @@ def kernels_inside(layer):
 def path_of(chain):
     """Names of the layers that lead to a layer, joined by `/`."""
     return "/".join(layer.name for layer in chain)
+
+
+class _MaskProbe(keras.layers.Layer):
+    """Tells whether what it is called with has a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+
+    def call(self, inputs, mask=None):
+        self.masked = mask is not None
+        return inputs
+
+
+def is_masked(tensor):
+    """Whether a symbolic tensor carries a mask."""
+    probe = _MaskProbe()
+    probe(tensor)
+    return probe.masked
