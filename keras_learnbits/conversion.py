@@ -10,6 +10,7 @@ from keras_learnbits.checks import check_number
 from keras_learnbits.copier import Copier, build_like, from_config, is_graph, like
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import LearnedBitMixin, OwnsBits, check_bits, keras_twin
+from keras_learnbits.layers.computing import keeping_scales
 from keras_learnbits.layers.inside import (
     TWINS,
     check_finite_weights,
@@ -308,7 +309,8 @@ class _ToLearnedBits(Copier):
             if isinstance(new, LearnedBitWrapper):
                 self.copy_state(old, new.layer)
             else:
-                assign_all(float_weights(new), old.weights)
+                with keeping_scales():
+                    assign_all(float_weights(new), old.weights)
             for kernel in new.quantized_kernels.values():
                 kernel.fit_scale()
         elif not is_graph(old):

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.checks import check_number
+from keras_learnbits.layers.computing import keeping_scales
 from keras_learnbits.layers.tensors import activations_among, quantized_tensor_of
 from keras_learnbits.serialization import register
 from keras_learnbits.updates import compiled_updates
@@ -203,12 +204,13 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
                     "loss of its own goes into `compute_loss`. Received: no gradient of "
                     f"{[variable.path for _, variable in share]}"
                 )
-            with compiled_updates(optimizer):
+            with compiled_updates(optimizer), keeping_scales():
                 optimizer.apply(*map(list, zip(*share, strict=True)))
 
     def finalize_variable_values(self, var_list):
-        for optimizer, share in self._split(var_list, var_list):
-            optimizer.finalize_variable_values(share)
+        with keeping_scales():
+            for optimizer, share in self._split(var_list, var_list):
+                optimizer.finalize_variable_values(share)
 
     @property
     def learning_rate(self):

@@ -1,5 +1,6 @@
 """`warm_start`: begin at the weights of a trained float model."""
 
+from keras_learnbits.layers.computing import keeping_scales
 from keras_learnbits.layers.inside import finalize_inside
 from keras_learnbits.layers.tensors import assign_all, float_weights, quantized_kernels
 
@@ -40,8 +41,9 @@ def warm_start(model, float_model):
                 "A warm start needs layers whose weights have the same shapes. "
                 f"Received: {shapes} in model and {their_shapes} in float_model, layer {name!r}"
             )
-    for name, variables in ours.items():
-        assign_all(variables, theirs[name])
+    with keeping_scales():
+        for name, variables in ours.items():
+            assign_all(variables, theirs[name])
     finalize_inside(model)
     for kernel in quantized_kernels(model):
         kernel.fit_scale()

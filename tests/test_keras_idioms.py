@@ -80,6 +80,44 @@ def test_assigning_to_the_variable_counts_and_replacing_it_is_refused(layer, sha
         np.testing.assert_array_equal(getattr(layer, name), np.full(variable.shape, 0.5))
 
 
+def test_scales_follow_a_kernel_that_is_assigned(layer):
+    quantized = layer.quantized_kernels["kernel"]
+    layer.kernel.assign(100 * np.random.default_rng(0).normal(size=(4, 3)))
+    fitted = quantized.log_scale.numpy()
+    assert quantized.squared_error() / quantized.energy() < 0.2
+    quantized.fit_scale()
+    np.testing.assert_array_equal(quantized.log_scale, fitted)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_scales_do_not_follow_the_steps_of_training(run_eagerly, data):
+    layers = [keras.Input((6,)), klb.LearnedBitDense(2, bits=2, kernel_constraint="unit_norm")]
+    model = klb.LearnedBitSequential(layers)
+    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=run_eagerly)
+    (kernel,) = [layer.quantized_kernels["kernel"] for layer in model.layers]
+    kernel.log_scale.assign(kernel.log_scale + 1.0)
+    before = kernel.log_scale.numpy()
+    model.fit(*data, verbose=0)
+    np.testing.assert_array_equal(kernel.log_scale, before)
+
+
+def test_averaged_and_restored_weights_keep_their_own_scales(make_model, data, tmp_path):
+    model = make_model(bits=2)
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), "mse")
+    (kernel, _) = (layer.quantized_kernels["kernel"] for layer in model.layers[1:])
+    kernel.log_scale.assign(kernel.log_scale + 1.0)
+    model.fit(*data, epochs=2, batch_size=64, verbose=0)
+    kept = kernel.log_scale.numpy()
+    weights = model.get_weights()
+    model.set_weights(weights)
+    np.testing.assert_array_equal(kernel.log_scale, kept)
+    model.save_weights(tmp_path / "m.weights.h5")
+    model.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_array_equal(kernel.log_scale, kept)
+    fitted = kernel.quantizer.fitted_log_scale(kernel.kernel.value, 2.0, kernel.log_scale.shape)
+    assert np.abs(fitted - kept).max() > 0.1
+
+
 def test_set_weights_takes_the_weights_of_the_float_layer_and_fits_scales(layer):
     kernel, bias = np.random.default_rng(0).normal(size=(4, 3)), np.arange(3.0)
     layer.set_weights([100 * kernel, bias])

@@ -16,7 +16,12 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits import ops, quantizers
-from keras_learnbits.layers.computing import is_computing, marking_call
+from keras_learnbits.layers.computing import (
+    follow_kernel,
+    is_computing,
+    keeping_scales,
+    marking_call,
+)
 from keras_learnbits.layers.tensors import QuantizedKernel, TakesFloatWeights, mark_variables
 
 
@@ -169,7 +174,8 @@ class OwnsBits(TakesFloatWeights):
                 "`keras_learnbits.warm_start(model, float_model)`. "
                 f"Received: {len(store)} variables for layer {self.name!r}"
             )
-        keras.layers.Layer.load_own_variables(self, store)
+        with keeping_scales():
+            keras.layers.Layer.load_own_variables(self, store)
         check_loaded_bits(self, self.quantized_kernels.values())
 
     def get_config(self):
@@ -238,6 +244,8 @@ class LearnedBitMixin(OwnsBits):
         prefix = f"{name}_" if len(self.quantized_weights) > 1 else ""
         output_axes = self.quantized_weights[name].axes_of(self)
         self.quantize_weight(name, kernel, output_axes, prefix)
+        if self.quantized_kernels[name].log_scale is not None:
+            follow_kernel(self.quantized_kernels[name])
         return kernel
 
     def enable_lora(self, rank, **kwargs):

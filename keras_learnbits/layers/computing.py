@@ -8,12 +8,15 @@ import contextlib
 import functools
 import threading
 
+import tensorflow as tf
+
 
 class _Computing(threading.local):
     """State of this thread. Replicas trace their steps in threads of their own."""
 
     layers = ()
     with_float_kernels = False
+    keeping_scales = False
 
 
 _COMPUTING = _Computing()
@@ -66,3 +69,35 @@ def computing_with_float_kernels(active=True):
         yield
     finally:
         _COMPUTING.with_float_kernels = outer
+
+
+def follow_kernel(tensor):
+    """Has scales follow their kernel when it is assigned, as by `layer.kernel.assign(values)`.
+
+    Other values than those that scales were fitted to would be clipped to the old range without a
+    word. Keras has no hook for it, so `assign` is replaced on this one variable. Optimizers assign
+    to `kernel.value`, and steps in graphs are left alone. (Not of kernels in a `LearnedBitWrapper`,
+    which layers inside of it load from files after their scales.)
+
+    Args:
+        tensor: `QuantizedKernel`.
+    """
+    assign = tensor.kernel.assign
+
+    def assign_and_fit(value):
+        result = assign(value)
+        if tf.executing_eagerly() and not _COMPUTING.keeping_scales:
+            tensor.fit_scale()
+        return result
+
+    tensor.kernel.assign = assign_and_fit
+
+
+@contextlib.contextmanager
+def keeping_scales():
+    """A scope in which scales do not follow: they are assigned, or trained, themselves."""
+    outer, _COMPUTING.keeping_scales = _COMPUTING.keeping_scales, True
+    try:
+        yield
+    finally:
+        _COMPUTING.keeping_scales = outer

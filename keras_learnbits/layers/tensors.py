@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits import ops
-from keras_learnbits.layers.computing import uses_float_kernels
+from keras_learnbits.layers.computing import keeping_scales, uses_float_kernels
 
 
 class QuantizedTensor:
@@ -264,7 +264,8 @@ class TakesFloatWeights:
         """
         floats = float_weights(self)
         if len(weights) != len(floats) or len(floats) == len(self.weights):
-            super().set_weights(weights)
+            with keeping_scales():
+                super().set_weights(weights)
             return
         shapes, given = [tuple(v.shape) for v in floats], [np.shape(value) for value in weights]
         if shapes != given:
@@ -272,7 +273,8 @@ class TakesFloatWeights:
                 "`set_weights` takes weights of the shapes that there are. "
                 f"Received: shapes {given} for {shapes} in {self.name!r}"
             )
-        assign_all(floats, weights)
+        with keeping_scales():
+            assign_all(floats, weights)
         for kernel in quantized_kernels(self):
             kernel.fit_scale()
 
