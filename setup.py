@@ -9,7 +9,6 @@ here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "keras_learnbits/__init__.py").read_text())[1]
 
 export = [
-    "safetensors>=0.8",
     "tf2onnx>=1.17",
     "onnx>=1.20.1",
     "onnxruntime>=1.24.1",
@@ -21,7 +20,6 @@ experiments = [
     "scikit-learn>=1.6",
     "scipy>=1.14",
     "matplotlib>=3.10",
-    "safetensors>=0.8",
 ]
 docs = [
     "mkdocs>=1.6.1",
@@ -47,6 +45,7 @@ setup(
         "tensorboard>=2.20",
         "absl-py>=2.3",
         "numpy>=2.1",
+        "safetensors>=0.8",
     ],
     extras_require={
         "experiments": experiments,

@@ -18,6 +18,11 @@ def with_random_weights(model):
     return model
 
 
+def quantized(layer, name="kernel"):
+    """A layer's quantized kernel, an array."""
+    return layer.quantized_kernels[name].quantized().numpy()
+
+
 def dense_model(bits, kernel_quantizer="learned_scale", units=16):
     arguments = {"bits": bits, "max_bits": 16, "kernel_quantizer": kernel_quantizer}
     inputs = keras.Input((12,), name="x")

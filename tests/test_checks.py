@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -59,3 +62,11 @@ def test_weights_that_are_no_numbers_are_named_with_their_layer(value, weight):
     getattr(norm, weight).assign([1, value, 1, 1])
     with pytest.raises(ValueError, match=f"This needs .*`{weight}` of layer 'inner/norm'"):
         check_finite_weights(model, "This")
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_another_backend_is_refused_at_import(backend):
+    code = f"import keras; keras.backend.backend = lambda: {backend!r}; import keras_learnbits"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode
+    assert f"the backend '{backend}' instead of tensorflow" in process.stderr.splitlines()[-1]

@@ -156,3 +156,41 @@ def test_a_relu_behind_a_dense_layer_without_bias_stays(tmp_path, shape):
     )
     export_litert(with_random_weights(model), tmp_path / "model.tflite")
     assert_predicts_alike(tmp_path / "model.tflite", model)
+
+
+def signature_of(path):
+    (signature,) = Interpreter(str(path)).get_signature_list().items()
+    return signature
+
+
+def test_the_signature_has_the_models_names_whatever_the_order(tmp_path):
+    given = {name: keras.Input((4,), name=name) for name in ("second", "first input")}
+    sums = klb.LearnedBitDense(3, bits=3)(given["second"])
+    model = klb.LearnedBitModel(given, {"total": sums, "parts": [sums + 1, given["first input"]]})
+    export_litert(with_random_weights(model), tmp_path / "model.tflite")
+    key, names = signature_of(tmp_path / "model.tflite")
+    assert key == "serving_default"
+    assert set(names["inputs"]) == {"first input", "second"}
+    assert set(names["outputs"]) == {"parts/0", "parts/1", "total"}
+    feed = {name: np.full((2, 4), len(name), "float32") for name in given}
+    interpreter = Interpreter(str(tmp_path / "model.tflite"))
+    found = interpreter.get_signature_runner()(**feed)
+    expected = model.predict(feed, verbose=0)
+    np.testing.assert_allclose(found["total"], expected["total"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["parts/0"], expected["parts"][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found["parts/1"], feed["first input"])
+
+
+def test_outputs_are_named_after_their_layers_and_inputs_may_be_unused(tmp_path):
+    a, b = keras.Input((4,), name="used"), keras.Input((4,), name="unused")
+    total = klb.LearnedBitDense(3, name="total")(a)
+    model = klb.LearnedBitModel([a, b], [total, keras.layers.ReLU(name="positive")(total)])
+    export_litert(model, tmp_path / "model.tflite")
+    _, names = signature_of(tmp_path / "model.tflite")
+    assert names == {"inputs": ["unused", "used"], "outputs": ["positive", "total"]}
+
+
+def test_what_litert_has_no_operator_for_is_named_with_its_layer(tmp_path):
+    with pytest.raises(ValueError, match=r"unroll=True.*TensorListReserve in 'lstm'"):
+        export_litert(recurrent_model(), tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())

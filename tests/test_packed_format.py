@@ -158,7 +158,7 @@ def test_the_reader_alone_reads_where_there_is_no_tensorflow(path, tmp_path):
 @pytest.mark.parametrize("call", [load_packed, lambda path: save_packed(make_model(), path)])
 def test_without_safetensors_an_error_says_what_to_install(call, path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"pip install keras_learnbits\[export\]"):
+    with pytest.raises(ImportError, match="need the library safetensors: `pip install safetenso"):
         call(path)
 
 
@@ -169,10 +169,10 @@ def test_other_readers_of_safetensors_see_the_tensors(path):
 
 KILLED = """
 import os, signal, sys
-from keras_learnbits.export.packed import writer
+from keras_learnbits.export._files import write_atomically
 
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-writer.write_atomically(sys.argv[1], b"half of a fi")
+write_atomically(sys.argv[1], b"half of a fi")
 """
 
 
@@ -195,13 +195,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(packed, path, s
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_files_have_the_permissions_that_new_files_have(path):
-    plain = path.with_name("plain")
-    plain.write_bytes(b"")
-    save_packed(make_model(), path)
-    assert path.stat().st_mode == plain.stat().st_mode
-
-
 def test_the_command_line_prints_the_bits(path, packed, capsys):
     main([str(path)])
     printed = capsys.readouterr().out
@@ -212,6 +205,48 @@ def test_the_command_line_prints_the_bits(path, packed, capsys):
             assert cell in line
     assert f"{table.mean_bits:.2f}" in printed
     assert f"{len(packed[1]):,} bytes in the file" in printed
+
+
+RUN_AS_A_COMMAND = """
+import runpy, sys
+
+runpy.run_module("keras_learnbits.export.packed", run_name="__main__")
+heavy = {"tensorflow", "keras"} & sys.modules.keys()
+assert not heavy, heavy
+
+# What is asked for afterwards is there.
+import keras_learnbits
+from keras_learnbits import bit_table
+
+assert {"save_packed", "__version__"} <= set(dir(keras_learnbits))
+model = keras_learnbits.load_packed_model(sys.argv[1])
+assert bit_table(model).rows
+assert all(hasattr(keras_learnbits, name) for name in keras_learnbits.__all__)
+assert not hasattr(keras_learnbits, "no_such_name")
+"""
+
+
+def test_the_command_needs_no_tensorflow_and_leaves_the_package_whole(path):
+    command = [sys.executable, "-c", RUN_AS_A_COMMAND, path]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    assert "conv/kernel" in process.stdout
+
+
+LOAD_WITHOUT_A_NAME = """
+import sys
+import keras_learnbits
+import keras
+
+model = keras.models.load_model(sys.argv[1])
+assert type(model).__name__ == "LearnedBitFunctional"
+"""
+
+
+def test_importing_the_package_is_enough_for_keras_to_load_a_model(packed, tmp_path):
+    packed[0].save(tmp_path / "model.keras")
+    command = [sys.executable, "-c", LOAD_WITHOUT_A_NAME, tmp_path / "model.keras"]
+    subprocess.run(command, check=True, cwd=ROOT)
 
 
 def test_the_command_line_runs_and_names_what_it_cannot_read(path):

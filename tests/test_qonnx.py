@@ -3,7 +3,7 @@ import onnx
 import pytest
 import qonnx.core.onnx_exec
 import tensorflow as tf
-from export_models import dense_model, image_model, inputs_for, normalized_model
+from export_models import dense_model, image_model, inputs_for, normalized_model, quantized
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.util.cleanup import cleanup_model
 from qonnx.util.inference_cost import inference_cost
@@ -77,9 +77,9 @@ def test_each_node_returns_its_kernel_bit_for_bit(tmp_path, bits, zero_point):
     x = np.zeros((EXAMPLES, 12), "float32")
     context = qonnx.core.onnx_exec.execute_onnx(wrapper, {"in": x}, return_full_exec_context=True)
     for layer, node in zip(("hidden", "head"), quant_nodes(wrapper.graph), strict=True):
-        quantized = context[node.output[0]]
-        np.testing.assert_array_equal(quantized, model.get_layer(layer).kernel)
-        np.testing.assert_array_equal(quantized, context[node.input[0]])
+        levels = context[node.output[0]]
+        np.testing.assert_array_equal(levels, quantized(model.get_layer(layer)))
+        np.testing.assert_array_equal(levels, context[node.input[0]])
 
 
 def test_nodes_say_how_wide_each_kernel_is(tmp_path):
@@ -100,9 +100,7 @@ def test_without_zero_points_codes_are_doubled_and_take_one_bit_more(tmp_path):
     assert mean_weight_bits(wrapper) == 4
     assert "Dropout" not in [node.op_type for node in wrapper.graph.node]
     assert (wrapper.get_initializer("hidden/zero_point") == 0).all()
-    integers = np.asarray(model.get_layer("hidden").kernel) / wrapper.get_initializer(
-        "hidden/scale"
-    )
+    integers = quantized(model.get_layer("hidden")) / wrapper.get_initializer("hidden/scale")
     np.testing.assert_allclose(integers % 2, 1, atol=1e-5)
     with pytest.raises(ValueError, match="needs kernels of `LearnedScaleQuantizer`.*'hidden'"):
         exported(dense_model(3, "min_max"), tmp_path, zero_point=False)

@@ -1,19 +1,8 @@
-"""What the exporters share: a model as a function of its kernels, and kernels as integers.
-
-Converters fold constants: a batch norm into the kernel before it, a transposition into the
-kernel itself. Integers would be lost, or would have to be found again. So a model is converted
-with its quantized kernels among its *inputs*, where no converter can touch them; then an exporter
-puts integers, and what decodes them, in the place of each such input.
-"""
+"""Quantized kernels as integers, as the exporters write them."""
 
 from typing import NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
-
-from keras_learnbits.conversion import plain_copy
-from keras_learnbits.layers.tensors import quantized_kernels, unique_names
 
 
 class KernelCodes(NamedTuple):
@@ -76,59 +65,3 @@ def narrowest(bits, widths):
         4
     """
     return min(width for width in widths if width >= bits)
-
-
-def function_of_kernels(model, input_signature=None):
-    """A model's predictions as a function of its inputs and its quantized kernels.
-
-    Args:
-        model: A built Keras model with learned-bit layers and float32 kernels. Where it computes
-            in a mixed precision, the function computes in float32.
-        input_signature: Structure of `tf.TensorSpec`, the argument that the model is called
-            with; by default that of the model's symbolic inputs.
-
-    Returns:
-        A `tf.function` of as many tensors as there are inputs and kernels, a list of their
-        `tf.TensorSpec`s, and a dictionary of the names of the kernels' to `KernelCodes`.
-
-    Raises:
-        ValueError: The model has no learned-bit layer or cannot be converted to plain Keras
-            layers; it has no symbolic inputs and there is no `input_signature`; a kernel is not
-            of float32.
-    """
-    plain, copies = plain_copy(model, float32=True)
-    kernels = quantized_kernels(model)
-    variables = [copies[id(kernel.kernel)] for kernel in kernels]
-    for kernel, name in zip(kernels, unique_names(kernels), strict=True):
-        if kernel.kernel.dtype != "float32":
-            raise ValueError(
-                "Exports need float32 kernels; build the model with the policy float32 or a mixed "
-                f"one and set its weights. Received: {kernel.kernel.dtype!r} in {name!r}"
-            )
-    if input_signature is None:
-        if not hasattr(plain, "inputs"):
-            raise ValueError(
-                "A model with a `call` of its own needs an `input_signature`, a structure of "
-                f"`tf.TensorSpec` that it can be called with. Received: model={model.name!r}"
-            )
-        # A Sequential that was built and not yet called has no `input`.
-        given = plain.inputs[0] if isinstance(plain, keras.Sequential) else plain.input
-        input_signature = keras.tree.map_structure(
-            lambda x: tf.TensorSpec(x.shape, x.dtype, x.name), given
-        )
-    codes = {
-        f"learned_bits_kernel_{number}": kernel_codes(kernel, name)
-        for number, (kernel, name) in enumerate(zip(kernels, unique_names(kernels), strict=True))
-    }
-    specs = keras.tree.flatten(input_signature)
-    number_of_inputs = len(specs)
-    specs += [tf.TensorSpec(each.codes.shape, name=name) for name, each in codes.items()]
-
-    @tf.function(input_signature=specs)
-    def predict(*tensors):
-        inputs = keras.tree.pack_sequence_as(input_signature, tensors[:number_of_inputs])
-        values = zip(variables, tensors[number_of_inputs:], strict=True)
-        with keras.StatelessScope(list(values), initialize_variables=False):
-            return plain(inputs, training=False)
-
-    return predict, specs, codes

@@ -4,40 +4,108 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.export._extra import import_extra
-from keras_learnbits.export._kernels import function_of_kernels
+from keras_learnbits.export._function import METADATA
+from keras_learnbits.export._weights import free_name
 
 # The highest that tf2onnx writes.
 CONVERTED_OPSET = 18
 
 
-def float_model(model, input_signature=None):
+def float_model(function):
     """An ONNX model of opset 18 whose quantized kernels are inputs.
 
     Args:
-        model: A built Keras model with learned-bit layers.
-        input_signature: As in `function_of_kernels`.
+        function: `ModelFunction`.
 
     Returns:
-        `onnx.ModelProto`, and a dictionary of the names of its inputs to `KernelCodes`.
+        `onnx.ModelProto`. Its inputs and outputs have the names that the function gives them.
 
     Raises:
         ValueError: Something in the model has no operator in ONNX.
     """
     tf2onnx, onnx = import_extra("tf2onnx", "onnx")
-    predict, specs, kernels = function_of_kernels(model, input_signature)
-    proto, _ = tf2onnx.convert.from_function(predict, specs, opset=CONVERTED_OPSET)
-    unknown = {
-        node.op_type
-        for node in all_nodes(proto.graph)
-        if not onnx.defs.has(node.op_type, node.domain)
-    }
+    concrete = function.predict.get_concrete_function()
+    proto, _ = tf2onnx.convert.from_function(
+        function.predict,
+        concrete.structured_input_signature[0],
+        opset=CONVERTED_OPSET,
+        custom_op_handlers={"Erfc": (_convert_erfc, [])},
+    )
+    unknown = [
+        node for node in all_nodes(proto.graph) if not onnx.defs.has(node.op_type, node.domain)
+    ]
     if unknown:
+        missing = [f"{node.op_type} in {function.layer_of(node.name)!r}" for node in unknown]
         raise ValueError(
             "tf2onnx must find an ONNX operator for all that a model does; it finds none for "
-            f"grouped convolutions, for one. Received: model={model.name!r} with {sorted(unknown)}"
+            "grouped convolutions, for one. Do without it, or export to LiteRT. "
+            f"Received: model={function.model.name!r}, with {', '.join(dict.fromkeys(missing))}"
         )
-    _make_initializers(proto.graph, _captured(predict.get_concrete_function()))
-    return proto, kernels
+    _make_initializers(proto.graph, _captured(concrete))
+    _name_inputs_and_outputs(proto.graph, function)
+    onnx.helper.set_model_props(proto, {METADATA: function.metadata()})
+    return proto
+
+
+def in_onnxruntime(model, inputs):
+    """What an ONNX model predicts in onnxruntime.
+
+    Args:
+        model: Path of a file, or its bytes.
+        inputs: Names of the inputs.
+
+    Returns:
+        Function of a list of arrays, the inputs, to a list of arrays, the outputs.
+    """
+    onnxruntime = import_extra("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; what is worth a warning shows in the predictions
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda arrays: session.run(None, dict(zip(inputs, arrays, strict=True)))
+
+
+def _convert_erfc(graph, node, name, arguments):
+    """`Erfc`, of which Keras's exact GELU consists and which ONNX lacks, as `1 - Erf`.
+
+    tf2onnx calls it, as https://github.com/onnx/tensorflow-onnx#custom_op_handlers says.
+    """
+    one = graph.make_const(f"{name}/one", np.ones((), "float32"))
+    erf = graph.make_node("Erf", node.input, name=f"{name}/erf")
+    node.type = "Sub"
+    graph.replace_inputs(node, [one.output[0], erf.output[0]])
+
+
+def _name_inputs_and_outputs(graph, function):
+    """Names inputs and outputs as the model does, and open first dimensions `"batch"`."""
+    names = dict(zip((spec.name for spec in function.specs), function.inputs, strict=True))
+    taken = set(names.values())
+    for each, name in zip(graph.output, function.outputs, strict=True):
+        # A tensor has one name: an output must not be called as an input is.
+        names[each.name] = free_name(f"{name}_output" if name in taken else name, taken)
+    _rename(graph, names)
+    for each in [*graph.input, *graph.output]:
+        dimensions = each.type.tensor_type.shape.dim
+        if each.name in taken and dimensions and not dimensions[0].HasField("dim_value"):
+            dimensions[0].dim_param = "batch"
+
+
+def _rename(graph, names):
+    """Renames tensors, also in the graphs that nodes hold; others of these names make way."""
+    used = {name for node in all_nodes(graph) for name in [*node.input, *node.output]}
+    used |= {each.name for each in graph.initializer}
+    for name in used & set(names.values()) - names.keys():
+        names[name] = free_name(f"{name}_inside", used)
+
+    def rename(inner):
+        for node in inner.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+            for attribute in node.attribute:
+                rename(attribute.g)
+        for each in [*inner.input, *inner.output, *inner.value_info, *inner.initializer]:
+            each.name = names.get(each.name, each.name)
+
+    rename(graph)
 
 
 def _captured(function):

@@ -1,21 +1,27 @@
 """`export_litert`: a LiteRT (TensorFlow Lite) file with integer weights."""
 
+import functools
+
 import flatbuffers
 import numpy as np
 import tensorflow as tf
 
+from keras_learnbits.export._check import check_file
 from keras_learnbits.export._extra import import_extra
-from keras_learnbits.export._kernels import function_of_kernels, narrowest, shared
-from keras_learnbits.export.packed.writer import write_atomically
+from keras_learnbits.export._files import write_atomically
+from keras_learnbits.export._function import METADATA, ModelFunction
+from keras_learnbits.export._kernels import narrowest, shared
 
 # Bits of the signed integers that the DEQUANTIZE operator takes.
 WIDTHS = (2, 4, 8, 16)
 FILE_IDENTIFIER = b"TFL3"
 # The first version of the operator that takes integers below 8 bits.
 DEQUANTIZE_VERSION = 6
+# The key that TensorFlow gives the signature of a model that has one.
+SIGNATURE = "serving_default"
 
 
-def export_litert(model, path, *, input_signature=None):
+def export_litert(model, path, *, input_signature=None, check=True):
     """Writes a model as a LiteRT file whose quantized kernels are integers.
 
     Each kernel is stored as its codes, in the narrowest type that holds them (2, 4, 8 or 16 bits
@@ -24,35 +30,94 @@ def export_litert(model, path, *, input_signature=None):
     of a `MinMaxQuantizer`, whose offset is rounded once more). All else is float32: biases,
     activations, arithmetic.
 
-    The file uses LiteRT's own operators only; where there are none, its converter says so.
-    Recurrent layers need a fixed batch size, or `unroll=True`.
+    The file has a signature, `"serving_default"`, with the names of the model's inputs (its
+    `Input`s or dictionary keys) and outputs (their layers or keys). Its metadata have the version
+    of this library and the bits of each layer, as JSON under `"keras_learnbits"`.
+
+    The file uses LiteRT's own operators only. Recurrent layers need a fixed batch size, or
+    `unroll=True`.
 
     Args:
         model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
             converts. The file computes in float32, also where the model does in a mixed precision.
         path: Where the file goes.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
-            a fixed batch size; by default that of its symbolic inputs.
+            a fixed batch size. By default that of its symbolic inputs, or float32 tensors
+            of the shapes that a model with a `call` of its own was built for.
+        check: Whether to run the file in LiteRT's interpreter with random inputs, and to refuse it
+            if its predictions are not the model's.
 
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
-        ValueError: The model has no learned-bit layer, no symbolic inputs and no
-            `input_signature`, or kernels that are not float32.
+        ValueError: The model has no learned-bit layer, kernels that are not float32, weights that
+            are not finite, inputs of unknown shape and no `input_signature`, or something that
+            LiteRT has no operator for; or the file does not predict what the model does. Then no
+            file is written, and an old one stays.
+        OSError: The file cannot be written. An old one stays.
 
     Examples:
         >>> export_litert(model, "model.tflite")  # doctest: +SKIP
         >>> interpreter = ai_edge_litert.interpreter.Interpreter("model.tflite")  # doctest: +SKIP
+        >>> predict = interpreter.get_signature_runner()  # doctest: +SKIP
     """
     schema = import_extra("ai_edge_litert.schema_py_generated")
-    predict, _, kernels = function_of_kernels(model, input_signature)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([predict.get_concrete_function()])
+    function = ModelFunction(model, input_signature)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.predict.get_concrete_function()]
+    )
     # Batched products lose a ReLU that follows them (TensorFlow 2.21).
     converter.unfold_batchmatmul = True
-    flat = schema.ModelT.InitFromPackedBuf(converter.convert(), 0)
-    _Editor(schema, flat).replace_kernels(kernels)
+    flat = schema.ModelT.InitFromPackedBuf(_converted(converter, function), 0)
+    editor = _Editor(schema, flat)
+    editor.replace_kernels(function.kernels)
+    editor.add_signature(function)
+    editor.add_metadata(METADATA, function.metadata())
     builder = flatbuffers.Builder()
     builder.Finish(flat.Pack(builder), FILE_IDENTIFIER)
-    write_atomically(path, bytes(builder.Output()))
+    load = functools.partial(_in_litert, function=function)
+    predicts_alike = functools.partial(check_file, function=function, load=load)
+    write_atomically(path, bytes(builder.Output()), predicts_alike if check else None)
+
+
+def _converted(converter, function):
+    """The bytes of a LiteRT model whose kernels are inputs.
+
+    Raises:
+        ValueError: LiteRT has no operator for something in the model.
+    """
+    try:
+        return converter.convert()
+    except Exception as error:  # the class of the converter's errors is not public
+        missing = [
+            f"{each.operator.name.removeprefix('tf.')} in {function.layer_of(call.name)!r}"
+            for each in getattr(error, "errors", [])
+            for call in each.location.call
+            if call.name
+        ]
+        if not missing:
+            raise
+        raise ValueError(
+            "LiteRT must have an operator for all that a model does; of recurrent layers it has "
+            "those that are unrolled (`unroll=True`) or have a fixed batch size "
+            f"(`input_signature`). Received: model={function.model.name!r}, "
+            f"with {', '.join(dict.fromkeys(missing))}"
+        ) from error
+
+
+def _in_litert(path, function):
+    """What a file predicts in LiteRT's interpreter, through its signature.
+
+    Returns:
+        Function of a list of arrays, the inputs, to a list of arrays, the outputs.
+    """
+    interpreter = import_extra("ai_edge_litert.interpreter").Interpreter(path)
+    predict = interpreter.get_signature_runner(SIGNATURE)
+
+    def run(inputs):
+        outputs = predict(**dict(zip(function.inputs, inputs, strict=True)))
+        return [outputs[name] for name in function.outputs]
+
+    return run
 
 
 class _Editor:
@@ -80,6 +145,37 @@ class _Editor:
         operators = [each for index, kernel in moved for each in self._decoded(index, kernel)]
         self.graph.operators = operators + self.graph.operators
         self.graph.inputs = [index for name, index in inputs.items() if name not in kernels]
+
+    def add_signature(self, function):
+        """Names inputs and outputs as the model does, which users and other runtimes go by.
+
+        Args:
+            function: `ModelFunction`.
+        """
+        inputs = {self.graph.tensors[index].name.decode(): index for index in self.graph.inputs}
+        names = zip((spec.name for spec in function.specs), function.inputs, strict=True)
+        given = {name: inputs[own] for own, name in names}
+        for name, index in given.items():
+            self.graph.tensors[index].name = name
+
+        def named(indices):
+            return [
+                self.schema.TensorMapT(name=name, tensorIndex=index)
+                for name, index in indices.items()
+            ]
+
+        results = dict(zip(function.outputs, self.graph.outputs, strict=True))
+        self.model.signatureDefs = [
+            self.schema.SignatureDefT(
+                inputs=named(given), outputs=named(results), signatureKey=SIGNATURE
+            )
+        ]
+
+    def add_metadata(self, name, text):
+        """Adds an entry to the metadata of the file."""
+        self.model.buffers.append(self.schema.BufferT(data=np.frombuffer(text.encode(), "uint8")))
+        entry = self.schema.MetadataT(name=name, buffer=len(self.model.buffers) - 1)
+        self.model.metadata = [*(self.model.metadata or []), entry]
 
     def _carry_out_moves(self, index, kernel):
         """The tensor after the transpositions and reshapes that follow a kernel, and the kernel."""

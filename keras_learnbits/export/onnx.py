@@ -4,16 +4,18 @@ import functools
 
 import numpy as np
 
+from keras_learnbits.export._check import check_file
 from keras_learnbits.export._extra import import_extra
+from keras_learnbits.export._files import write_atomically
+from keras_learnbits.export._function import ModelFunction
 from keras_learnbits.export._kernels import narrowest, shared
-from keras_learnbits.export._onnx_graph import float_model, replace_kernels
-from keras_learnbits.export.packed.writer import write_atomically
+from keras_learnbits.export._onnx_graph import float_model, in_onnxruntime, replace_kernels
 
 # Bits of the unsigned integers that `DequantizeLinear` takes, by the opset that brought them.
 WIDTHS = {21: (4, 8, 16), 25: (2, 4, 8, 16)}
 
 
-def export_onnx(model, path, *, input_signature=None, opset=25):
+def export_onnx(model, path, *, input_signature=None, opset=25, check=True):
     """Writes a model as an ONNX file whose quantized kernels are integers.
 
     Each kernel is stored as its codes, in the narrowest type that holds them (2, 4, 8 or 16 bits
@@ -27,23 +29,33 @@ def export_onnx(model, path, *, input_signature=None, opset=25):
     replaces a `DequantizeLinear` in front of a `MatMul` by an operator that rounds activations
     to 8 bits.
 
-    onnxruntime decodes the kernels anew for each batch; once for all, when it loads the file,
-    with `SessionOptions.add_session_config_entry("session.disable_quant_qdq", "1")`.
+    Inputs have the names of the model's `Input`s or dictionary keys, outputs those of the layers
+    they come from or their keys, and open first dimensions are called `batch`. The metadata has the
+    version of this library and the bits of each layer, as JSON under `"keras_learnbits"`.
+
+    onnxruntime decodes the kernels again for each batch; once, when it loads the file, with
+    `SessionOptions.add_session_config_entry("session.disable_quant_qdq", "1")`.
 
     Args:
         model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
             converts. The file computes in float32, also where the model does in a mixed precision.
         path: Where the file goes.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
-            a fixed batch size; by default that of its symbolic inputs.
+            a fixed batch size. By default that of its symbolic inputs, or float32 tensors
+            of the shapes that a model with a `call` of its own was built for.
         opset: Version of the ONNX operators, 21 or higher. Runtimes that do not have opset 25
             take 21, which has no 2-bit integers: kernels of 1 and 2 bits then take 4.
+        check: Whether to run the file in onnxruntime with random inputs, and to refuse it if its
+            predictions are not the model's.
 
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
-        ValueError: `opset` is below 21; the model has no learned-bit layer, no symbolic inputs
-            and no `input_signature`, kernels that are not float32, or something that ONNX has no
-            operator for, as tf2onnx writes grouped convolutions.
+        ValueError: `opset` is below 21; the model has no learned-bit layer, kernels that are not
+            float32, weights that are not finite, inputs of unknown shape and no
+            `input_signature`, or something that ONNX has no operator for, as tf2onnx writes
+            grouped convolutions; or the file does not predict what the model does. Then no file
+            is written, and an old one stays.
+        OSError: The file cannot be written. An old one stays.
 
     Examples:
         >>> export_onnx(model, "model.onnx")  # doctest: +SKIP
@@ -53,12 +65,16 @@ def export_onnx(model, path, *, input_signature=None, opset=25):
     if opset < min(WIDTHS):
         raise ValueError(f"4-bit integers need `opset` 21 or higher. Received: opset={opset}")
     widths = WIDTHS[max(version for version in WIDTHS if version <= opset)]
-    proto, kernels = float_model(model, input_signature)
-    proto = version_converter.convert_version(proto, opset)
-    replace_kernels(proto.graph, kernels, functools.partial(_decoded, widths=widths))
+    function = ModelFunction(model, input_signature)
+    proto = version_converter.convert_version(float_model(function), opset)
+    make = functools.partial(_decoded, widths=widths)
+    replace_kernels(proto.graph, function.kernels, make)
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
     onnx.checker.check_model(proto, full_check=True)
-    write_atomically(path, proto.SerializeToString())
+
+    load = functools.partial(in_onnxruntime, inputs=function.inputs)
+    predicts_alike = functools.partial(check_file, function=function, load=load)
+    write_atomically(path, proto.SerializeToString(), predicts_alike if check else None)
 
 
 def _decoded(kernel, output, widths):

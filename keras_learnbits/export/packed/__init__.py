@@ -4,7 +4,20 @@
 rest of this library. `python -m keras_learnbits.export.packed FILE` shows what a file holds.
 """
 
+from typing import TYPE_CHECKING
+
 from keras_learnbits.export.packed.reader import PackedFileError
-from keras_learnbits.export.packed.saving import load_packed, load_packed_model, save_packed
+
+if TYPE_CHECKING:
+    from keras_learnbits.export.packed.saving import load_packed, load_packed_model, save_packed
 
 __all__ = ["PackedFileError", "load_packed", "load_packed_model", "save_packed"]
+
+
+def __getattr__(name):
+    # Not before they are asked for: they need TensorFlow, which the command does not.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from keras_learnbits.export.packed import saving
+
+    return getattr(saving, name)

@@ -6,7 +6,7 @@ import os
 import sys
 
 from keras_learnbits.export.packed import reader
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 
 def bit_table_of(path):

@@ -278,7 +278,8 @@ def safetensors():
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "Packed files need the library safetensors: `pip install keras_learnbits[export]`."
+            "Packed files need the library safetensors: `pip install safetensors`. "
+            f"Received: {error}"
         ) from error
     return safetensors, safetensors.numpy
 

@@ -1,11 +1,18 @@
 """`save_packed`, `load_packed`, `load_packed_model`: a Keras model and its packed file."""
 
-import json
-
 import keras
 
 import keras_learnbits
+from keras_learnbits.export._files import write_atomically
+from keras_learnbits.export._weights import check_finite
 from keras_learnbits.export.packed import reader, weights, writer
+from keras_learnbits.export.packed.config import (
+    check_config,
+    check_vocabularies,
+    check_without_config,
+    model_config,
+    model_of,
+)
 from keras_learnbits.layers.tensors import quantized_kernels
 
 FLOAT_DTYPES = ("float32", "bfloat16")
@@ -25,14 +32,19 @@ def save_packed(model, path, float_dtype="float32", include_config=False):
         path: Path of the file.
         float_dtype: `"float32"`, or `"bfloat16"`, which halves and rounds what is not quantized;
             scalars stay float32.
-        include_config: Whether the file holds the model's configuration, too, so that
-            `load_packed_model` can make the model; some 1 to 3 kB.
+        include_config: Whether the file holds the model's configuration and vocabularies, too, so
+            that `load_packed_model` can make the model; some 1 to 3 kB. The model is then made
+            once to see that it has the same weights and predicts the same. Classes of your own
+            that are not registered must be given to `load_packed_model`, functions must be
+            registered, or named in a `keras.saving.custom_object_scope`.
 
     Raises:
-        ValueError: The model is not built, has no learned-bit layer, a kernel that is not finite
-            or that two layers quantize, or no configuration; or `float_dtype` is unknown.
-        ImportError: safetensors is not installed.
-        OSError: The file cannot be written. The old one stands.
+        ValueError: The model is not built, has no learned-bit layer, a weight that is not finite, a
+            kernel that two layers quantize, or, without `include_config`, a vocabulary that it has
+            adapted to; with `include_config`, it has no configuration or one that makes another
+            model, as where layers share a weight; or `float_dtype` is unknown. Then no file is
+            written, and an old one stays.
+        OSError: The file cannot be written. An old one stays.
 
     Examples:
         >>> import os, tempfile
@@ -52,9 +64,16 @@ def save_packed(model, path, float_dtype="float32", include_config=False):
             "`save_packed` needs a built Keras model with at least one learned-bit layer. "
             f"Received: model={model!r}"
         )
-    config = _config(model) if include_config else None
+    check_finite(model)
+    config = model_config(model) if include_config else check_without_config(model)
     packed = weights.packed_weights(model, float_dtype)
-    writer.write_atomically(path, writer.packed_bytes(packed, keras_learnbits.__version__, config))
+    content = writer.packed_bytes(packed, keras_learnbits.__version__, config)
+
+    def check(path):
+        if include_config:
+            check_config(model, reader.read_packed(path))
+
+    write_atomically(path, content, check)
 
 
 def load_packed(path, into=None):
@@ -68,7 +87,8 @@ def load_packed(path, into=None):
         into: A built Keras model with the layers of the one that was packed, or None. If they
             learn their bits, kernels, bit-widths and scales are set so that the model predicts
             what the packed one did; plain layers get the quantized weights. Weights are matched
-            by name; where names differ, as those that Keras makes up do, by order.
+            by name, whatever the numbers that Keras puts behind the names it makes up; in their
+            order if all names differ. If only some do, the model is refused.
 
     Returns:
         Dictionary of name to array: float32 for quantized kernels, equal to the model's quantized
@@ -76,9 +96,8 @@ def load_packed(path, into=None):
 
     Raises:
         PackedFileError: The file is no packed file, of an unknown version, cut short or damaged.
-        ValueError: `into` has other weights, or kernels that cannot hold these: of other
-            quantizers, bounds of bits, or a type too narrow. Nothing is changed then.
-        ImportError: safetensors is not installed.
+        ValueError: `into` has other weights or vocabularies, or kernels that cannot hold these: of
+            other quantizers, bounds of bits, or a type too narrow. Nothing is changed then.
         OSError: The file cannot be opened.
 
     Examples:
@@ -89,11 +108,12 @@ def load_packed(path, into=None):
         >>> save_packed(model, path)
         >>> arrays = load_packed(path)
         >>> quantized = model.layers[0].quantized_kernels["kernel"].quantized()
-        >>> bool(np.all(arrays["learned_bit_sequential/dense/kernel"] == quantized))
+        >>> bool(np.all(arrays["dense/kernel"] == quantized))
         True
     """
     file = reader.read_packed(path)
     if into is not None:
+        check_vocabularies(into, file.config)
         weights.fill(into, file.weights)
     return file.arrays()
 
@@ -115,7 +135,6 @@ def load_packed_model(path, custom_objects=None):
     Raises:
         PackedFileError: The file has no configuration, or cannot be read.
         ValueError: Keras cannot make or build the model.
-        ImportError: safetensors is not installed.
         OSError: The file cannot be opened.
 
     Examples:
@@ -135,19 +154,4 @@ def load_packed_model(path, custom_objects=None):
             "To make a model from a packed file, save it with `include_config=True`; or fill one "
             f"with `load_packed(path, into=model)`. Received: path={str(path)!r}"
         )
-    model = keras.models.model_from_json(json.dumps(file.config), custom_objects)
-    weights.fill(model, file.weights)
-    return model
-
-
-def _config(model):
-    """What `keras.models.model_from_json` makes the model from, not compiled."""
-    try:
-        config = json.loads(model.to_json())
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            "`include_config=True` needs a model with a `get_config`. "
-            f"Received: model={model.name!r}, {error}"
-        ) from error
-    config.pop("compile_config", None)
-    return config
+    return model_of(file, custom_objects)

@@ -7,7 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_learnbits.export._weights import weight_names
 from keras_learnbits.export.packed import reader
+from keras_learnbits.export.packed.matching import matched
 from keras_learnbits.layers.inside import finalize_inside
 from keras_learnbits.layers.tensors import QuantizedKernel, quantized_kernels
 
@@ -15,10 +17,18 @@ from keras_learnbits.layers.tensors import QuantizedKernel, quantized_kernels
 SEARCHED_ULPS = 8
 
 
-class _Weight(NamedTuple):
-    """A weight of a model: its name, its variable, and its `QuantizedKernel` or None."""
+class ModelWeight(NamedTuple):
+    """A weight of a model.
+
+    Attributes:
+        name: Its name in files.
+        older_name: Its name in files that version 0.1 wrote.
+        variable: `keras.Variable`.
+        kernel: Its `QuantizedKernel`, or None.
+    """
 
     name: str
+    older_name: str
     variable: keras.Variable
     kernel: QuantizedKernel | None
 
@@ -34,7 +44,8 @@ def packed_weights(model, float_dtype):
         List of `reader.PackedKernel` and `reader.PackedArray`.
 
     Raises:
-        ValueError: A kernel is quantized by two layers, is not finite, or has no weights.
+        ValueError: A kernel is quantized by two layers, or a weight is not finite in the type that
+            the file has.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
@@ -45,11 +56,22 @@ def packed_weights(model, float_dtype):
         _packed_array(weight.name, weight.variable, float_dtype)
         if weight.kernel is None
         else _packed_kernel(weight.name, weight.kernel)
-        for weight in _weights(model)
+        for weight in model_weights(model)
     ]
 
 
-def _weights(model):
+def model_weights(model):
+    """The weights of a model that files hold, in its order.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        List of `ModelWeight`.
+
+    Raises:
+        ValueError: A kernel is quantized by two layers.
+    """
     kernels = quantized_kernels(model)
     owners = {id(kernel.kernel): kernel for kernel in kernels}
     if len(owners) < len(kernels):
@@ -59,11 +81,17 @@ def _weights(model):
         )
     own = {id(variable) for kernel in kernels for variable in (kernel.bits, kernel.log_scale)}
     variables = [variable for variable in model.weights if id(variable) not in own]
-    names = [variable.path for variable in variables]
-    repeated = {name for name in names if names.count(name) > 1}
+    names = weight_names(model)
+    paths = [variable.path for variable in variables]
+    repeated = {path for path in paths if paths.count(path) > 1}
     return [
-        _Weight(f"{name}_{index}" if name in repeated else name, variable, owners.get(id(variable)))
-        for index, (name, variable) in enumerate(zip(names, variables, strict=True))
+        ModelWeight(
+            names[id(variable)],
+            f"{path}_{index}" if path in repeated else path,
+            variable,
+            owners.get(id(variable)),
+        )
+        for index, (path, variable) in enumerate(zip(paths, variables, strict=True))
     ]
 
 
@@ -95,7 +123,12 @@ def _packed_array(name, variable, float_dtype):
     dtype = value.dtype.name
     if value.dtype.is_floating:
         dtype = float_dtype if value.shape.rank else "float32"  # a scalar gains nothing
-    elements = tf.reshape(tf.cast(value, dtype), [-1]).numpy()
+    elements = tf.reshape(tf.cast(value, dtype), [-1])
+    if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(elements)):
+        raise ValueError(
+            f"Weights must be finite as {dtype}. Received: {name!r} of {variable.dtype}"
+        )
+    elements = elements.numpy()
     _, numpy_type = reader.TYPES[dtype]
     return reader.PackedArray(name, tuple(value.shape), dtype, {dtype: elements.view(numpy_type)})
 
@@ -103,7 +136,7 @@ def _packed_array(name, variable, float_dtype):
 def fill(model, weights):
     """Gives a model the weights of a packed file.
 
-    They are matched by name; where names differ, as those that Keras makes up do, by order.
+    They are matched by name, as `matching.matched` says.
 
     Args:
         model: A built Keras model with the layers of the one that was packed; of learned bits,
@@ -134,22 +167,24 @@ def fill(model, weights):
 
 
 def _matched(model, weights):
-    """Pairs of `_Weight` and the weight of the file that belongs there."""
-    targets = _weights(model)
-    by_name = {weight.name: weight for weight in weights}
-    if by_name.keys() == {target.name for target in targets}:
-        weights = [by_name[target.name] for target in targets]
+    """Pairs of `ModelWeight` and the weight of the file that belongs there."""
+    targets = model_weights(model)
     if len(weights) != len(targets):
         raise ValueError(
             "The model must have as many weights as the file. "
             f"Received: {len(targets)} in model {model.name!r}, {len(weights)} in the file"
         )
+    indices = matched(
+        [weight.name for weight in weights],
+        [target.name for target in targets],
+        [target.older_name for target in targets],
+    )
+    weights = [weights[index] for index in indices]
     for target, weight in zip(targets, weights, strict=True):
         shape = tuple(target.variable.shape)
-        own_name, file_name = (name.rpartition("/")[2] for name in (target.name, weight.name))
-        if shape != weight.shape or own_name != file_name:
+        if shape != weight.shape:
             raise ValueError(
-                "The model must have the weights of the file, in its order. "
+                "The model must have the weights of the file. "
                 f"Received: {target.name!r} of shape {shape} in model {model.name!r}, "
                 f"{weight.name!r} of shape {weight.shape} in the file"
             )

@@ -1,8 +1,6 @@
 """Writes packed files: weights to bytes, and bytes to a file that is whole or not there."""
 
 import json
-import os
-import uuid
 import zlib
 
 import numpy as np
@@ -59,27 +57,3 @@ def _typed(tensors):
         else tensor
         for name, tensor in tensors.items()
     }
-
-
-def write_atomically(path, content):
-    """Writes a file that, whenever the process is killed, is the old one or the new one.
-
-    Args:
-        path: Path of the file; its directory must exist.
-        content: Bytes.
-
-    Raises:
-        OSError: It cannot be written; the old file stands.
-    """
-    path = os.path.abspath(path)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise

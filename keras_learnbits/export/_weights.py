@@ -1,0 +1,123 @@
+"""What all writers ask of a model's weights: a name for each, and that all are finite."""
+
+import itertools
+import re
+
+import keras
+import numpy as np
+
+from keras_learnbits.layers.inside import layers_inside
+from keras_learnbits.layers.tensors import quantized_kernels
+from keras_learnbits.layers.wrapper import LearnedBitWrapper
+from keras_learnbits.model import LearnedBitSubclassed
+
+# What Keras calls a weight that was added without a name; it numbers those of a whole process.
+UNNAMED = re.compile(r"variable(_\d+)?")
+
+
+def layer_paths(model):
+    """Names of the layers that lead to each layer of a model, joined by `/`; each path once.
+
+    Layers of equal names within one holder are numbered. A `LearnedBitWrapper` has the path of
+    what holds it, so that paths are those of the plain Keras copy.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        Dictionary of layer to path; that of the model itself is empty.
+    """
+    root = model.wrapper.layer if isinstance(model, LearnedBitSubclassed) else model
+    paths, taken = {root: ""}, set()
+    for layer, chain in layers_inside(root).items():
+        holder = (root, *chain)[-2] if chain else None
+        if holder in paths and not _is_graph_of(layer, holder):
+            name = "/".join(filter(None, [paths[holder], layer.name]))
+            wrapper = isinstance(layer, LearnedBitWrapper)
+            paths[layer] = paths[holder] if wrapper else free_name(name, taken)
+    return paths
+
+
+def _is_graph_of(layer, holder):
+    """Whether a layer is the functional model that Keras makes of a Sequential's layers."""
+    return isinstance(holder, keras.Sequential) and layer not in holder.layers
+
+
+def weight_names(model):
+    """Names of a model's weights: the names of the layers that lead to each, then its own.
+
+    `variable.path` says in which scope a weight was created, which repeats and which differs in a
+    copy of the model. These names are unique, and depend on the tree of layers alone: a model made
+    from this model's configuration has them, too. Weights without a name are numbered within their
+    layer.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        Dictionary of the `id` of each weight to its name.
+
+    Examples:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4,)), keras_learnbits.LearnedBitDense(2, name="dense")])
+        >>> list(weight_names(model).values())
+        ['dense/kernel', 'dense/log_scale', 'dense/bias', 'dense/bits']
+    """
+    paths = layer_paths(model)
+    owners = {}
+    for layer in paths:  # which also list the weights of the layers that they hold
+        held = {id(v) for each in layers_inside(layer) if each is not layer for v in each.weights}
+        for variable in layer.weights:
+            if id(variable) not in held:
+                owners.setdefault(id(variable), layer)
+    names, taken = {}, set()
+    numbers = {layer: itertools.count() for layer in paths}
+    root = next(iter(paths))
+    for variable in model.weights:
+        layer = owners.get(id(variable), root)
+        number = next(numbers[layer])
+        own_name = f"weight_{number}" if UNNAMED.fullmatch(variable.name) else variable.name
+        name = "/".join(filter(None, [paths[layer], own_name]))
+        names[id(variable)] = free_name(name, taken)
+    return names
+
+
+def free_name(name, taken):
+    """A name that is not taken, with a number behind it where it would be; takes it.
+
+    Args:
+        name: The name.
+        taken: Set of names, changed in place.
+
+    Examples:
+        >>> taken = set()
+        >>> [free_name(name, taken) for name in ("a", "b", "a")]
+        ['a', 'b', 'a_1']
+    """
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    free = next(each for each in itertools.chain([name], numbered) if each not in taken)
+    taken.add(free)
+    return free
+
+
+def check_finite(model):
+    """Raises a ValueError if a weight of a model is NaN or infinite.
+
+    A runtime would compute with it without a word, or fail far from where it came from.
+
+    Args:
+        model: A built Keras model.
+    """
+    names = weight_names(model)
+    weights = [(v, v.numpy()) for v in model.weights if "float" in v.dtype]
+    # Finite kernels and scales may still give infinite levels, and the other way round.
+    weights += [(each.kernel, each.quantized().numpy()) for each in quantized_kernels(model)]
+    for variable, array in weights:
+        with np.errstate(over="ignore"):
+            faulty = int(np.sum(~np.isfinite(array.astype("float32"))))
+        if faulty:
+            raise ValueError(
+                "Weights must be finite to be written to a file; train with a lower learning rate, "
+                f"or take an earlier checkpoint. Received: model={model.name!r}, with {faulty} of "
+                f"{array.size} values of {names[id(variable)]!r} NaN or infinite"
+            )
