@@ -4,6 +4,7 @@ A quantizer says which grid a kernel is rounded to at a bit-width. Training (flo
 gradients) and export (integer codes) both read that one grid, so they cannot disagree.
 """
 
+import functools
 import math
 
 import keras
@@ -185,22 +186,42 @@ class LearnedScaleQuantizer(Quantizer):
             Float32 tensor of shape `scale_shape`.
         """
         kernel = tf.cast(kernel, tf.float32)
-        axes = [axis for axis, size in enumerate(scale_shape) if size == 1]
-        start = best = self.initial_log_scale(kernel, scale_shape)
+        axes = _shared_axes(scale_shape)
+        start = self.initial_log_scale(kernel, scale_shape)
         step, max_code = ops.gaussian_grid(bits)
         half_range = 0.5 * max_code * step * tf.exp(start)
         largest = tf.reduce_max(tf.abs(kernel), axes, keepdims=True)
         unclipped = tf.math.log(tf.maximum(largest / half_range, ops.TINY))
         low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
         low = tf.where(largest > 0, low, 0.0)
-        least = tf.fill(scale_shape, np.finfo(np.float32).max)
-        for share in np.linspace(0, 1, SCALE_CANDIDATES, dtype="float32"):
-            candidate = start + low + share * (high - low)
+        search = self._best_log_scale
+        own_grid = type(self) is not LearnedScaleQuantizer
+        if tf.executing_eagerly() and not own_grid and not rounding.is_compiled(kernel):
+            search = _traced_search(kernel.shape.rank, axes)
+        return search(kernel, bits, start, start + low, high - low)
+
+    def _best_log_scale(self, kernel, bits, start, low, reach):
+        """The candidate with the least squared error, `start` where all errors are boundless.
+
+        Args:
+            kernel: Float32 tensor.
+            bits: Float32 scalar, the bit-width in bits.
+            start: Float32 tensor of the shape of the scales.
+            low: Likewise, the lowest candidates.
+            reach: Likewise, how far the highest lie above.
+        """
+        shares = tf.constant(np.linspace(0, 1, SCALE_CANDIDATES, dtype="float32"))
+
+        def tried(place, best, least):
+            candidate = low + shares[place] * reach
             grid = self.constant_grid(kernel, bits, candidate)
-            error = rounding.squared_error(kernel, grid, scale_shape)
-            best = tf.where(error < least, candidate, best)
-            least = tf.minimum(error, least)
-        return best
+            error = rounding.squared_error(kernel, grid, start.shape)
+            return place + 1, tf.where(error < least, candidate, best), tf.minimum(error, least)
+
+        # In graphs the loop is traced once, not once per candidate.
+        least = tf.fill(tf.shape(start), np.finfo(np.float32).max)
+        state = tf.constant(0), start, least
+        return tf.while_loop(lambda place, *_: place < SCALE_CANDIDATES, tried, state)[1]
 
     def grid(self, kernel, bits, log_scale=None):
         return self._scaled(*ops.gaussian_grid(bits), log_scale)
@@ -220,9 +241,30 @@ class LearnedScaleQuantizer(Quantizer):
         return {"per_channel": self.per_channel}
 
 
+@functools.cache
+def _traced_search(rank, axes):
+    """A function that fits the scales of all small kernels with so many axes, whatever their sizes.
+
+    It is traced once, where the operations of each candidate would be run one by one.
+
+    Args:
+        rank: Number of axes of the kernels.
+        axes: Those along which weights share a scale, a tuple of integers.
+    """
+    kernel = tf.TensorSpec([None] * rank)
+    scales = tf.TensorSpec([1 if axis in axes else None for axis in range(rank)])
+    signature = kernel, tf.TensorSpec([]), scales, scales, scales
+    return tf.function(LearnedScaleQuantizer()._best_log_scale, signature, autograph=False)
+
+
+def _shared_axes(scale_shape):
+    """Axes of a kernel along which weights share a scale, a tuple of integers."""
+    return tuple(axis for axis, size in enumerate(scale_shape) if size == 1)
+
+
 def _sum_of_squares(kernel, shape):
     """In float64, summed to a shape; by rows, for a large kernel's squares take much memory."""
-    axes = [axis for axis, size in enumerate(shape) if size == 1]
+    axes = _shared_axes(shape)
     rows_at_once = max(1, SQUARES_AT_ONCE * kernel.shape[0] // kernel.shape.num_elements())
     if 0 not in axes or rows_at_once >= kernel.shape[0]:
         return tf.reduce_sum(tf.square(tf.cast(kernel, tf.float64)), axes, keepdims=True)
@@ -250,11 +292,21 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         super().__init__(per_channel=False)
         self.signed = signed
 
-    def quantize(self, kernel, bits, log_scale=None):
+    def quantize(self, kernel, bits, log_scale=None, rounded=None):
+        """`Quantizer.quantize`; `rounded` is what `rounded` gave, where it was computed before."""
+        step, kernel, unit = self._in_steps(kernel, bits, log_scale)
+        return step * rounding.fake_quantize(kernel, unit, rounded)
+
+    def rounded(self, kernel, bits, log_scale):
+        """`keras_learnbits.rounding.levels_and_excess`, in steps of its grid."""
+        _, kernel, unit = self._in_steps(kernel, bits, log_scale)
+        return rounding.levels_and_excess(kernel, unit)
+
+    def _in_steps(self, kernel, bits, log_scale):
+        """The step, and kernel and grid divided by it."""
         # As exported, with a constant step, whose reciprocal TensorFlow multiplies by.
         step, offset, max_code = self.grid(kernel, bits, log_scale)
-        unit = ops.Grid(tf.ones_like(step), offset, max_code)
-        return step * rounding.fake_quantize(kernel * (1.0 / step), unit)
+        return step, kernel * (1.0 / step), ops.Grid(tf.ones_like(step), offset, max_code)
 
     def _scaled(self, step, max_code, log_scale):
         step *= 0.5 * (1.0 + self.signed) * tf.exp(log_scale)

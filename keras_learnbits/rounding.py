@@ -20,7 +20,7 @@ COMPILED_SIZE = 2**18
 PARTS = 8
 
 
-def fake_quantize(values, grid):
+def fake_quantize(values, grid, rounded=None):
     """Rounds values to their grid, with gradients straight through the rounding.
 
     With `q = step * (code + offset)`, values `w` inside the range give (as in LSQ,
@@ -35,6 +35,7 @@ def fake_quantize(values, grid):
     Args:
         values: Float32 tensor.
         grid: `keras_learnbits.ops.Grid` whose tensors broadcast against `values`.
+        rounded: What `levels_and_excess` gave for them, where it was computed before.
 
     Returns:
         Float32 tensor of the shape of `values`, `decode(encode(values, grid), grid)` exactly.
@@ -46,8 +47,8 @@ def fake_quantize(values, grid):
     """
 
     @tf.custom_gradient
-    def rounded(values, *grid):
-        loops = _InTensorFlow(values, Grid(*grid))
+    def levels(values, *grid):
+        loops = _InTensorFlow(values, Grid(*grid), rounded)
 
         def gradient(upstream):
             upstream = tf.convert_to_tensor(upstream)
@@ -55,7 +56,7 @@ def fake_quantize(values, grid):
 
         return loops.each(_levels), gradient
 
-    return rounded(values, *grid)
+    return levels(values, *grid)
 
 
 def quantize_with_error(
@@ -150,9 +151,14 @@ class Rounded(NamedTuple):
     beyond: tf.Tensor
 
 
-def _rounded(kernel, grid):
+def levels_and_excess(kernel, grid):
+    """The levels of a kernel, and by how many codes each weight lies beyond the range."""
     codes, beyond = nearest_codes(kernel, grid)
-    return Rounded(kernel, decode(codes, grid), beyond)
+    return decode(codes, grid), beyond
+
+
+def _rounded(kernel, grid):
+    return Rounded(kernel, *levels_and_excess(kernel, grid))
 
 
 # Functions of each weight: of what is `Rounded`, its grid, and gradients.
@@ -202,16 +208,21 @@ def _by_max_code(rounded, grid, upstream):
 # against the kernel.
 
 
+def is_compiled(kernel):
+    """Whether a kernel has so many weights that XLA compiles how it is rounded."""
+    return (kernel.shape.num_elements() or 0) >= COMPILED_SIZE  # None where a size is not fixed
+
+
 def _loops(kernel, grid):
-    large = kernel.shape.num_elements() >= COMPILED_SIZE
-    return _InXLA(kernel, grid) if large else _InTensorFlow(kernel, grid)
+    return _InXLA(kernel, grid) if is_compiled(kernel) else _InTensorFlow(kernel, grid)
 
 
 class _InTensorFlow:
     """Operation by operation; what is rounded forth serves for the way back, too."""
 
-    def __init__(self, kernel, grid):
-        self.rounded, self.grid = _rounded(kernel, grid), grid
+    def __init__(self, kernel, grid, rounded=None):
+        self.rounded = Rounded(kernel, *(rounded or levels_and_excess(kernel, grid)))
+        self.grid = grid
 
     def after(self, earlier, tensor):
         return tensor

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 import keras_learnbits as klb
+from keras_learnbits.layers import activation
 from keras_learnbits.layers.tensors import quantized_tensors
 
 L = keras.layers
@@ -480,3 +481,17 @@ def test_activations_of_a_model_with_a_call_of_its_own_are_refused():
     model(np.ones((1, 3)))
     with pytest.raises(ValueError, match="in a `call` of your own use `LearnedBitActivation`"):
         klb.to_learned_bits(model, activations=True)
+
+
+def test_all_activations_share_what_is_traced(data):
+    """What one model has traced serves all its layers, and the next model of other shapes."""
+    shared = (activation._calibrated, activation._quantized_forth, activation._quantized_back)
+    counts = []
+    for units in (3, 5, 7):
+        layers = [keras.layers.Dense(units, activation="relu") for _ in range(3)]
+        plain = keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dense(2)])
+        model = klb.to_learned_bits(plain, activations=True)
+        model.compile("adam", "mse")
+        model.fit(*data, verbose=0)
+        counts.append([each.experimental_get_tracing_count() for each in shared])
+    assert counts[0] == counts[1] == counts[2]

@@ -125,44 +125,24 @@ class LearnedBitActivation(keras.layers.Layer):
         )
 
     def call(self, inputs, training=False):
-        values = tf.cast(inputs, tf.float32)
+        inputs = tf.convert_to_tensor(inputs)
+        values = tf.reshape(tf.cast(inputs, tf.float32), [-1])
         if training:
             self._calibrate(values)
-        quantized = tf.cond(
-            self.batches_seen.value > 0,
-            lambda: self._quantized(values),
-            lambda: values,
+        examples = tf.shape(inputs)[0] if inputs.shape.rank else 1
+        bits, signed, seen = (
+            tf.convert_to_tensor(variable.value)
+            for variable in (self.bits, self.signed, self.batches_seen)
         )
-        return tf.cast(quantized, self.compute_dtype)
-
-    def _quantized(self, values):
-        # All values pull at one scale: LSQ divides its gradient by the root of their number.
-        examples = tf.shape(values)[0] if values.shape.rank else 1
-        number = tf.maximum(tf.size(values) / tf.maximum(examples, 1), 1)
-        share = tf.cast(number, tf.float32) ** -0.5
-        log_scale = self.log_scale()
-        log_scale = tf.stop_gradient(log_scale) + share * (log_scale - tf.stop_gradient(log_scale))
-        return self.quantizer().quantize(values, self.bits.value, log_scale)
+        quantized = _quantized(values, bits, self.log_scale(), signed, seen, examples)
+        return tf.cast(tf.reshape(quantized, tf.shape(inputs)), self.compute_dtype)
 
     def _calibrate(self, values):
         """Takes the scale that fits a batch best into the mean."""
-        values = tf.stop_gradient(values)
         variables = (self.total_log_scale, self.batches_seen, self.signed)
-        total, seen, signed = (tf.convert_to_tensor(variable.value) for variable in variables)
-
-        def fitted():
-            negative = tf.cast(tf.reduce_min(values) < 0, tf.float32)
-            quantizer = ActivationQuantizer(tf.maximum(signed, negative))
-            sample = _sample(values, seed=tf.cast(seen, tf.int32))
-            fit = quantizer.fitted_log_scale(sample, self.bits.value, (1,))[0]
-            # Batches of no examples, of zeros, and of what is no number say nothing.
-            usable = tf.math.is_finite(fit + tf.reduce_mean(values))
-            usable = tf.logical_and(usable, tf.reduce_any(sample != 0))
-            new = (total + fit, seen + 1.0, quantizer.signed)
-            return [tf.where(usable, *pair) for pair in zip(new, old, strict=True)]
-
-        old = (total, seen, signed)
-        results = tf.cond(seen < self.calibration_batches, fitted, lambda: list(old))
+        state = [tf.convert_to_tensor(variable.value) for variable in variables]
+        bits = tf.convert_to_tensor(self.bits.value)
+        results = _calibrated(values, bits, self.calibration_batches, *state)
         # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
         for variable, value in zip(variables, results, strict=True):
             variable.assign(value)
@@ -174,8 +154,7 @@ class LearnedBitActivation(keras.layers.Layer):
 
     def quantizer(self):
         """`ActivationQuantizer` of this layer, signed or not."""
-        # Replicas that disagree average to a fraction.
-        return ActivationQuantizer(tf.cast(self.signed.value > 0, tf.float32))
+        return _quantizer(self.signed.value)
 
     def is_fitted(self):
         """Whether a batch of training data flowed through it."""
@@ -227,6 +206,102 @@ class LearnedBitActivation(keras.layers.Layer):
             "max_bits": self.max_bits,
             "calibration_batches": self.calibration_batches,
         }
+
+
+# All layers share these functions, so TensorFlow traces each of them once and not once per layer.
+# What flows comes as a list of values, and all else as scalars, so shapes are the same for all.
+_VALUES, _NUMBER = tf.TensorSpec([None]), tf.TensorSpec([])
+
+
+@tf.function(
+    input_signature=[_VALUES, _NUMBER, tf.TensorSpec([], tf.int32), *[_NUMBER] * 3],
+    autograph=False,
+)
+def _calibrated(values, bits, batches, total, seen, signed):
+    """The three variables of a calibration after one more batch.
+
+    Args:
+        values: Of the batch.
+        bits: The bit-width in bits.
+        batches: Number of batches that a range is fitted to.
+        total: Sum of the logarithms of the scales that fit the batches before.
+        seen: Their number.
+        signed: Whether one of them had negative values, 1.0 or 0.0.
+    """
+    values = tf.stop_gradient(values)
+    old = total, seen, signed
+
+    def fitted():
+        negative = tf.cast(tf.reduce_min(values) < 0, tf.float32)
+        quantizer = ActivationQuantizer(tf.maximum(signed, negative))
+        sample = _sample(values, seed=tf.cast(seen, tf.int32))
+        fit = quantizer.fitted_log_scale(sample, bits, (1,))[0]
+        # Batches of no examples, of zeros, and of what is no number say nothing.
+        usable = tf.math.is_finite(fit + tf.reduce_mean(values))
+        usable = tf.logical_and(usable, tf.reduce_any(sample != 0))
+        new = (total + fit, seen + 1.0, quantizer.signed)
+        return [tf.where(usable, *pair) for pair in zip(new, old, strict=True)]
+
+    return tf.cond(seen < tf.cast(batches, tf.float32), fitted, lambda: list(old))
+
+
+@tf.custom_gradient
+def _quantized(values, *state):
+    """Values at their bit-width; as they are before a range is fitted.
+
+    Args:
+        values: Of a batch.
+        *state: The bit-width in bits, the natural logarithm of the scale, the layer's variables
+            `signed` and `batches_seen`, and the number of examples.
+    """
+    quantized, *rounded = _quantized_forth(values, *state)
+
+    def gradient(upstream):
+        by_values, by_bits, by_scale = _quantized_back(upstream, *rounded, values, *state)
+        return by_values, by_bits, by_scale, None, None, None
+
+    return quantized, gradient
+
+
+# TensorFlow derives no gradients of branches in functions that XLA is to compile, so there are
+# two functions.
+_STATE = [*[_NUMBER] * 4, tf.TensorSpec([], tf.int32)]
+
+
+@tf.function(input_signature=[_VALUES, *_STATE], autograph=False)
+def _quantized_forth(values, bits, log_scale, signed, seen, examples):
+    """The quantized values, and what their gradients need: levels in steps, codes beyond."""
+
+    def quantized():
+        rounded = _quantizer(signed).rounded(values, bits, log_scale)
+        return _quantizer(signed).quantize(values, bits, log_scale, rounded), *rounded
+
+    return tf.cond(seen > 0, quantized, lambda: (values, values, values))
+
+
+@tf.function(input_signature=[*[_VALUES] * 4, *_STATE], autograph=False)
+def _quantized_back(upstream, levels, beyond, values, bits, log_scale, signed, seen, examples):
+    """Gradients by the values, the bits, and the logarithm of the scale."""
+
+    def gradients():
+        # All values pull at one scale: LSQ divides its gradient by the root of their number.
+        number = tf.maximum(tf.size(values) / tf.maximum(examples, 1), 1)
+        share = tf.cast(number, tf.float32) ** -0.5
+        inputs = values, bits, log_scale
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            constant = tf.stop_gradient(log_scale)
+            scale = constant + share * (log_scale - constant)
+            quantized = _quantizer(signed).quantize(values, bits, scale, (levels, beyond))
+        return tape.gradient(quantized, inputs, upstream)
+
+    zero = tf.constant(0.0)
+    return tf.cond(seen > 0, gradients, lambda: (upstream, zero, zero))
+
+
+def _quantizer(signed):
+    # Replicas that disagree average to a fraction.
+    return ActivationQuantizer(tf.cast(signed > 0, tf.float32))
 
 
 def _sample(values, seed):

@@ -34,9 +34,9 @@ def save_packed(model, path, float_dtype="float32", include_config=False):
             scalars stay float32.
         include_config: Whether the file holds the model's configuration and vocabularies, too, so
             that `load_packed_model` can make the model; some 1 to 3 kB. The model is then made
-            once to see that it has the same weights and predicts the same. Classes of your own
-            that are not registered must be given to `load_packed_model`, functions must be
-            registered, or named in a `keras.saving.custom_object_scope`.
+            once to see that it has the same weights and predicts the same. Custom classes that
+            are not registered must be given to `load_packed_model`; custom functions must be
+            registered, or named in a `keras.saving.custom_object_scope` around this call, too.
 
     Raises:
         ValueError: The model is not built, has no learned-bit layer, a weight that is not finite, a
