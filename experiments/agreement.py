@@ -2,6 +2,7 @@
 
 TFDS_DATA_DIR=... python experiments/agreement.py --problem=mnist
 TFDS_DATA_DIR=... python experiments/agreement.py --problem=cifar10
+TFDS_DATA_DIR=... python experiments/agreement.py --bit_gradient=paper
 
 Trains a net with learned bits, stops at several moments, and sets each layer in turn to 1, ..., 6
 bits, all else as it is. There the loss on held-out training examples is measured with one bit
@@ -9,6 +10,9 @@ fewer and with one more; the estimators predict the same changes from some train
 every change, and how well they agree, to `agreement.json`, and a picture. `in training` is what the
 trained model itself predicts of these changes, `model.predicted_losses()`: from the single looks of
 its training, each at a layer's width of then, weighed with those at the other layers.
+
+With `--bit_gradient=paper` the net is trained as published, on its grids; it predicts no losses
+itself.
 
 Two losses are measured: that of `fit`, with batch normalization by the batch, as if its moving
 statistics had followed the change, and with dropout; and that of `evaluate`.
@@ -24,6 +28,7 @@ import os
 import sys
 
 import cifar10
+import common
 import keras
 import mnist
 import numpy as np
@@ -31,13 +36,13 @@ import tensorflow as tf
 from absl import app, flags
 from curves import plt
 from loading import dataset
-from recipes import Recipe
+from recipes import RECIPES, Published
 from scipy import stats
 
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import BIT_GRADIENTS, Difference
 from keras_learnbits.probe import BitProber
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 PROBLEMS = {"mnist": mnist.PROBLEM, "cifar10": cifar10.PROBLEM}
 WIDTHS = range(1, 7)
@@ -85,8 +90,13 @@ class SecondOrderPerChannel(SecondOrder):
 def main(argv):
     del argv
     problem = PROBLEMS[FLAGS.problem]
-    net = FLAGS.model or next(iter(problem.nets))
-    settings = Recipe.defaults | problem.defaults_of(net)
+    recipe = RECIPES[FLAGS.bit_gradient]()
+    published = isinstance(recipe, Published)
+    FLAGS.model = (
+        FLAGS.model or (published and problem.published["model"]) or next(iter(problem.nets))
+    )
+    settings = recipe.defaults | problem.defaults_of(FLAGS.model)
+    settings |= recipe.defaults if published else {}
     train, _ = problem.load(FLAGS.data_dir)
     held_out = FLAGS.validation_examples or 5000
     x, y = train[0][:-held_out], train[1][:-held_out]
@@ -97,8 +107,8 @@ def main(argv):
     moments = [int(moment) for moment in FLAGS.moments]
     batch_size = settings["batch_size"]
     steps = max(moments) * -(-len(x) // batch_size)
-    model = klb.LearnedBitModel(*problem.nets[net](klb.LearnedBitConv2D, klb.LearnedBitDense))
-    recipe = Recipe()
+    model = common.build(problem, recipe, learned=True)
+    price = settings["bit_reg"] if published else 0.03
     model.compile(
         recipe.optimizer(
             settings["optimizer"], settings["learning_rate"], settings["weight_decay"], steps
@@ -106,11 +116,18 @@ def main(argv):
         keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=settings["label_smoothing"]
         ),
+        loss_weights=settings["loss_weight"],
         metrics=["accuracy"],
-        bit_reg=0.03 if FLAGS.bit_reg is None else FLAGS.bit_reg,
-        bit_optimizer=recipe.bit_optimizer(None, None, None, steps, 0.75 * steps),
+        bit_reg=price if FLAGS.bit_reg is None else FLAGS.bit_reg,
+        bit_penalty=settings["bit_penalty"],
+        quantization_error=recipe.quantization_error,
+        bit_gradient=FLAGS.bit_gradient,
+        bit_optimizer=recipe.bit_optimizer(
+            settings.get("bit_learning_rate"), None, settings["learning_rate"], steps, 0.75 * steps
+        ),
     )
-    batches = dataset(x, y, batch_size, problem.augment, shuffle_seed=FLAGS.seed)
+    augment = problem.augment if recipe.regularized else None
+    batches = dataset(x, y, batch_size, augment, shuffle_seed=FLAGS.seed)
     estimators = {name: estimator() for name, estimator in BIT_GRADIENTS.items()}
     estimators["second order only"] = SecondOrder()
     estimators["second order, per channel"] = SecondOrderPerChannel()
@@ -126,7 +143,7 @@ def main(argv):
     for moment in moments:
         model.fit(batches, epochs=moment, initial_epoch=epoch, verbose=2)
         epoch = moment
-        expected = dict(zip(*model.predicted_losses(), strict=True))
+        expected = {} if published else dict(zip(*model.predicted_losses(), strict=True))
         for prober in probers:
             changes += _changes_at(moment, model, prober, expected, measured_on, batches)
         print(f"Epoch {moment}: {len(changes)} changes so far", flush=True)
@@ -136,9 +153,12 @@ def main(argv):
 def _changes_at(moment, model, probers, expected, measured_on, batches):
     """The changes of one layer at each of the widths, as dictionaries."""
     (kernel,) = probers["fit"].tensors
-    present, losses, found = float(kernel.bits), expected[kernel], []
+    present, losses, found = float(kernel.bits), expected.get(kernel), []
+    share = kernel.size / sum(each.size for each in model.quantized_tensors)
     seen = batches.take(FLAGS.estimate_batches)
     for width in WIDTHS:
+        if width < kernel.layer.min_bits:
+            continue
         kernel.bits.assign(width)
         probes = [
             probers[loss](measured_on, estimate_on=seen if loss == "fit" else batches.take(1))
@@ -146,15 +166,15 @@ def _changes_at(moment, model, probers, expected, measured_on, batches):
         ]
         for changes in zip(*(probe.changes for probe in probes), strict=True):
             row = changes[0]._asdict()
-            row["predicted"][IN_TRAINING] = float(
-                losses[width - 1 + row["step"]] - losses[width - 1]
-            )
+            if losses is not None:
+                row["predicted"][IN_TRAINING] = float(
+                    losses[width - 1 + row["step"]] - losses[width - 1]
+                )
             for key in ("measured", "standard_error"):
                 row[key] = {
                     loss: getattr(change, key) for loss, change in zip(LOSSES, changes, strict=True)
                 }
-            size = changes[0].price / float(model.bit_reg)
-            found.append({"epoch": moment, **row, "size": size})
+            found.append({"epoch": moment, **row, "size": share * row["step"]})
     kernel.bits.assign(present)
     return found
 
@@ -200,7 +220,8 @@ def _table(summary):
 
 
 def _write(changes):
-    name = f"agreement-{FLAGS.problem}"
+    paper = "-paper" if FLAGS.bit_gradient == "paper" else ""
+    name = f"agreement-{FLAGS.problem}{paper}"
     output_dir = FLAGS.output_dir or os.path.join("runs", name)
     os.makedirs(output_dir, exist_ok=True)
     summaries = {loss: _summary(changes, loss) for loss in LOSSES}
@@ -234,7 +255,7 @@ def _plot(changes, summary, path):
     clear = np.abs(measured) > [change["standard_error"]["fit"] for change in changes]
     widths = np.array([change["bits"] for change in changes])
     names = [*BIT_GRADIENTS, IN_TRAINING]
-    estimators = {name: summary["estimators"][name] for name in names}
+    estimators = {n: row for n, row in summary["estimators"].items() if n in names}
     figure, axes = plt.subplots(
         1, len(estimators), figsize=(3 * len(estimators), 3.8), sharey=True, layout="constrained"
     )

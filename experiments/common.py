@@ -272,10 +272,10 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     """
     keras.utils.set_random_seed(FLAGS.seed)
     steps = FLAGS.epochs * -(-len(train[0]) // FLAGS.batch_size)
-    model = fitted = _build(problem, recipe, learned)
+    model = fitted = build(problem, recipe, learned)
     start = float_model
     if start is None and FLAGS.model in problem.initializers:
-        start = _build(problem, recipe, learned=False)
+        start = build(problem, recipe, learned=False)
         problem.initializers[FLAGS.model](start, train[0])
     if start is not None and learned:
         klb.warm_start(model, start)
@@ -301,7 +301,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     augment = problem.augment if recipe.regularized else None
     timer = _EpochSeconds()
     callbacks = [timer]
-    logger = klb.BitLogger(update_freq=max(1, steps // 2000))
+    log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
+    logger = klb.BitLogger(max(1, steps // 2000), log_dir=log_dir)
     if learned:
         settings |= {
             "bit_reg": FLAGS.bit_reg,
@@ -317,7 +318,6 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
                 FLAGS.freeze_at * steps,
             ),
         }
-        log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
         tensorboard = keras.callbacks.TensorBoard(log_dir, write_graph=False)
         if FLAGS.target_bits:
             by = 2 / 3 * FLAGS.freeze_at  # and the rest of the time to settle
@@ -330,7 +330,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     if FLAGS.round_each_epoch:
         callbacks.append(RoundEachEpoch(FLAGS.round_each_epoch))
     if FLAGS.resume:
-        callbacks.append(keras.callbacks.BackupAndRestore(os.path.join(output_dir, "backup")))
+        backup = os.path.join(output_dir, "backup")
+        callbacks.append(keras.callbacks.BackupAndRestore(backup, double_checkpoint=True))
     callbacks.append(_Progress())
     fitted.compile(**settings)
     history = fitted.fit(
@@ -367,11 +368,12 @@ def _accuracy(model, test):
     return model.evaluate(dataset(*test, 1000), return_dict=True, verbose=0)["accuracy"]
 
 
-def _build(problem, recipe, learned):
+def build(problem, recipe, learned):
+    """The net of the flags, of learned-bit layers or of Keras's own."""
     net, quantizer = problem.nets[FLAGS.model], recipe.kernel_quantizer
     if not learned:
         return keras.Model(*net(keras.layers.Conv2D, keras.layers.Dense), name=FLAGS.model)
-    plain = _build(problem, recipe, learned=False).layers if FLAGS.end_bits else []
+    plain = build(problem, recipe, learned=False).layers if FLAGS.end_bits else []
     names = [layer.name for layer in plain if hasattr(layer, "kernel")]
 
     def with_bits(cls):

@@ -26,7 +26,7 @@ from qonnx.util.cleanup import cleanup_model
 from qonnx.util.inference_cost import inference_cost
 
 import keras_learnbits as klb
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("program", "mnist", ["cifar10", "mnist"], "Whose test data and nets.")

@@ -23,7 +23,7 @@ import pytest
 from absl import app, flags
 
 import keras_learnbits as klb
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("keras", None, "Checkout of Keras; the installed Keras if not given.")

@@ -21,7 +21,7 @@ from absl import app, flags
 from ai_edge_litert.interpreter import Interpreter
 
 import keras_learnbits as klb
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("trained", None, "A `model.keras` that a program left.", required=True)

@@ -21,7 +21,7 @@ from curves import plt
 from loading import dataset
 from sensitivity import sensitivities
 
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 PROBLEMS = {"cifar10": cifar10.PROBLEM, "mnist": mnist.PROBLEM}
 WIDTHS = (1, 2, 3, 4)

@@ -29,7 +29,7 @@ from absl import app, flags
 from curves import plt
 
 import keras_learnbits as klb
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 10, "Rounds of each kind of training.", lower_bound=1)

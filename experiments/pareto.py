@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 from curves import plt
 
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("program", "cifar10", ["cifar10", "digits", "mnist"], "Which program.")

@@ -20,7 +20,7 @@ from absl import app, flags
 from loading import dataset
 
 import keras_learnbits as klb
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 3, "Rounds of each.", lower_bound=1)

@@ -3,6 +3,7 @@
 import functools
 
 import keras
+import tensorflow as tf
 
 import keras_learnbits as klb
 
@@ -133,8 +134,8 @@ class RoundEachEpoch(keras.callbacks.Callback):
         quantizer = klb.MinMaxQuantizer()
         for layer in self.model.layers:
             if hasattr(layer, "kernel"):
-                kernel = keras.ops.convert_to_tensor(layer.kernel)
-                layer.kernel.assign(quantizer.quantize(kernel, keras.ops.array(self.bits)))
+                kernel = tf.convert_to_tensor(layer.kernel.value)
+                layer.kernel.assign(quantizer.quantize(kernel, tf.constant(self.bits)))
 
 
 RECIPES = {

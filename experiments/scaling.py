@@ -24,7 +24,7 @@ from absl import app, flags
 from curves import plt
 
 import keras_learnbits as klb
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("weights", ["1e3", "1e4", "1e5", "1e6", "1e7", "1e8"], "Of one dense layer.")

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_learnbits import bit_gradients
 from keras_learnbits.layers.tensors import activations_among, unique_names
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 from keras_learnbits.whole_bits import room, whole_bit_gradients
 
 MOVES = {-1: "fewer", 0: "stay", 1: "more"}

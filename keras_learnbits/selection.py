@@ -9,7 +9,7 @@ import keras
 from keras_learnbits.layers.base import OwnsBits
 from keras_learnbits.layers.inside import kernels_of, layers_inside, path_of
 from keras_learnbits.model import KerasFunctional
-from keras_learnbits.report import aligned_table
+from keras_learnbits.tables import aligned_table
 from keras_learnbits.training import LearnedBitTraining
 
 
