@@ -230,6 +230,22 @@ def test_what_cannot_be_drawn_gives_no_examples(spec):
     assert examples(keras.Sequential(), [spec], lambda inputs: inputs) == []
 
 
+def test_a_file_that_fails_on_sizes_that_are_too_small_is_right_if_it_does_on_no_others():
+    inputs = keras.Input((None, 3))
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2)(inputs))
+    function = ModelFunction(model)
+    lengths = []
+
+    def run(arrays):
+        lengths.append(arrays[0].shape[1])
+        if lengths[-1] < 20:
+            raise RuntimeError("kernel size can't be greater than actual input size")
+        return function.predictions(arrays)
+
+    check_file("file", function, lambda path: run)
+    assert lengths == [5, 16, 64, 96]
+
+
 def test_models_without_open_dimensions_are_tried_once():
     model = keras.Sequential([keras.Input(batch_shape=(2, 3)), L.Dense(1)])
     assert [each.shape for (each,) in drawn(model, [tf.TensorSpec((2, 3))])] == [(2, 3)]

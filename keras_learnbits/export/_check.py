@@ -29,8 +29,9 @@ TIMES_MOVED = 4.0
 RELATIVE_TOLERANCE = 2.0**-16
 ABSOLUTE_TOLERANCE = 2.0**-22
 # Quantized activations round some value in thousands to the next level after such a change, which
-# moves an output by more. A file that is wrong is so on all examples: it is refused after so many
-# draws of which none agrees.
+# moves an output by more; and on sizes that leave a window nothing, runtimes fail where TensorFlow
+# does not. A file that is wrong is so on all examples: it is refused after so many draws, of other
+# values and larger sizes, of which none agrees.
 DRAWS = 3
 
 
@@ -76,7 +77,8 @@ def _fault(path, function, load, tried):
     except ImportError:
         raise
     except Exception as error:  # runtimes have exceptions of their own
-        return f"whose file fails on inputs of shapes {shapes}: {error}"
+        said = str(error).strip().partition("\n")[0][:300]
+        return f"whose file fails on inputs of shapes {shapes}: {said}"
     moved = [_moved(function, inputs) for inputs, _ in tried]
     for index, name in enumerate(function.outputs):
         expected = [outputs[index] for _, outputs in tried]
@@ -96,7 +98,7 @@ def examples(model, specs, predict, seed=0):
         model: The model, whose embeddings say which indices are valid.
         specs: List of `tf.TensorSpec` of its inputs.
         predict: Function of a list of arrays to a list of arrays, the predictions.
-        seed: Integer; other examples for another one.
+        seed: Integer below `DRAWS`; other examples for another one, of other sizes.
 
     Returns:
         List of at most two pairs of inputs and predictions; fewer if no dimension is open, or if
@@ -117,7 +119,7 @@ def examples(model, specs, predict, seed=0):
 def _accepted(specs, predict, seed, integers, below):
     """The examples of one kind that the model accepts, as `examples` returns them."""
     found, wanted = [], 1 + any(None in spec.shape.as_list() for spec in specs)
-    for size in SIZES:
+    for size in SIZES[2 * seed :] + SIZES[: 2 * seed]:
         rng, batch_size = np.random.default_rng([seed, len(found)]), BATCH_SIZES[len(found)]
         try:
             inputs = [_drawn(rng, spec, batch_size, size, integers, below) for spec in specs]
