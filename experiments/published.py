@@ -210,7 +210,7 @@ def plot(rows, path):
     right.plot(depths, [MNIST[depth][0] for depth in depths], "k^--", label="method, as published")
     right.plot([4], [FLOAT_ON_MNIST], "kx", label="float, as published")
     right.set(xlabel="layers", ylabel="test error [%]", xticks=depths, ylim=(0, None))
-    right.set_title("MNIST, nets of 4 to 8 layers")
+    right.set_title(f"MNIST, nets of {depths[0]} to {depths[-1]} layers")
     right.grid(alpha=0.3)
     right.legend(fontsize=8)
     figure.savefig(path, dpi=120)
