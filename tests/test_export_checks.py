@@ -60,7 +60,8 @@ def test_a_file_that_is_wrong_is_not_there_where_none_was(export, tmp_path, monk
 def test_a_size_that_tf2onnx_has_fixed_is_noticed(tmp_path):
     inputs = keras.Input((None, 5))
     model = klb.to_learned_bits(keras.Model(inputs, L.TimeDistributed(L.Dense(3))(inputs)))
-    with pytest.raises(ValueError, match=r"of shape \(.*\), not \(3, \d+, 3\), for inputs of shapes"):
+    said = r"of shape \(.*\), not \(3, \d+, 3\), for inputs of shapes"
+    with pytest.raises(ValueError, match=said):
         klb.export_onnx(model, tmp_path / "model.onnx")
     signature = tf.TensorSpec((4, 9, 5))
     klb.export_onnx(model, tmp_path / "model.onnx", input_signature=signature)
