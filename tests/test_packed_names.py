@@ -163,7 +163,7 @@ def test_the_plain_copy_has_the_names_of_the_model(make, path):
     np.testing.assert_allclose(plain(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def save_as_version_0_1(model, path):
+def save_with_older_names(model, path):
     """Writes a file whose names are the paths of the variables, numbered where they repeat."""
     packed = weights.packed_weights(model, "float32")
     targets = weights.model_weights(model)
@@ -175,10 +175,10 @@ def save_as_version_0_1(model, path):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_files_with_the_names_of_version_0_1_are_loaded(make, path):
+def test_files_with_the_names_of_older_ones_are_loaded(make, path):
     model, other = make(), make()
     disturb(model)
-    save_as_version_0_1(model, path)
+    save_with_older_names(model, path)
     load_packed(path, into=other)
     x = normal(model)
     assert_same_bits(np.asarray(other(x)), np.asarray(model(x)))

@@ -67,7 +67,8 @@ def in_onnxruntime(model, inputs):
 def _convert_erfc(graph, node, name, arguments):
     """`Erfc`, of which Keras's exact GELU consists and which ONNX lacks, as `1 - Erf`.
 
-    tf2onnx calls it, as https://github.com/onnx/tensorflow-onnx#custom_op_handlers says.
+    tf2onnx 1.17 has a handler for `Erf` only. It calls this one as it calls all
+    `custom_op_handlers`: https://github.com/onnx/tensorflow-onnx
     """
     one = graph.make_const(f"{name}/one", np.ones((), "float32"))
     erf = graph.make_node("Erf", node.input, name=f"{name}/erf")

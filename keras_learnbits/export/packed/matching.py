@@ -11,13 +11,13 @@ def matched(found, names, older_names):
 
     They are matched by name. The numbers at the end of layers' names may differ, if they come in
     the same order: Keras numbers the layers of a process, so that a model that is made twice has
-    `dense` and `bias` once, `dense_1` and `bias` the other time. If no name agrees, the order
+    `dense` and `head` once, `dense_1` and `head` the other time. If no name agrees, the order
     counts. What agrees in part is not matched: a weight would go to a layer of another name.
 
     Args:
         found: Names of the file's weights.
         names: Names of the model's weights, as files have them.
-        older_names: Names of the model's weights, as files have them that version 0.1 wrote.
+        older_names: Names of the model's weights, as older files have them: `variable.path`.
 
     Returns:
         List of an index into `found` for each of `names`.

@@ -22,7 +22,7 @@ class ModelWeight(NamedTuple):
 
     Attributes:
         name: Its name in files.
-        older_name: Its name in files that version 0.1 wrote.
+        older_name: Its name in older files: `variable.path`, with its place where that repeats.
         variable: `keras.Variable`.
         kernel: Its `QuantizedKernel`, or None.
     """
