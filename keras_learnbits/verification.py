@@ -38,8 +38,9 @@ def check_conversion(model, converted, x=None):
     if difference > tolerance:
         raise ValueError(
             "The copy predicts something else than the model, as where a layer keeps state in a "
-            "`tf.Variable` or an array, which Keras does not copy. Keep it in `add_weight`, have "
-            "`get_config` return what it is made from, or take the layers as they are, with "
+            "`tf.Variable` or an array, which Keras does not copy, or where `get_config` leaves an "
+            "argument of `__init__` out. Keep state in `add_weight`, have `get_config` return all "
+            "that the layer is made from, or take the layers as they are, with "
             f"`copy=False`. Received: model={model.name!r}, with outputs that differ by "
             f"{difference:.2g} times the largest"
         )
