@@ -6,7 +6,7 @@ import re
 from setuptools import find_packages, setup
 
 here = pathlib.Path(__file__).parent
-version = re.search(r'__version__ = "(.+)"', (here / "keras_learnbits/__init__.py").read_text())[1]
+version = re.search(r'__version__ = "(.+)"', (here / "keras_learnbits/_version.py").read_text())[1]
 
 export = [
     "tf2onnx>=1.17",

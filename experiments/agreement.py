@@ -41,7 +41,7 @@ from scipy import stats
 
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import BIT_GRADIENTS, Difference
-from keras_learnbits.probe import BitProber
+from keras_learnbits.inspection.probe import BitProber
 from keras_learnbits.tables import aligned_table
 
 PROBLEMS = {"mnist": mnist.PROBLEM, "cifar10": cifar10.PROBLEM}

@@ -23,7 +23,7 @@ from loading import dataset
 from recipes import OPTIMIZERS, RECIPES, Published, RoundEachEpoch
 
 import keras_learnbits as klb
-from keras_learnbits.penalties import BIT_PENALTIES
+from keras_learnbits.training.penalties import BIT_PENALTIES
 
 FLAGS = flags.FLAGS
 

@@ -5,7 +5,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from keras_learnbits._version import __version__ as __version__
 
 __all__ = [
     "BitBudget",
@@ -70,15 +70,19 @@ def _runs_a_module():
 
 
 if TYPE_CHECKING or not _runs_a_module():
-    from keras_learnbits.budget import BitBudget
-    from keras_learnbits.callbacks import BitLogger, FreezeBits
-    from keras_learnbits.collapse_guard import CollapseGuard
-    from keras_learnbits.conversion import to_keras, to_learned_bits
-    from keras_learnbits.distillation import LearnedBitDistiller
+    from keras_learnbits.callbacks.bit_budget import BitBudget
+    from keras_learnbits.callbacks.bit_logger import BitLogger
+    from keras_learnbits.callbacks.collapse_guard import CollapseGuard
+    from keras_learnbits.callbacks.freeze_bits import FreezeBits
+    from keras_learnbits.conversion.to_keras import to_keras
+    from keras_learnbits.conversion.to_learned_bits import to_learned_bits
+    from keras_learnbits.conversion.warm_start import warm_start
     from keras_learnbits.export.litert import export_litert
     from keras_learnbits.export.onnx import export_onnx
     from keras_learnbits.export.packed import load_packed, load_packed_model, save_packed
     from keras_learnbits.export.qonnx import export_qonnx
+    from keras_learnbits.inspection.bit_table import bit_table
+    from keras_learnbits.inspection.probe import probe_bits
     from keras_learnbits.layers.activation import LearnedBitActivation
     from keras_learnbits.layers.convolutional import (
         LearnedBitConv1D,
@@ -98,12 +102,10 @@ if TYPE_CHECKING or not _runs_a_module():
         LearnedBitEmbedding,
     )
     from keras_learnbits.layers.wrapper import LearnedBitWrapper
-    from keras_learnbits.model import LearnedBitModel, LearnedBitSequential
-    from keras_learnbits.optimizers import SignSGD
-    from keras_learnbits.probe import probe_bits
     from keras_learnbits.quantizers import LearnedScaleQuantizer, MinMaxQuantizer
-    from keras_learnbits.report import bit_table
-    from keras_learnbits.warm_start import warm_start
+    from keras_learnbits.training.distillation import LearnedBitDistiller
+    from keras_learnbits.training.model import LearnedBitModel, LearnedBitSequential
+    from keras_learnbits.training.sign_sgd import SignSGD
 else:
 
     def __getattr__(name):

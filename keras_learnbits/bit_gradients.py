@@ -2,9 +2,11 @@
 
 import keras
 
-from keras_learnbits.derivatives import BitGradient, BitStep, Paper, StraightThrough
-from keras_learnbits.serialization import choose
-from keras_learnbits.whole_bits import Difference, Measured
+from keras_learnbits.arguments import choose
+from keras_learnbits.estimators.base import BitGradient, BitStep
+from keras_learnbits.estimators.derivatives import Paper, StraightThrough
+from keras_learnbits.estimators.difference import Difference
+from keras_learnbits.estimators.measured import Measured
 
 BIT_GRADIENTS = {
     "straight_through": StraightThrough,

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_learnbits import ops, rounding
-from keras_learnbits.serialization import choose, register
+from keras_learnbits.arguments import choose
+from keras_learnbits.numerics import grids, rounding
+from keras_learnbits.serialization import register
 
 SCALE_CANDIDATES = 40
 SQUARES_AT_ONCE = 2**22
@@ -50,7 +51,7 @@ class Quantizer:
             log_scale: Natural logarithm of the scales, or None.
 
         Returns:
-            `keras_learnbits.ops.Grid`, differentiable in `bits` and `log_scale`.
+            `keras_learnbits.numerics.grids.Grid`, differentiable in `bits` and `log_scale`.
         """
         raise NotImplementedError
 
@@ -69,7 +70,7 @@ class Quantizer:
     def encode(self, kernel, bits, log_scale=None):
         """Integer codes (int32) of the kernel and their grid: what a file stores."""
         grid = self.constant_grid(kernel, bits, log_scale)
-        return tf.cast(ops.encode(kernel, grid), tf.int32), grid
+        return tf.cast(grids.encode(kernel, grid), tf.int32), grid
 
     def quantize_with_error(self, kernel, bits, log_scale=None, dtype="float32", by_bits=True):
         """What `quantize` gives, in `dtype`, with its squared error and energy.
@@ -94,7 +95,7 @@ class Quantizer:
         quantized, error, energy = rounding.quantize_with_error(
             kernel, grid, by_bits, dtype, **fixed
         )
-        return quantized, ops.with_error_slope(error, bits, self.log_step_slope(bits)), energy
+        return quantized, grids.with_error_slope(error, bits, self.log_step_slope(bits)), energy
 
     def squared_error(self, kernel, bits, log_scale=None):
         """`sum (q - w)**2` of the kernel rounded to its grid, taken as a constant."""
@@ -188,10 +189,10 @@ class LearnedScaleQuantizer(Quantizer):
         kernel = tf.cast(kernel, tf.float32)
         axes = _shared_axes(scale_shape)
         start = self.initial_log_scale(kernel, scale_shape)
-        step, max_code = ops.gaussian_grid(bits)
+        step, max_code = grids.gaussian_grid(bits)
         half_range = 0.5 * max_code * step * tf.exp(start)
         largest = tf.reduce_max(tf.abs(kernel), axes, keepdims=True)
-        unclipped = tf.math.log(tf.maximum(largest / half_range, ops.TINY))
+        unclipped = tf.math.log(tf.maximum(largest / half_range, grids.TINY))
         low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
         low = tf.where(largest > 0, low, 0.0)
         search = self._best_log_scale
@@ -224,18 +225,18 @@ class LearnedScaleQuantizer(Quantizer):
         return tf.while_loop(lambda place, *_: place < SCALE_CANDIDATES, tried, state)[1]
 
     def grid(self, kernel, bits, log_scale=None):
-        return self._scaled(*ops.gaussian_grid(bits), log_scale)
+        return self._scaled(*grids.gaussian_grid(bits), log_scale)
 
     def constant_grid(self, kernel, bits, log_scale=None):
         if type(self).grid is not LearnedScaleQuantizer.grid:  # a user's has its own
             return super().constant_grid(kernel, bits, log_scale)
-        return self._scaled(*ops.constant_gaussian_grid(bits), log_scale)
+        return self._scaled(*grids.constant_gaussian_grid(bits), log_scale)
 
     def _scaled(self, step, max_code, log_scale):
-        return ops.Grid(step * tf.exp(log_scale), -0.5 * max_code, max_code)
+        return grids.Grid(step * tf.exp(log_scale), -0.5 * max_code, max_code)
 
     def log_step_slope(self, bits):
-        return ops.gaussian_log_step_slope(bits)
+        return grids.gaussian_log_step_slope(bits)
 
     def get_config(self):
         return {"per_channel": self.per_channel}
@@ -298,7 +299,7 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         return step * rounding.fake_quantize(kernel, unit, rounded)
 
     def rounded(self, kernel, bits, log_scale):
-        """`keras_learnbits.rounding.levels_and_excess`, in steps of its grid."""
+        """`keras_learnbits.numerics.rounding.levels_and_excess`, in steps of its grid."""
         _, kernel, unit = self._in_steps(kernel, bits, log_scale)
         return rounding.levels_and_excess(kernel, unit)
 
@@ -306,11 +307,11 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         """The step, and kernel and grid divided by it."""
         # As exported, with a constant step, whose reciprocal TensorFlow multiplies by.
         step, offset, max_code = self.grid(kernel, bits, log_scale)
-        return step, kernel * (1.0 / step), ops.Grid(tf.ones_like(step), offset, max_code)
+        return step, kernel * (1.0 / step), grids.Grid(tf.ones_like(step), offset, max_code)
 
     def _scaled(self, step, max_code, log_scale):
         step *= 0.5 * (1.0 + self.signed) * tf.exp(log_scale)
-        return ops.Grid(step, -0.5 * self.signed * (max_code + 1.0), max_code)
+        return grids.Grid(step, -0.5 * self.signed * (max_code + 1.0), max_code)
 
 
 @register
@@ -333,14 +334,14 @@ class MinMaxQuantizer(Quantizer):
     def grid(self, kernel, bits, log_scale=None):
         low = tf.stop_gradient(tf.reduce_min(kernel))
         high = tf.stop_gradient(tf.reduce_max(kernel))
-        max_code = ops.max_code(bits)
+        max_code = grids.max_code(bits)
         # A constant kernel has no range: any step with the constant on its grid will do.
         magnitude = tf.where(tf.equal(low, 0.0), 1.0, tf.abs(low))
         step = tf.where(high > low, high / max_code - low / max_code, magnitude)
-        return ops.Grid(step, low / step, max_code)
+        return grids.Grid(step, low / step, max_code)
 
     def log_step_slope(self, bits):
-        levels = 2.0 ** ops.integer_bits(bits)
+        levels = 2.0 ** grids.integer_bits(bits)
         return -math.log(2.0) * levels / (levels - 1.0)
 
 

@@ -10,25 +10,3 @@ if keras.backend.backend() != "tensorflow":
     )
 
 register = keras.saving.register_keras_serializable(package="keras_learnbits")
-
-
-def choose(name, choices, argument):
-    """Looks up what a user named.
-
-    Args:
-        name: The user's choice.
-        choices: Dictionary of name to what it stands for.
-        argument: Name of the user's argument, for the error.
-
-    Raises:
-        ValueError: `choices` has no such name.
-
-    Examples:
-        >>> choose("a", {"a": 1}, "letter")
-        1
-    """
-    if isinstance(name, str) and name in choices:
-        return choices[name]
-    raise ValueError(
-        f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}"
-    )

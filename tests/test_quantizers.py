@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_learnbits import ops, quantizers
+from keras_learnbits import quantizers
+from keras_learnbits.numerics import grids
 from keras_learnbits.quantizers import LearnedScaleQuantizer, MinMaxQuantizer
 
 RNG = np.random.default_rng(3)
@@ -49,7 +50,7 @@ def test_codes_decode_to_the_levels_of_training(quantizer, name, bits):
 class ShiftedGrid:
     def grid(self, kernel, bits, log_scale=None):
         step, offset, max_code = super().grid(kernel, bits, log_scale)
-        return ops.Grid(step, offset - 0.5, max_code)
+        return grids.Grid(step, offset - 0.5, max_code)
 
 
 class Shifted(ShiftedGrid, LearnedScaleQuantizer):
@@ -60,7 +61,7 @@ def test_a_subclass_with_a_grid_of_its_own_stores_what_it_trains():
     kernel, bits, log_scale = tf.constant([[0.3], [-0.7]]), tf.constant(2.0), tf.zeros((1, 1))
     levels = Shifted().quantize(kernel, bits, log_scale)
     codes, grid = Shifted().encode(kernel, bits, log_scale)
-    np.testing.assert_array_equal(ops.decode(tf.cast(codes, tf.float32), grid), levels)
+    np.testing.assert_array_equal(grids.decode(tf.cast(codes, tf.float32), grid), levels)
     np.testing.assert_array_equal(
         Shifted().quantize_with_error(kernel, bits, log_scale, by_bits=False)[0], levels
     )
@@ -81,7 +82,7 @@ def test_min_max_matches_numpy(bits):
 def test_learned_scale_matches_numpy(bits):
     kernel = KERNELS["random"].astype("float32")
     scale = np.sqrt((kernel.astype("float64") ** 2).mean(0))
-    step = ops.GAUSSIAN_STEPS[bits - 1] * scale
+    step = grids.GAUSSIAN_STEPS[bits - 1] * scale
     levels = step * (np.arange(2**bits)[:, None, None] - (2**bits - 1) / 2)
     nearest = np.argmin(np.abs(kernel - levels), axis=0)
     expected = np.take_along_axis(

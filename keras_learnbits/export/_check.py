@@ -10,7 +10,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_learnbits.layers.inside import layers_inside
+from keras_learnbits.layers.traversal import layers_inside
 
 # A batch of one hides what does not depend on the example, and shows what drops axes of length 1.
 BATCH_SIZES = (3, 1)

@@ -12,17 +12,17 @@ import re
 import keras
 import tensorflow as tf
 
-import keras_learnbits
-from keras_learnbits.conversion import plain_copy
+from keras_learnbits._version import __version__
+from keras_learnbits.conversion.to_keras import plain_copy
 from keras_learnbits.export._kernels import kernel_codes
 from keras_learnbits.export._weights import check_finite, free_name
-from keras_learnbits.layers.inside import layers_inside
-from keras_learnbits.layers.tensors import (
+from keras_learnbits.layers.discovery import (
     activations_among,
     quantized_kernels,
     quantized_tensors,
     unique_names,
 )
+from keras_learnbits.layers.traversal import layers_inside
 
 # The key of the library's entry among the metadata of a file.
 METADATA = "keras_learnbits"
@@ -149,7 +149,7 @@ class ModelFunction:
         widths = [int(tensor.integer_bits()) for tensor in tensors]
         entries = {
             "library": METADATA,
-            "version": keras_learnbits.__version__,
+            "version": __version__,
             "bits": {kernel.name: kernel.bits for kernel in self.kernels.values()},
             "activation_bits": dict(zip(unique_names(tensors), widths, strict=True)),
         }

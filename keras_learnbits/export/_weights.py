@@ -6,10 +6,10 @@ import re
 import keras
 import numpy as np
 
-from keras_learnbits.layers.inside import layers_inside
-from keras_learnbits.layers.tensors import quantized_kernels
+from keras_learnbits.layers.discovery import quantized_kernels
+from keras_learnbits.layers.traversal import layers_inside
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
-from keras_learnbits.model import LearnedBitSubclassed
+from keras_learnbits.training.model import LearnedBitSubclassed
 
 # What Keras calls a weight that was added without a name; it numbers those of a whole process.
 UNNAMED = re.compile(r"variable(_\d+)?")

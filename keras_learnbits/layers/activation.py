@@ -6,11 +6,8 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits.layers.base import ClipBits, check_bits, check_loaded_bits
-from keras_learnbits.layers.tensors import (
-    QuantizedTensor,
-    mark_variables,
-    quantized_tensor_of,
-)
+from keras_learnbits.layers.discovery import mark_variables, quantized_tensor_of
+from keras_learnbits.layers.quantized_tensors import QuantizedTensor
 from keras_learnbits.quantizers import ActivationQuantizer
 from keras_learnbits.serialization import register
 
@@ -161,7 +158,7 @@ class LearnedBitActivation(keras.layers.Layer):
         return self.built and bool(tf.convert_to_tensor(self.batches_seen.value) > 0)
 
     def grid(self):
-        """The `keras_learnbits.ops.Grid` in use.
+        """The `keras_learnbits.numerics.grids.Grid` in use.
 
         Raises:
             ValueError: The range was not fitted yet.

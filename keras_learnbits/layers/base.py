@@ -15,14 +15,17 @@ import numbers
 import keras
 import tensorflow as tf
 
-from keras_learnbits import ops, quantizers
-from keras_learnbits.layers.computing import (
+from keras_learnbits import quantizers
+from keras_learnbits.layers.compute_scope import (
     follow_kernel,
     is_computing,
     keeping_scales,
     marking_call,
 )
-from keras_learnbits.layers.tensors import QuantizedKernel, TakesFloatWeights, mark_variables
+from keras_learnbits.layers.discovery import mark_variables
+from keras_learnbits.layers.float_weights import TakesFloatWeights
+from keras_learnbits.layers.quantized_tensors import QuantizedKernel
+from keras_learnbits.numerics import grids
 
 
 class ClipBits(keras.constraints.Constraint):
@@ -258,10 +261,10 @@ class LearnedBitMixin(OwnsBits):
 def check_bits(bits, min_bits, max_bits):
     """Raises a ValueError unless `1 <= min_bits <= bits <= max_bits <= 16`, bounds integers."""
     integers = all(isinstance(bound, numbers.Integral) for bound in (min_bits, max_bits))
-    if not integers or not ops.MIN_BITS <= min_bits <= max_bits <= ops.MAX_BITS:
+    if not integers or not grids.MIN_BITS <= min_bits <= max_bits <= grids.MAX_BITS:
         raise ValueError(
             "`min_bits` and `max_bits` must be integers with "
-            f"{ops.MIN_BITS} <= min_bits <= max_bits <= {ops.MAX_BITS}. "
+            f"{grids.MIN_BITS} <= min_bits <= max_bits <= {grids.MAX_BITS}. "
             f"Received: min_bits={min_bits}, max_bits={max_bits}"
         )
     if not isinstance(bits, numbers.Real) or not min_bits <= bits <= max_bits:

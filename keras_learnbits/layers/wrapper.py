@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits.layers.base import OwnsBits
-from keras_learnbits.layers.inside import kernels_inside, layers_inside
+from keras_learnbits.layers.traversal import kernels_inside, layers_inside
 from keras_learnbits.serialization import register
 
 

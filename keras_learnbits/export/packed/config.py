@@ -12,7 +12,7 @@ from keras_learnbits.export._check import difference, examples, largest
 from keras_learnbits.export._function import input_signature_of, predictions_of
 from keras_learnbits.export._weights import layer_paths
 from keras_learnbits.export.packed import weights
-from keras_learnbits.layers.inside import layers_inside
+from keras_learnbits.layers.traversal import layers_inside
 
 # Layers whose vocabulary is no weight: Keras saves what they have adapted to in files of its own.
 VOCABULARIES = (

@@ -2,7 +2,7 @@
 
 import keras
 
-import keras_learnbits
+from keras_learnbits._version import __version__
 from keras_learnbits.export._files import write_atomically
 from keras_learnbits.export._weights import check_finite
 from keras_learnbits.export.packed import reader, weights, writer
@@ -13,7 +13,7 @@ from keras_learnbits.export.packed.config import (
     model_config,
     model_of,
 )
-from keras_learnbits.layers.tensors import quantized_kernels
+from keras_learnbits.layers.discovery import quantized_kernels
 
 FLOAT_DTYPES = ("float32", "bfloat16")
 
@@ -67,7 +67,7 @@ def save_packed(model, path, float_dtype="float32", include_config=False):
     check_finite(model)
     config = model_config(model) if include_config else check_without_config(model)
     packed = weights.packed_weights(model, float_dtype)
-    content = writer.packed_bytes(packed, keras_learnbits.__version__, config)
+    content = writer.packed_bytes(packed, __version__, config)
 
     def check(path):
         if include_config:

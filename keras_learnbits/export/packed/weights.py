@@ -10,8 +10,9 @@ import tensorflow as tf
 from keras_learnbits.export._weights import weight_names
 from keras_learnbits.export.packed import reader
 from keras_learnbits.export.packed.matching import matched
-from keras_learnbits.layers.inside import finalize_inside
-from keras_learnbits.layers.tensors import QuantizedKernel, quantized_kernels
+from keras_learnbits.layers.discovery import quantized_kernels
+from keras_learnbits.layers.quantized_tensors import QuantizedKernel
+from keras_learnbits.layers.traversal import finalize_inside
 
 # How far rounding may carry a scale from where its formula is solved, in units in the last place.
 SEARCHED_ULPS = 8

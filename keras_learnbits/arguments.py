@@ -1,0 +1,58 @@
+"""Checks of the numbers that users give as arguments."""
+
+import numbers
+
+import numpy as np
+
+
+def check_number(name, value, low=-np.inf, high=np.inf, *, below=np.inf, integer=False):
+    """Raises a ValueError unless an argument is a real number within bounds.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        low: The least that it may be.
+        high: The most that it may be.
+        below: What it must be below.
+        integer: Whether it must be an integer.
+
+    Examples:
+        >>> check_number("by", 0.5, 0, below=1)
+        >>> check_number("by", float("nan"), 0, below=1)
+        Traceback (most recent call last):
+        ...
+        ValueError: `by` must be a finite number >= 0 and < 1. Received: by=nan
+    """
+    kind = numbers.Integral if integer else numbers.Real
+    is_kind = isinstance(value, kind) and not isinstance(value, bool | np.bool_)
+    if is_kind and np.isfinite(value) and low <= value <= high and value < below:
+        return
+    bounds = [
+        f"{sign} {bound}"
+        for sign, bound in ((">=", low), ("<=", high), ("<", below))
+        if np.isfinite(bound)
+    ]
+    rule = " ".join(["an integer" if integer else "a finite number", " and ".join(bounds)])
+    raise ValueError(f"`{name}` must be {rule.strip()}. Received: {name}={value!r}")
+
+
+def choose(name, choices, argument):
+    """Looks up what a user named.
+
+    Args:
+        name: The user's choice.
+        choices: Dictionary of name to what it stands for.
+        argument: Name of the user's argument, for the error.
+
+    Raises:
+        ValueError: `choices` has no such name.
+
+    Examples:
+        >>> choose("a", {"a": 1}, "letter")
+        1
+    """
+    if isinstance(name, str) and name in choices:
+        return choices[name]
+    raise ValueError(
+        f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}"
+    )

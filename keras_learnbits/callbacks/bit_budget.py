@@ -1,0 +1,195 @@
+"""`BitBudget`: a target for the size or the accuracy in place of a price."""
+
+import numbers
+
+import keras
+import numpy as np
+
+from keras_learnbits.arguments import check_number
+from keras_learnbits.callbacks.targets import SIZES, AccuracyTarget
+from keras_learnbits.layers.checks import check_finite_weights
+from keras_learnbits.layers.discovery import activations_among, quantized_kernels
+
+
+class BitBudget(keras.callbacks.Callback):
+    """Steers the price of the bits so that a target is met, and meets it in the end.
+
+    While bits move, the target comes down gradually from the model's size at the start, and
+    `bit_reg` is set to the price at which the predicted losses ask for just that size: it is
+    solved for each time, so nothing winds up; `fit` ends at the compiled one. When `FreezeBits`
+    freezes the bits, or else at the end, integers are allocated exactly: the least predicted loss
+    within the target, never above it, and so full that no layer has room for one more bit.
+
+    `val_loss` rises with the price: compare epochs by `EarlyStopping("val_task_loss", mode="min")`.
+
+    Sizes are those of the weights; the bits of activations follow the price. Give one target.
+    Each `fit` begins with bits that move. Where a callback restores weights at the end of
+    training, as `EarlyStopping` may, put the budget behind it: it restores the integers.
+
+    Args:
+        target_bits: Mean bits per weight, over all quantized kernels.
+        target_bytes: Packed bytes of the whole model, as `bit_table` counts them: codes, scales,
+            and float32 parameters.
+        target_compression: Float32 bytes over packed bytes.
+        max_accuracy_drop: How much lower than `float_accuracy` the accuracy on
+            `validation_data` may be when the bits freeze, e.g. 0.005. The size then is as small
+            as that allows.
+        float_accuracy: The metric of the float model on `validation_data`.
+        validation_data: Tuple `(x, y)` or dataset that `Model.evaluate` takes again and again.
+            Not the test set: these data decide.
+        metric: Name of the metric, higher is better.
+        by: Fraction of the epochs at which the target has come down, 0 <= by < 1. Before
+            `FreezeBits(at=...)`, so that bits and weights have time to settle. Not used with
+            `max_accuracy_drop`, which takes at each epoch what the accuracy then permits.
+        update_freq: Batches from one solution of the price to the next, at most an epoch;
+            likewise.
+
+    Raises:
+        ValueError: Not exactly one target is given; it is no positive number; it is smaller than
+            the model at its lowest bit-widths (on `fit`; the smallest feasible size is named);
+            a `fit` has two budgets, or the model weights that are no numbers; lower is better of
+            `metric`;
+            `max_accuracy_drop` comes without `float_accuracy` or `validation_data`; or the
+            model's `bit_gradient` does not predict losses, or no kernel of it is trainable.
+
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4),
+        ...      keras_learnbits.LearnedBitDense(2)])
+        >>> model.compile("adam", "mse", bit_optimizer=keras_learnbits.SignSGD(0.1))
+        >>> callbacks = [BitBudget(target_bits=3.2), keras_learnbits.FreezeBits(at=0.75)]
+        >>> history = model.fit(np.ones((320, 8)), np.ones((320, 2)), epochs=8, verbose=0,
+        ...                     callbacks=callbacks)
+        >>> keras_learnbits.bit_table(model).mean_bits
+        3.2
+    """
+
+    def __init__(
+        self,
+        target_bits=None,
+        *,
+        target_bytes=None,
+        target_compression=None,
+        max_accuracy_drop=None,
+        float_accuracy=None,
+        validation_data=None,
+        metric="accuracy",
+        by=0.5,
+        update_freq=50,
+    ):
+        super().__init__()
+        targets = {
+            "target_bits": target_bits,
+            "target_bytes": target_bytes,
+            "target_compression": target_compression,
+            "max_accuracy_drop": max_accuracy_drop,
+        }
+        given = {name: value for name, value in targets.items() if value is not None}
+        least = 0 if max_accuracy_drop is not None else np.nextafter(0, 1)
+        if len(given) != 1 or not all(_is_at_least(least, value) for value in given.values()):
+            raise ValueError(
+                f"`BitBudget` needs exactly one of {', '.join(targets)}, a positive number. "
+                f"Received: {given}"
+            )
+        if max_accuracy_drop is not None and (float_accuracy is None or validation_data is None):
+            raise ValueError(
+                "`max_accuracy_drop` needs `float_accuracy` and `validation_data`, which must not "
+                f"be the test set. Received: float_accuracy={float_accuracy}, "
+                f"validation_data={validation_data}"
+            )
+        if float_accuracy is not None:
+            check_number("float_accuracy", float_accuracy)
+        check_number("by", by, 0, below=1)
+        check_number("update_freq", update_freq, 1, integer=True)
+        if max_accuracy_drop is None:
+            kind, value = next(iter(given.items()))
+            self.target = SIZES[kind](kind, value, by)
+        else:
+            self.target = AccuracyTarget(
+                float_accuracy - max_accuracy_drop, validation_data, metric
+            )
+        self.update_freq = update_freq
+        self._begun = False
+
+    def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "freeze_bits"):
+            raise TypeError(
+                "`BitBudget` needs a LearnedBitModel or LearnedBitSequential; in other models "
+                f"bits do not move. Received: model={self.model}"
+            )
+        if self.model.bit_budget is not None:
+            raise ValueError(
+                "A `fit` takes one `BitBudget`, since two would steer one price. "
+                "Received: `callbacks` with two"
+            )
+        check_finite_weights(self.model, "`BitBudget`")
+        self.found_frozen = self.model.bits_are_frozen
+        self.model.unfreeze_bits()
+        self.model.bit_budget = self
+        self._begun, self._allocated = False, None
+        self._epoch = self._step = self._epoch_start = 0
+        self._steered_in = None
+        self._begin()
+
+    def _begin(self):
+        """Once the model is built, which may be in its first step."""
+        if not self._begun and quantized_kernels(self.model):
+            self.target.begin(self.model)
+            self._begun = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._epoch_start = epoch, self._step
+        if self._begun and not self.model.bits_are_frozen:
+            self.target.begin_epoch(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._begin()
+        # `batch` is the last of several under `steps_per_execution`.
+        before, self._step = self._step, self._epoch_start + batch + 1
+        if before == 0 or self._step // self.update_freq > before // self.update_freq:
+            steps = self.params.get("steps") or np.inf
+            self._steer(self._epoch + (batch + 1) / steps)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._steered_in != epoch:
+            self._steer(epoch + 1)
+
+    def _steer(self, epochs):
+        """Once so many epochs have passed, a real number."""
+        self._steered_in = self._epoch
+        if self._begun and not self.model.bits_are_frozen:
+            self.target.steer(self.model, epochs / self.params["epochs"])
+
+    def on_train_end(self, logs=None):
+        # Callbacks that restore weights restore the bits that went with them.
+        frozen = self.model.bits_are_frozen
+        settled = frozen and self._allocated is not None
+        if not self._step:  # no epoch was left
+            settled = (frozen or self.found_frozen) and self.keep()
+        if not settled:
+            self.allocate()
+        self.model.freeze_bits_untrained(self._allocated)
+
+    def keep(self):
+        """Takes the widths in use for allocated, if the target permits them, and says whether."""
+        self._begin()
+        permitted = self.target.permits(self.model)
+        if permitted:
+            self._allocated = [int(each.integer_bits()) for each in self.model.quantized_tensors]
+        return permitted
+
+    def allocate(self):
+        """The integer widths to freeze at, one for each quantized kernel, then each activation."""
+        self._begin()
+        tensors = self.model.quantized_tensors
+        widths = dict(zip(map(id, tensors), self.model.cheapest_integers(), strict=True))
+        for each in activations_among(tensors):  # an accuracy is to hold with these
+            each.bits.assign(float(widths[id(each)]))
+        kernels, choices = self.target.allocate(self.model)
+        widths |= {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
+        self._allocated = [widths[id(tensor)] for tensor in tensors]
+        return self._allocated
+
+
+def _is_at_least(least, value):
+    return isinstance(value, numbers.Real) and least <= value < np.inf

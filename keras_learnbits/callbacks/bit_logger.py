@@ -1,0 +1,112 @@
+"""`BitLogger`: bit-widths and quantization errors in the logs."""
+
+import os
+
+import keras
+import tensorflow as tf
+from tensorboard.plugins.custom_scalar import layout_pb2, summary
+
+from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensors, unique_names
+
+
+class BitLogger(keras.callbacks.Callback):
+    """Adds each layer's bits and quantization error to the logs.
+
+    Keras's callbacks share their logs: put it *before* `TensorBoard` and `CSVLogger`, and
+    `bits/<layer>` and `quantization_error/<layer>` have a curve, a column, and an entry in
+    `History`. Bits are the latent ones, which round to those in use.
+
+    Args:
+        update_freq: `"epoch"`, or the number of batches between two entries. With a number,
+            batch logs get the bits too, so that `TensorBoard(update_freq=...)` with the same
+            number draws them over steps, and `steps` and `bits` are recorded.
+        log_dir: That of the `TensorBoard` callback, where its tab "Custom Scalars" then shows
+            the bits of all layers in one chart. None for a curve of each layer only.
+
+    Attributes:
+        names: Names of the quantized kernels, then of the activations.
+        steps: Training steps at which bits were recorded, counted from the first epoch, also where
+            an interrupted training goes on (`initial_epoch`, `BackupAndRestore`) and the number of
+            batches is known.
+        bits: As many lists of one latent bit-width for each.
+
+    Raises:
+        ValueError: `update_freq` is neither `"epoch"` nor a positive integer.
+
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1, name="head")])
+        >>> model.compile("adam", "mse")
+        >>> history = model.fit(
+        ...     np.ones((32, 8)), np.ones((32, 1)), callbacks=[BitLogger()], verbose=0)
+        >>> [name for name in sorted(history.history) if "/" in name]
+        ['bits/head', 'quantization_error/head']
+    """
+
+    def __init__(self, update_freq="epoch", log_dir=None):
+        super().__init__()
+        positive = isinstance(update_freq, int) and update_freq > 0
+        if update_freq != "epoch" and not positive:
+            raise ValueError(
+                "`update_freq` must be 'epoch' or a positive number of batches. "
+                f"Received: update_freq={update_freq!r}"
+            )
+        self.update_freq = update_freq
+        self.log_dir = log_dir
+        self.names, self.steps, self.bits = [], [], []
+        self._epoch_start = self._step = 0
+
+    def on_train_begin(self, logs=None):
+        if self.log_dir is not None:
+            write_bit_chart(os.path.join(self.log_dir, "train"))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self._step:  # a training that was interrupted goes on at a later epoch
+            self._step = epoch * ((self.params or {}).get("steps") or 0)
+        self._epoch_start = self._step
+
+    def on_train_batch_end(self, batch, logs=None):
+        # `batch` is the last of several under `steps_per_execution`.
+        before, self._step = self._step, self._epoch_start + batch + 1
+        if (
+            self.update_freq != "epoch"
+            and self._step // self.update_freq > before // self.update_freq
+        ):
+            self._record(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._record(logs)
+        if logs is not None:
+            kernels = quantized_kernels(self.model)
+            errors = tf.stack([kernel.squared_error() for kernel in kernels])
+            energies = tf.stack([kernel.energy() for kernel in kernels])
+            relative = tf.math.divide_no_nan(errors, energies).numpy().tolist()
+            # Kernels come first; the errors of activations are not known without data.
+            for name, error in zip(self.names, relative, strict=False):
+                logs[f"quantization_error/{name}"] = error
+
+    def _record(self, logs):
+        tensors = quantized_tensors(self.model)
+        bits = tf.stack([tensor.bits.value for tensor in tensors]).numpy().tolist()
+        self.names = unique_names(tensors)
+        if not self.steps or self.steps[-1] != self._step:
+            self.steps.append(self._step)
+            self.bits.append(bits)
+        if logs is not None:
+            logs.update({f"bits/{n}": b for n, b in zip(self.names, bits, strict=True)})
+
+
+def write_bit_chart(directory):
+    """Writes TensorBoard's layout of one chart with the curves that `BitLogger` logs of all layers.
+
+    Args:
+        directory: Where the curves are logged.
+
+    Source: https://github.com/tensorflow/tensorboard/tree/master/tensorboard/plugins/custom_scalar
+    """
+    curves = layout_pb2.MultilineChartContent(tag=["(epoch|batch)_bits/.*"])
+    chart = layout_pb2.Chart(title="bit-width of each layer [bits]", multiline=curves)
+    category = layout_pb2.Category(title="keras_learnbits", chart=[chart])
+    layout = summary.pb(layout_pb2.Layout(category=[category]))
+    with tf.summary.create_file_writer(directory).as_default(step=0):
+        tf.summary.experimental.write_raw_pb(layout.SerializeToString())

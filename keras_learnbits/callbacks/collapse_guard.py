@@ -1,0 +1,106 @@
+"""`CollapseGuard`: names the layers that quantization has broken."""
+
+import warnings
+
+import keras
+import numpy as np
+
+from keras_learnbits.arguments import check_number, choose
+from keras_learnbits.layers.discovery import quantized_kernels, unique_names
+
+
+class CollapseGuard(keras.callbacks.Callback):
+    """Looks at each quantized kernel when training begins and after each epoch.
+
+    Args:
+        action: What to do about a finding, besides a warning that names the layer (once for each
+            layer and finding): `"warn"`, nothing; `"raise_bits"`, give the layer one bit more,
+            unless bits are frozen; `"stop"`, end the training.
+        max_error: Relative quantization error `||q - W||^2 / ||W||^2` above which a layer's error
+            has exploded. At 1 bit it is 0.36 for Gaussian weights; 1 is a kernel rounded away.
+        max_saturation: Share of weights beyond the lowest and highest level, by more than half a
+            step, above which a kernel is saturated.
+        bounds: Whether to report layers whose bits sit on `min_bits` or `max_bits`, too, which is
+            where the bits of many a healthy model end.
+
+    Attributes:
+        findings: List of `(epoch, layer, finding)`; epoch -1 is before training. Findings are
+            `"one level"`, `"saturated"`, `"error"` and `"bound"`.
+
+    Raises:
+        ValueError: `action` is unknown.
+
+    Examples:
+        >>> layer = keras_learnbits.LearnedBitDense(1, kernel_initializer="ones", name="flat")
+        >>> model = keras_learnbits.LearnedBitSequential([keras.Input((8,)), layer])
+        >>> model.compile("adam", "mse")
+        >>> guard = CollapseGuard()
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     history = model.fit(np.ones((8, 8)), np.ones((8, 1)), callbacks=[guard], verbose=0)
+        >>> guard.findings[0]
+        (-1, 'flat', 'one level')
+    """
+
+    def __init__(self, action="warn", max_error=0.75, max_saturation=0.5, bounds=False):
+        super().__init__()
+        actions = {"warn": self._warn, "raise_bits": self._raise_bits, "stop": self._stop}
+        self._act = choose(action, actions, "action")
+        check_number("max_error", max_error)
+        check_number("max_saturation", max_saturation)
+        self.max_error = max_error
+        self.max_saturation = max_saturation
+        self.bounds = bounds
+        self.findings = []
+        self._named = set()
+
+    def on_train_begin(self, logs=None):
+        self._check(-1)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check(epoch)
+
+    def _check(self, epoch):
+        kernels = quantized_kernels(self.model)
+        for name, kernel in zip(unique_names(kernels), kernels, strict=True):
+            found = list(self._diagnose(kernel))
+            for finding, described in found:
+                self.findings.append((epoch, name, finding))
+                if (name, finding) not in self._named:
+                    self._named.add((name, finding))
+                    warnings.warn(f"Layer {name!r} {described}", stacklevel=2)
+            if found:
+                self._act(kernel)
+
+    def _diagnose(self, kernel):
+        """Yields findings and what to say of them."""
+        codes, grid = kernel.encode()
+        codes = codes.numpy()
+        weights = keras.ops.convert_to_numpy(kernel.kernel.value).astype(np.float32)
+        bits, latent = int(kernel.integer_bits()), float(kernel.latent_bits())
+        if weights.size > 1 and (codes == codes.flat[0]).all():
+            yield "one level", f"rounds all its weights to one level of {2**bits}."
+        position = weights / grid.step - grid.offset
+        outside = float(np.mean((position < -0.5) | (position > grid.max_code + 0.5)))
+        if outside > self.max_saturation:
+            yield "saturated", f"has {outside:.0%} of its weights beyond its grid at {bits} bits."
+        energy = float(kernel.energy())
+        error = float(kernel.squared_error()) / energy if energy else 0.0
+        if not error <= self.max_error:
+            yield "error", f"has a relative quantization error of {error:.2f} at {bits} bits."
+        layer = kernel.layer
+        if self.bounds and layer.min_bits < layer.max_bits:
+            if latent <= layer.min_bits:
+                yield "bound", f"sits on its lowest bit-width, min_bits={layer.min_bits}."
+            if latent >= layer.max_bits:
+                yield "bound", f"sits on its highest bit-width, max_bits={layer.max_bits}."
+
+    def _warn(self, kernel):
+        """A warning is all."""
+
+    def _raise_bits(self, kernel):
+        if kernel.trainable and not getattr(self.model, "bits_are_frozen", False):
+            raised = min(int(kernel.integer_bits()) + 1, kernel.layer.max_bits)
+            kernel.bits.assign(float(raised))
+
+    def _stop(self, kernel):
+        self.model.stop_training = True

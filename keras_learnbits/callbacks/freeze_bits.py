@@ -1,0 +1,132 @@
+"""`FreezeBits`: rounds the bit-widths to integers and freezes them."""
+
+import keras
+
+from keras_learnbits.arguments import check_number
+from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
+
+
+class FreezeBits(keras.callbacks.Callback):
+    """Makes the bits integers and stops them; training goes on with these.
+
+    The integers are those that a `BitBudget` allocates. Without one, each layer takes the one
+    below or the one above its latent bits, whichever has less predicted loss plus price; if the
+    model's `bit_gradient` does not predict losses, the nearer one. Each `fit` begins with bits
+    that move, and one that is stopped early ends frozen; put `EarlyStopping` before this callback
+    if it restores weights. One that goes on after an interruption (`initial_epoch`,
+    `BackupAndRestore`) keeps bits that were frozen before, unless a `BitBudget` does not permit
+    them. Without this callback a model that was
+    frozen stays so.
+
+    Args:
+        at: When: a fraction of the epochs (a float below 1), which leaves at least the last one
+            frozen, or the number of epochs that are to pass before it (an integer). With a
+            fraction, and a single epoch, it is when training is over.
+        quantization_reg: Weight of the quantization error in the last epoch, to which it ramps
+            up from that of `compile`, from the freeze on, for this `fit`: it calms weights that
+            oscillate between two levels (arXiv 2203.11086). None leaves it as it is.
+        batch_norm_data: Dataset of batches of inputs, or `(inputs, ...)`, from which the moving
+            statistics of batch normalization are estimated anew just before the last validation,
+            and once more when training is over, for Keras may then take other weights (averages,
+            those of the best epoch). None leaves them as they are.
+
+    Raises:
+        ValueError: `at` is no number, negative, or a float of 1 or more; `quantization_reg` is
+            negative or not finite.
+        TypeError: The model in training is not a `LearnedBitModel` or `LearnedBitSequential`.
+
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])
+        >>> model.compile("adam", "mse", bit_reg=1.0)
+        >>> history = model.fit(np.ones((320, 8)), np.ones((320, 1)), epochs=4, verbose=0,
+        ...                     callbacks=[FreezeBits(at=0.5)])
+        >>> history.history["mean_bits"][2] == history.history["mean_bits"][3]
+        True
+    """
+
+    def __init__(self, at=0.75, quantization_reg=None, batch_norm_data=None):
+        super().__init__()
+        is_number = isinstance(at, int | float) and not isinstance(at, bool)
+        if not is_number or not at >= 0 or (isinstance(at, float) and at >= 1):
+            raise ValueError(
+                "`at` must be a fraction of the epochs, 0 <= at < 1, or an integer number of "
+                f"epochs. Received: at={at!r}"
+            )
+        if quantization_reg is not None:
+            check_number("quantization_reg", quantization_reg, 0)
+        self.at = at
+        self.quantization_reg = quantization_reg
+        self.batch_norm_data = batch_norm_data
+
+    def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "freeze_bits"):
+            raise TypeError(
+                "`FreezeBits` needs a LearnedBitModel or LearnedBitSequential; in other models "
+                f"bits do not move. Received: model={self.model}"
+            )
+        # Where a budget came before this callback, it has let the bits move already.
+        budget = getattr(self.model, "bit_budget", None)
+        self._found_frozen = self.model.bits_are_frozen or getattr(budget, "found_frozen", False)
+        self.model.unfreeze_bits()
+        self._begins = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        epochs = self.params["epochs"]
+        start = self.start(epochs)
+        if epoch >= start and self._begins and epoch > 0 and self._found_frozen_by_now():
+            self._go_on_frozen()
+        elif epoch >= start and not self.model.bits_are_frozen:
+            self.model.freeze_bits(self._integers())
+        self._begins = False
+        if self.quantization_reg is not None:
+            # Not the model's, which may be that of an interrupted training.
+            first, last = self.model.bit_settings["quantization_reg"], self.quantization_reg
+            passed = epoch + 1 - start if epoch >= start else 0.0
+            share = min(1.0, passed / max(1.0, epochs - start))
+            self.model.steer_price("quantization_reg", first + share * (last - first))
+        self._is_last = epoch == epochs - 1
+
+    def start(self, epochs):
+        """Epochs of so many that are to pass before the freeze, which the next one begins with."""
+        if not isinstance(self.at, float):
+            return self.at
+        return min(self.at * epochs, max(epochs - 1, 1))
+
+    def on_test_begin(self, logs=None):
+        if self._is_last:
+            self._estimate_statistics()
+
+    def on_train_end(self, logs=None):
+        # Callbacks that restore weights restore the bits that went with them.
+        is_due = isinstance(self.at, float) or self.model.stop_training
+        if self._begins and self._found_frozen_by_now():  # no epoch was left
+            self._go_on_frozen()
+        elif is_due and not (self.model.bits_are_frozen and self._has_integers()):
+            self.model.freeze_bits_untrained(self._integers())
+        # Weights may not be those of the last validation: averages, or those of the best epoch.
+        self._estimate_statistics()
+
+    def _estimate_statistics(self):
+        if self.batch_norm_data is not None:
+            estimate_batch_norm(self.model.bit_learner(), self.batch_norm_data)
+
+    def _has_integers(self):
+        return all(float(t.latent_bits()).is_integer() for t in self.model.quantized_tensors)
+
+    def _found_frozen_by_now(self):
+        """Whether this `fit` goes on with frozen bits, whenever they were brought back."""
+        return self._has_integers() and (self._found_frozen or self.model.bits_are_frozen)
+
+    def _go_on_frozen(self):
+        """Keeps the bits that weights have settled on, unless a budget does not permit them."""
+        budget = getattr(self.model, "bit_budget", None)
+        kept = budget is None or budget.keep()
+        self.model.freeze_bits(None if kept else budget.allocate())
+
+    def _integers(self):
+        """The widths to freeze at."""
+        budget = getattr(self.model, "bit_budget", None)
+        if budget is not None:
+            return budget.allocate()
+        return self.model.cheapest_integers()

@@ -1,0 +1,202 @@
+"""Which layers of a model to convert, and what is said about it."""
+
+import fnmatch
+import inspect
+import math
+
+import keras
+
+from keras_learnbits.layers.base import OwnsBits
+from keras_learnbits.layers.traversal import layers_inside, path_of
+from keras_learnbits.layers.twins import kernels_of
+from keras_learnbits.tables import aligned_table
+from keras_learnbits.training.model import KerasFunctional
+from keras_learnbits.training.step import LearnedBitTraining
+
+
+class Selection:
+    """The layers of a model whose kernels are to be converted.
+
+    A layer is meant by what names it or a layer or model that holds it.
+
+    Args:
+        model: A built Keras model.
+        include: Pattern, layer, layer class, function, list of these, or None for all layers.
+        exclude: Likewise, None for no layer.
+
+    Raises:
+        ValueError: A pattern or class meets no layer, nothing is left to convert, or a layer to
+            convert has integer weights or LoRA.
+    """
+
+    def __init__(self, model, include, exclude):
+        chains = layers_inside(model)
+        included = _meant(chains, include, "include") if include is not None else None
+        excluded = _meant(chains, exclude, "exclude") if exclude is not None else set()
+        # Why a layer is left as it is; None where it is converted.
+        self.reasons = {
+            layer: _reason(chain, included, excluded) for layer, chain in chains.items() if chain
+        }
+        self.names = {layer: path_of(chain) for layer, chain in chains.items()}
+        if None not in self.reasons.values():
+            raise ValueError(
+                "`to_learned_bits` needs at least one layer to convert. Received:\n"
+                f"{self.report(dict.fromkeys(self.reasons))}"
+            )
+        for layer, reason in self.reasons.items():
+            if reason is None:
+                _check_kernels(layer, self.names[layer])
+
+    def wants(self, layer):
+        """Whether a layer's own kernels are to be converted."""
+        return layer in self.reasons and self.reasons[layer] is None
+
+    def report(self, conversions, activations=(), sizes=None, notes=()):
+        """What becomes of each layer that has weights of its own.
+
+        Args:
+            conversions: Dictionary of layer to what it was converted to; others may be missing.
+            activations: Layers that were put in.
+            sizes: Numbers of the weights with learned bits, and of all weights.
+            notes: Strings: what else is to be known.
+
+        Returns:
+            `ConversionReport`.
+        """
+        rows = []
+        for layer, reason in self.reasons.items():
+            weights = sum(math.prod(v.shape) for v in _own(layer))
+            if weights:
+                conversion = f"left: {reason}" if reason else conversions.get(layer)
+                rows.append((self.names[layer], type(layer).__name__, weights, conversion))
+        rows += [(layer.name, "", 0, f"{type(layer).__name__} put in") for layer in activations]
+        return ConversionReport(rows, sizes, notes)
+
+
+class ConversionReport:
+    """What was converted, what was not and why; prints as an aligned table.
+
+    Attributes:
+        rows: Tuples of a layer's path, its class, the number of its own weights, and what it was
+            converted to or why it was left as it is.
+        learned_weights: Number of weights with learned bits; None before the conversion.
+        float_weights: Number of weights that stay float, biases among them.
+        notes: Strings: what the conversion left behind, or could not check.
+    """
+
+    def __init__(self, rows, sizes=None, notes=()):
+        self.rows = rows
+        self.learned_weights, total = sizes or (None, None)
+        self.float_weights = None if sizes is None else total - self.learned_weights
+        self.notes = list(notes)
+
+    def __str__(self):
+        body = [(path, kind, what, f"{weights:,}") for path, kind, weights, what in self.rows]
+        lines = [aligned_table([[("layer", "type", "conversion", "weights")], body], left=3)]
+        if self.learned_weights is not None:
+            share = self.learned_weights / (self.learned_weights + self.float_weights)
+            lines.append(
+                f"{self.learned_weights:,} weights ({share:.1%}) with learned bits, "
+                f"{self.float_weights:,} ({1 - share:.1%}) left float"
+            )
+        return "\n".join(lines + self.notes)
+
+    __repr__ = __str__
+
+
+# Methods of a model that a learned-bit model has of its own.
+REPLACED = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+    "compile",
+    "fit",
+    "metrics",
+)
+
+
+def left_behind(model):
+    """What a model's class has of its own that its conversion has not: strings for the report."""
+    names = [
+        name
+        for name in REPLACED
+        if not any(
+            inspect.getattr_static(type(model), name) is inspect.getattr_static(kind, name)
+            for kind in (keras.Model, keras.Sequential, KerasFunctional)
+        )
+    ]
+    if not names or isinstance(model, LearnedBitTraining):
+        return []
+    return [f"left behind: {', '.join(names)} of class {type(model).__name__}"]
+
+
+def _meant(chains, items, argument):
+    """The layers that a user's patterns, classes and functions mean, with all inside them."""
+    matched = set()
+    for item in items if isinstance(items, list | tuple | set) else [items]:
+        matches = _matcher(item, argument)
+        hits = {layer for layer, chain in chains.items() if chain and matches(layer, chain)}
+        if not hits and isinstance(item, str | type | keras.layers.Layer):
+            raise ValueError(
+                f"`{argument}` must name layers of the model. Received: {argument}={item!r}, "
+                f"layers={[path_of(chain) for chain in chains.values() if chain]}"
+            )
+        matched |= hits
+    return {layer for layer, chain in chains.items() if matched.intersection(chain)}
+
+
+def _matcher(item, argument):
+    """Function of a layer and its chain to whether a user's item means it."""
+    if isinstance(item, str):
+        return lambda layer, chain: (
+            fnmatch.fnmatch(layer.name, item) or fnmatch.fnmatch(path_of(chain), item)
+        )
+    if isinstance(item, keras.layers.Layer):
+        return lambda layer, chain: layer is item
+    if isinstance(item, type):
+        return lambda layer, chain: isinstance(layer, item)
+    if callable(item):
+        return lambda layer, chain: item(layer)
+    raise ValueError(
+        f"`{argument}` takes patterns of names, layers, layer classes, functions of a layer, and "
+        f"lists of these. Received: {argument}={item!r}"
+    )
+
+
+def _reason(chain, included, excluded):
+    """Why a layer is left as it is; None if it is to be converted."""
+    layer = chain[-1]
+    if any(isinstance(holder, OwnsBits) for holder in chain):
+        return "learns its bits already"
+    if not layer.built:
+        return "not built"
+    if not kernels_of(layer):
+        many = any(len(v.shape) > 1 for v in _own(layer) if v.trainable)
+        return "its kind has no learned-bit twin" if many else "no kernel"
+    if any(isinstance(holder, keras.layers.SpectralNormalization) for holder in chain):
+        return "SpectralNormalization changes its kernel in every step"
+    if layer in excluded:
+        return "excluded"
+    if included is not None and layer not in included:
+        return "not included"
+    return None
+
+
+def _check_kernels(layer, name):
+    for weight_name in kernels_of(layer):
+        kernel = getattr(layer, weight_name)
+        is_float = isinstance(kernel, keras.Variable) and "float" in kernel.dtype
+        if not is_float or getattr(layer, "quantization_mode", None):
+            raise ValueError(
+                "A layer to convert must have float weights that Keras does not quantize itself, "
+                f"and no LoRA; exclude it. Received: layer {name!r}, dtype policy "
+                f"{layer.dtype_policy.name!r}"
+            )
+
+
+def _own(layer):
+    """Variables that belong to a layer and to none inside it."""
+    inside = {id(v) for other in layers_inside(layer) if other is not layer for v in other.weights}
+    return [v for v in layer.weights if id(v) not in inside]

@@ -1,0 +1,124 @@
+"""Does a converted model predict what the original does? Both are run on an example."""
+
+import keras
+import numpy as np
+
+from keras_learnbits.layers.compute_scope import computing_with_float_kernels
+from keras_learnbits.layers.traversal import layers_inside
+
+# Largest difference, as a share of the largest output, of sums in another order.
+TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
+# Examples of a batch, and sizes tried in turn for other dimensions that are not fixed.
+BATCH, SIZES = 2, (8, 32, 64)
+
+
+def check_conversion(model, converted, x=None):
+    """Compares a model with its conversion, at the float kernels of both.
+
+    Args:
+        model: The original.
+        converted: Its conversion.
+        x: What to call them with; by default random inputs of the model's shapes.
+
+    Returns:
+        None, or a string that says why they could not be compared.
+
+    Raises:
+        ValueError: They predict something else; or the original cannot be called with `x`.
+    """
+    examples = list(_random_examples(model)) if x is None else [x]
+    example, outputs = _first_that_runs(model, examples, given=x is not None)
+    if outputs is None:
+        return "not compared with the original, which took no random input: give `x`"
+    if _difference(outputs, _float_outputs(model, example)) > 0:
+        return "not compared with the original, whose predictions are random"
+    difference = _difference(outputs, _float_outputs(converted, example))
+    dtypes = {layer.compute_dtype for layer in layers_inside(model)}
+    tolerance = max([1e-3, *(TOLERANCE.get(dtype, 0) for dtype in dtypes)])
+    if difference > tolerance:
+        raise ValueError(
+            "The copy predicts something else than the model, as where a layer keeps state in a "
+            "`tf.Variable` or an array, which Keras does not copy, or where `get_config` leaves an "
+            "argument of `__init__` out. Keep state in `add_weight`, have `get_config` return all "
+            "that the layer is made from, or take the layers as they are, with "
+            f"`copy=False`. Received: model={model.name!r}, with outputs that differ by "
+            f"{difference:.2g} times the largest"
+        )
+    return None
+
+
+def _first_that_runs(model, examples, given):
+    """The first example that a model can be called with, and its outputs; or None twice."""
+    for example in examples:
+        try:
+            return example, _float_outputs(model, example)
+        except Exception as error:  # whatever a layer raises on inputs that do not suit it
+            if given:
+                raise ValueError(
+                    f"`x` must be what the model can be called with. Received: {error}"
+                ) from error
+    return None, None
+
+
+def _random_examples(model):
+    """Yields structures of random inputs: numbers of both signs first, then 0 and 1."""
+    specs = _inputs_of(model)
+    shapes = keras.tree.flatten(specs)
+    if not shapes or any(each.dtype == "string" or each.sparse for each in shapes):
+        return
+    rng = np.random.default_rng(0)
+    for size in SIZES:
+        for normal in (True, False):
+
+            def draw(spec, size=size, normal=normal):
+                shape = [BATCH, *(number or size for number in spec.shape[1:])]
+                shape[:1] = [number or BATCH for number in spec.shape[:1]]
+                floats = normal and "float" in spec.dtype
+                drawn = rng.normal(size=shape) if floats else rng.integers(0, 2, shape)
+                return np.asarray(drawn, "float32" if "float" in spec.dtype else spec.dtype)
+
+            yield keras.tree.map_structure(draw, specs)
+
+
+def _inputs_of(model):
+    """Structure of `keras.KerasTensor`s that a built model is called with; empty if not known."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0]
+    if getattr(model, "inputs", None):
+        return model.input
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if shape is None:
+        return ()
+    is_shape = isinstance(shape, list | tuple) and all(
+        size is None or isinstance(size, int) for size in shape
+    )
+    if is_shape:
+        return keras.KerasTensor(shape, "float32")
+    if isinstance(shape, dict):
+        return {name: keras.KerasTensor(each, "float32") for name, each in shape.items()}
+    return [keras.KerasTensor(each, "float32") for each in shape]
+
+
+def _float_outputs(model, example):
+    """Outputs with all kernels float; neither statistics nor seeds change."""
+    with computing_with_float_kernels(), keras.StatelessScope(initialize_variables=False):
+        outputs = model(example, training=False)
+    return [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
+
+
+def _difference(ones, others):
+    """Largest difference of two lists of arrays, as a share of the largest number."""
+    if [one.shape for one in ones] != [other.shape for other in others]:
+        return np.inf
+    largest = 0.0
+    for one, other in zip(ones, others, strict=True):
+        if not np.issubdtype(one.dtype, np.number) and one.dtype != bool:
+            differs = float(np.any(one != other))
+        else:
+            one, other = np.asarray(one, "float64"), np.asarray(other, "float64")
+            usable = np.isfinite(one) & np.isfinite(other)
+            scale = np.abs(one[usable]).max(initial=0.0) or 1.0
+            differs = np.abs(one - other)[usable].max(initial=0.0) / scale
+            differs = differs if np.array_equal(np.isfinite(one), np.isfinite(other)) else np.inf
+        largest = max(largest, differs)
+    return largest

@@ -1,0 +1,1 @@
+"""Estimators of how the loss changes with each bit-width."""

@@ -1,0 +1,1 @@
+"""What the bits of a model come to, and what a change of them would do."""

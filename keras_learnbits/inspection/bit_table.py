@@ -1,0 +1,225 @@
+"""`bit_table`: what a model has learned, and how many bytes it comes to."""
+
+import math
+from typing import NamedTuple
+
+from keras_learnbits.layers.activation import QuantizedActivation
+from keras_learnbits.layers.discovery import (
+    learner_of,
+    quantized_kernels,
+    quantized_tensor_of,
+    quantized_tensors,
+    unique_names,
+)
+from keras_learnbits.tables import aligned_table
+
+FLOAT_BYTES = 4
+
+
+class BitRow(NamedTuple):
+    """One quantized kernel.
+
+    Attributes:
+        layer: Name of the layer; its path where names repeat; `layer/kernel` where it has several.
+        shape: Shape of the kernel.
+        weights: Number of weights.
+        bits: Integer bit-width in use.
+        error: Relative quantization error `||q - W||^2 / ||W||^2`.
+        code_bytes: Bytes of the packed codes, `ceil(weights * bits / 8)`.
+        scale_bytes: Bytes of scales and offsets, 4 each.
+    """
+
+    layer: str
+    shape: tuple
+    weights: int
+    bits: int
+    error: float
+    code_bytes: int
+    scale_bytes: int
+
+    @property
+    def bytes(self):
+        """Bytes of codes and scales."""
+        return self.code_bytes + self.scale_bytes
+
+
+class ActivationRow(NamedTuple):
+    """One quantized activation.
+
+    Attributes:
+        layer: Name of the `LearnedBitActivation`; its path where names repeat.
+        values: Number of values that flow for one example.
+        bits: Integer bit-width in use.
+        bounds: Lowest and highest level; None before its range is fitted.
+        scale_bytes: Bytes of its scale.
+    """
+
+    layer: str
+    values: int
+    bits: int
+    bounds: tuple | None
+    scale_bytes: int = FLOAT_BYTES
+
+
+class BitTable:
+    """Rows and totals of a model; prints as an aligned table.
+
+    Attributes:
+        rows: List of `BitRow`.
+        activations: List of `ActivationRow`.
+        float_parameters: Number of parameters that stay in float32: biases, normalization
+            (with its moving statistics) and layers that are not quantized.
+    """
+
+    def __init__(self, rows, activations, float_parameters):
+        self.rows = rows
+        self.activations = activations
+        self.float_parameters = float_parameters
+
+    @property
+    def weights(self):
+        """Number of quantized weights."""
+        return sum(row.weights for row in self.rows)
+
+    @property
+    def mean_bits(self):
+        """Mean bits over all quantized weights, `sum N_l B_l / sum N_l`."""
+        return sum(row.weights * row.bits for row in self.rows) / self.weights
+
+    @property
+    def mean_activation_bits(self):
+        """Mean bits over all values of quantized activations; None if there are none."""
+        values = sum(row.values for row in self.activations)
+        if not values:
+            return None
+        return sum(row.values * row.bits for row in self.activations) / values
+
+    @property
+    def packed_bytes(self):
+        """Bytes of everything that inference needs: codes, scales and float parameters."""
+        scales = sum(row.scale_bytes for row in self.activations)
+        return sum(row.bytes for row in self.rows) + scales + FLOAT_BYTES * self.float_parameters
+
+    @property
+    def float_bytes(self):
+        """Bytes of the same model in float32, without scales."""
+        return FLOAT_BYTES * (self.weights + self.float_parameters)
+
+    @property
+    def compression(self):
+        """`float_bytes / packed_bytes`."""
+        return self.float_bytes / self.packed_bytes
+
+    def __str__(self):
+        head = ("layer", "shape", "weights", "bits", "error", "codes [B]", "scales [B]")
+        body = [
+            (
+                row.layer,
+                "x".join(map(str, row.shape)),
+                f"{row.weights:,}",
+                str(row.bits),
+                f"{row.error:.2%}",
+                f"{row.code_bytes:,}",
+                f"{row.scale_bytes:,}",
+            )
+            for row in self.rows
+        ]
+        total = (
+            "quantized",
+            "",
+            f"{self.weights:,}",
+            f"{self.mean_bits:.2f}",
+            "",
+            f"{sum(row.code_bytes for row in self.rows):,}",
+            f"{sum(row.scale_bytes for row in self.rows):,}",
+        )
+        floats = FLOAT_BYTES * self.float_parameters
+        others = ("float32", "", f"{self.float_parameters:,}", "32", "", f"{floats:,}", "0")
+        return "\n".join(
+            [
+                aligned_table([[head], body, [total, others]], left=2),
+                *self._activation_lines(),
+                f"{self.packed_bytes:,} bytes packed, {self.float_bytes:,} in float32: "
+                f"{self.compression:.1f} times smaller, "
+                f"{8 * self.packed_bytes / (self.weights + self.float_parameters):.2f} bits a "
+                "parameter all told",
+            ]
+        )
+
+    __repr__ = __str__
+
+    def _activation_lines(self):
+        if not self.activations:
+            return []
+        body = [
+            (
+                row.layer,
+                f"{row.values:,}",
+                str(row.bits),
+                *("?" if row.bounds is None else f"{bound:.3g}" for bound in row.bounds or "??"),
+                str(row.scale_bytes),
+            )
+            for row in self.activations
+        ]
+        values = sum(row.values for row in self.activations)
+        total = ("activations", f"{values:,}", f"{self.mean_activation_bits:.2f}", "", "")
+        total += (str(sum(row.scale_bytes for row in self.activations)),)
+        head = ("activation", "values", "bits", "lowest", "highest", "scales [B]")
+        return [aligned_table([[head], body, [total]], left=1)]
+
+
+def bit_table(model):
+    """What the bits of a model have come to, layer by layer, and what it weighs.
+
+    Args:
+        model: A built Keras model with learned-bit layers; of a distiller, its student is shown.
+
+    Returns:
+        `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`,
+        `.activations`.
+
+    Raises:
+        ValueError: The model has no learned-bit layer, or is not built.
+
+    Examples:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((16,)), keras_learnbits.LearnedBitDense(2, bits=3)])
+        >>> table = bit_table(model)
+        >>> table.mean_bits, table.packed_bytes  # 32 codes of 3 bits, 2 scales and 2 biases
+        (3.0, 28)
+    """
+    model = learner_of(model)
+    kernels = quantized_kernels(model)
+    if not kernels:
+        raise ValueError(
+            "`bit_table` needs a built model with at least one learned-bit layer. "
+            f"Received: model={model.name!r}, built={model.built}"
+        )
+    rows = []
+    for kernel, name in zip(kernels, unique_names(kernels), strict=True):
+        _, grid = kernel.encode()
+        energy = float(kernel.energy())
+        learned_scales = 0 if kernel.log_scale is None else math.prod(kernel.log_scale.shape)
+        bits = int(kernel.integer_bits())
+        rows.append(
+            BitRow(
+                layer=name,
+                shape=tuple(kernel.kernel.shape),
+                weights=kernel.size,
+                bits=bits,
+                error=float(kernel.squared_error()) / energy if energy else 0.0,
+                code_bytes=math.ceil(kernel.size * bits / 8),
+                # An affine grid stores its step and its offset.
+                scale_bytes=FLOAT_BYTES * (learned_scales or grid.step.shape.num_elements() * 2),
+            )
+        )
+    tensors = quantized_tensors(model)
+    activations = [
+        ActivationRow(name, tensor.size, int(tensor.integer_bits()), tensor.bounds())
+        for tensor, name in zip(tensors, unique_names(tensors), strict=True)
+        if isinstance(tensor, QuantizedActivation)
+    ]
+    own = {id(v) for k in kernels for v in (k.kernel, k.bits, k.log_scale)}
+    own |= {id(v) for v in model.weights if isinstance(quantized_tensor_of(v), QuantizedActivation)}
+    floats = sum(math.prod(v.shape) for v in model.weights if id(v) not in own)
+    return BitTable(rows, activations, floats)

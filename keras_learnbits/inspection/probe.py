@@ -1,0 +1,243 @@
+"""`probe_bits`: what one bit more or fewer really does to the loss."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits import bit_gradients
+from keras_learnbits.estimators.adjacent_widths import room, whole_bit_gradients
+from keras_learnbits.layers.discovery import activations_among, unique_names
+from keras_learnbits.tables import aligned_table
+
+MOVES = {-1: "fewer", 0: "stay", 1: "more"}
+
+
+class BitChange(NamedTuple):
+    """One layer with one bit fewer or one more, all else fixed.
+
+    Attributes:
+        layer: Name of the layer.
+        bits: Its integer bit-width.
+        step: -1 for one bit fewer, 1 for one more.
+        measured: Change of the mean loss, price left out.
+        standard_error: Of `measured`, from the paired differences batch by batch.
+        price: Change of `bit_reg * bit_penalty`.
+        predicted: Dictionary of estimator to the change of the loss that it predicts.
+    """
+
+    layer: str
+    bits: int
+    step: int
+    measured: float
+    standard_error: float
+    price: float
+    predicted: dict
+
+
+class BitProbe:
+    """What `probe_bits` found; prints as an aligned table.
+
+    Attributes:
+        changes: List of `BitChange`, two a layer where its bounds allow both.
+        moves: Dictionary of layer to a dictionary of estimator to the move of its bits, -1, 0 or
+            1, that lowers its predicted loss plus price; under `"loss"` that of the measured one.
+    """
+
+    def __init__(self, changes, moves):
+        self.changes = changes
+        self.moves = moves
+
+    def __str__(self):
+        if not self.changes:
+            return "No layer has room for a bit more or fewer."
+        estimators = list(self.changes[0].predicted)
+        head = ("layer", "bits", "loss", "+-", "price", *estimators)
+        changes = [
+            (
+                change.layer,
+                f"{change.bits} -> {change.bits + change.step}",
+                f"{change.measured:+.1e}",
+                f"{change.standard_error:.0e}",
+                f"{change.price:+.1e}",
+                *(f"{change.predicted[name]:+.1e}" for name in estimators),
+            )
+            for change in self.changes
+        ]
+        moves = [
+            (layer, "move", MOVES[taken["loss"]], "", "", *(MOVES[taken[n]] for n in estimators))
+            for layer, taken in self.moves.items()
+        ]
+        return aligned_table([[head], changes, moves], left=2)
+
+    __repr__ = __str__
+
+
+def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=None, training=True):
+    """Measures the loss with one bit fewer and one more, layer by layer, all else fixed.
+
+    Beside it stands what each estimator of bit gradients predicts from the data it sees, and the
+    move that its prediction asks for at the present price. The model is not changed.
+
+    Args:
+        model: A compiled `LearnedBitModel` or `LearnedBitSequential`.
+        x: Inputs, or a finite dataset of batches `(x, y)` or `(x, y, sample_weight)`.
+        y: Targets; None for a dataset.
+        estimate_on: What the estimators see: a tuple `(x, y)` or a dataset. By default the same
+            data, on which `measured` cannot be wrong: give some batches of training data.
+        batch_size: Examples a batch, for arrays.
+        layers: Names of the layers to probe, as in `bit_table`, or one name; all by default.
+        training: Whether to measure the loss that `fit` lowers, which `measured` looks at, with
+            batch normalization by the batch and with dropout. Otherwise it is that of `evaluate`,
+            whose moving statistics still are those of the present widths: what they cost is then
+            counted, too, though training after the change wins it back.
+
+    Returns:
+        `BitProbe`: print it, or read `.changes` and `.moves`.
+
+    Raises:
+        TypeError: The model is of another kind.
+        ValueError: A name in `layers` is unknown, the model is not built, or arrays come without
+            targets.
+
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4, bits=3, name="dense")])
+        >>> model.compile("adam", "mse")
+        >>> probe = probe_bits(model, np.ones((64, 8)), np.ones((64, 4)))
+        >>> [(change.layer, change.bits, change.step) for change in probe.changes]
+        [('dense', 3, -1), ('dense', 3, 1)]
+    """
+    return BitProber(model, layers, batch_size, training=training)(x, y, estimate_on=estimate_on)
+
+
+class BitProber:
+    """`probe_bits` for repeated use: what it has compiled serves the next call, too.
+
+    Args:
+        model: As for `probe_bits`.
+        layers: As for `probe_bits`.
+        batch_size: As for `probe_bits`.
+        estimators: Dictionary of name to `keras_learnbits.bit_gradients.BitGradient`; by default
+            those of the library that can say something of the model's bits.
+        training: As for `probe_bits`.
+
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((8,)), keras_learnbits.LearnedBitDense(4, bits=3, name="dense")])
+        >>> model.compile("adam", "mse")
+        >>> prober = BitProber(model)
+        >>> prober(np.ones((64, 8)), np.ones((64, 4))).changes[0].bits
+        3
+    """
+
+    def __init__(self, model, layers=None, batch_size=256, estimators=None, training=True):
+        if not hasattr(model, "bit_step"):
+            raise TypeError(
+                "`probe_bits` needs a compiled LearnedBitModel or LearnedBitSequential. "
+                f"Received: model={model}"
+            )
+        model.prepare_bits()
+        tensors = model.trained_tensors
+        names = unique_names(tensors)
+        layers = [layers] if isinstance(layers, str) else layers
+        unknown = set(layers or ()) - set(names)
+        if unknown:
+            raise ValueError(f"`layers` must be among {names}. Received: {sorted(unknown)}")
+        places = [i for i, name in enumerate(names) if layers is None or name in layers]
+        self.names = [names[place] for place in places]
+        self.tensors = [tensors[place] for place in places]
+        self.batch_size = batch_size
+        if estimators is None:
+            activations = activations_among(self.tensors)
+            estimators = {
+                name: estimator()
+                for name, estimator in bit_gradients.BIT_GRADIENTS.items()
+                if not (activations and estimator.kernels_only)
+            }
+
+        @tf.function(reduce_retracing=True)
+        def measure(batch):
+            shifts = tf.one_hot(places, len(tensors))
+            cases = tf.concat([tf.zeros((1, len(tensors))), -shifts, shifts], axis=0)
+            losses = model.losses_at(batch, cases, training)
+            return tf.transpose(tf.reshape(losses[1:] - losses[0], (2, len(places))))
+
+        @tf.function(reduce_retracing=True)
+        def predict(batch):
+            step = model.bit_step(batch).of_layers(places)
+            predictions = {name: estimator.predict(step) for name, estimator in estimators.items()}
+            return predictions, step.price_changes
+
+        self._measure, self._predict = measure, predict
+
+    def __call__(self, x, y=None, *, estimate_on=None):
+        """What `probe_bits` returns, for the model as it is."""
+        if not self.tensors:
+            return BitProbe([], {})
+        data = _batches(x, y, self.batch_size)
+        seen = data if estimate_on is None else _batches(*_pair(estimate_on), self.batch_size)
+        losses, errors = _mean([self._measure(batch).numpy() for batch in data], data)
+        found = [self._predict(batch) for batch in seen]
+        prices = found[0][1].numpy()
+        predicted = {
+            name: _mean([predictions[name].numpy() for predictions, _ in found], seen)[0]
+            for name in found[0][0]
+        }
+        allowed = [each.numpy() for each in room(self.tensors)]
+        changes = [
+            BitChange(
+                layer=name,
+                bits=int(tensor.integer_bits()),
+                step=step,
+                measured=float(losses[row, side]),
+                standard_error=float(errors[row, side]),
+                price=float(prices[row, side]),
+                predicted={key: float(table[row, side]) for key, table in predicted.items()},
+            )
+            for row, (name, tensor) in enumerate(zip(self.names, self.tensors, strict=True))
+            for side, step in enumerate((-1, 1))
+            if allowed[side][row]
+        ]
+        moves = {name: {} for name in self.names}
+        for key, table in {"loss": losses, **predicted}.items():
+            gradients = whole_bit_gradients(table, prices, *allowed).numpy()
+            for name, gradient in zip(self.names, gradients, strict=True):
+                moves[name][key] = -int(gradient)
+        return BitProbe(changes, moves)
+
+
+def _pair(data):
+    return data if isinstance(data, tuple) else (data, None)
+
+
+def _batches(x, y, batch_size):
+    """A list of batches `(x, y, sample_weight)`, from arrays or from what yields batches."""
+    if y is None and (isinstance(x, dict) or hasattr(x, "shape")):
+        raise ValueError(
+            "`probe_bits` takes arrays with their targets, or a dataset of batches. "
+            f"Received: y=None, x of type {type(x).__name__}"
+        )
+    if y is not None:
+        slices = tf.data.Dataset.from_tensor_slices((_as_tuple(x), _as_tuple(y)))
+        x = slices.batch(batch_size)
+    batches = x if isinstance(x, tf.data.Dataset) else (x[i] for i in range(len(x)))
+    return [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+
+
+def _as_tuple(data):
+    """Several arrays as a tuple, for a list of them would be stacked."""
+    several = isinstance(data, list) and all(hasattr(each, "shape") for each in data)
+    return tuple(data) if several else data
+
+
+def _mean(values, batches):
+    """Mean over the examples of batches, and its standard error; infinite for a single batch."""
+    sizes = [len(keras.tree.flatten(batch)[0]) for batch in batches]
+    shares = np.divide(sizes, sum(sizes))[:, None, None]
+    mean = np.sum(shares * values, axis=0)
+    if len(batches) == 1:
+        return mean, np.full_like(mean, np.inf)
+    squares = np.sum(np.square(shares * (values - mean)), axis=0)
+    return mean, np.sqrt(squares * len(batches) / (len(batches) - 1))

@@ -1,0 +1,86 @@
+"""How the quantized tensors of a model are found and named."""
+
+from keras_learnbits.layers.quantized_tensors import QuantizedKernel
+
+
+def quantized_tensors(model):
+    """All that has a bit-width in a model or layer: kernels, then activations.
+
+    Args:
+        model: A built Keras model or layer; of a distiller, that of its student.
+
+    Returns:
+        List of `QuantizedTensor`, each once, in the order of the variables.
+    """
+    marking = _marking(model)
+    return kernels_among(marking) + activations_among(marking)
+
+
+def quantized_kernels(model):
+    """All quantized kernels of a model or layer, each once, in the order of the variables.
+
+    Args:
+        model: A built Keras model or layer; of a distiller, that of its student.
+
+    Returns:
+        List of `QuantizedKernel`.
+    """
+    return kernels_among(_marking(model))
+
+
+def kernels_among(tensors):
+    """Those of a list of `QuantizedTensor`s that are kernels."""
+    return [tensor for tensor in tensors if isinstance(tensor, QuantizedKernel)]
+
+
+def activations_among(tensors):
+    """Those of a list of `QuantizedTensor`s that are no kernels."""
+    return [tensor for tensor in tensors if not isinstance(tensor, QuantizedKernel)]
+
+
+def learner_of(model):
+    """The model whose bits are learned: of a distiller the student, else the model itself."""
+    return model.bit_learner() if hasattr(model, "bit_learner") else model
+
+
+def _marking(model):
+    owners = [quantized_tensor_of(variable) for variable in learner_of(model).variables]
+    return list({id(owner): owner for owner in owners if owner is not None}.values())
+
+
+def unique_names(tensors):
+    """Names for logs and tables: the layers' own, and their paths where names repeat.
+
+    Args:
+        tensors: List of `QuantizedTensor`.
+
+    Returns:
+        List of as many different strings.
+    """
+    names = [tensor.name() for tensor in tensors]
+    if len(set(names)) < len(names):
+        names = [tensor.name(of_layer=tensor.layer.path) for tensor in tensors]
+    repeated = {name for name in names if names.count(name) > 1}
+    return [f"{name}_{index}" if name in repeated else name for index, name in enumerate(names)]
+
+
+def mark_variables(tensor, *variables):
+    """Marks variables (or None) as a quantized tensor's, so that it is found however deep."""
+    for variable in variables:
+        if variable is not None:
+            variable.quantized_tensor = tensor
+
+
+def quantized_tensor_of(variable):
+    """The `QuantizedTensor` whose bit-width or scales a variable holds, else None."""
+    return getattr(variable, "quantized_tensor", None)
+
+
+def without_fixed_scales(variables):
+    """Without the scales of kernels that are not trained, which may lie inside other layers."""
+    tensors = [quantized_tensor_of(variable) for variable in variables]
+    return [
+        variable
+        for variable, tensor in zip(variables, tensors, strict=True)
+        if tensor is None or tensor.trainable
+    ]

@@ -1,0 +1,165 @@
+"""What has a bit-width: `QuantizedTensor` and `QuantizedKernel`."""
+
+import math
+
+import tensorflow as tf
+
+from keras_learnbits.layers.compute_scope import uses_float_kernels
+from keras_learnbits.layers.rounding_scope import _ROUNDED, once
+from keras_learnbits.numerics import grids
+
+
+class QuantizedTensor:
+    """What has a bit-width: a kernel, or what flows through a `LearnedBitActivation`.
+
+    Attributes:
+        layer: The layer it belongs to.
+        bits: Scalar `keras.Variable`, the latent real bit-width in bits.
+        size: Number of weights, or of values that flow for one example.
+        trainable: Whether its bits are trained.
+    """
+
+    def __init__(self, layer, bits):
+        self.layer = layer
+        self.bits = bits
+
+    def name(self, of_layer=None):
+        """The layer's name, or `of_layer`."""
+        return of_layer or self.layer.name
+
+    def latent_bits(self):
+        """The real bit-width that is trained, a float32 scalar tensor."""
+        return tf.convert_to_tensor(self.bits.value)
+
+    def integer_bits(self):
+        """The bit-width in use, a float32 scalar tensor."""
+        return grids.integer_bits(self.latent_bits())
+
+    def may_move(self):
+        """1.0 where its bits may move by now, else 0.0, a float32 scalar."""
+        return 1.0
+
+    def squared_error(self):
+        """Squared quantization error, a float32 scalar."""
+        return self.squared_error_at(self.integer_bits())
+
+    def squared_error_at(self, bits):
+        """Squared quantization error at another bit-width, a float32 scalar."""
+        raise NotImplementedError
+
+    def energy(self):
+        """Sum of squares of what is quantized, a float32 scalar."""
+        raise NotImplementedError
+
+
+class QuantizedKernel(QuantizedTensor):
+    """One float kernel with its bit-width, its scales and its quantizer.
+
+    Attributes, beside those of every quantized tensor:
+        weight_name: Name of the kernel in the layer, e.g. `"kernel"` or `"pointwise_kernel"`.
+        kernel: Float `keras.Variable`.
+        log_scale: `keras.Variable` with the natural logarithm of the scales, or None.
+        quantizer: `keras_learnbits.quantizers.Quantizer`.
+    """
+
+    def __init__(self, layer, weight_name, kernel, bits, log_scale, quantizer):
+        super().__init__(layer, bits)
+        self.weight_name = weight_name
+        self.kernel = kernel
+        self.log_scale = log_scale
+        self.quantizer = quantizer
+
+    def name(self, of_layer=None):
+        """The layer's name, or `of_layer`; where a layer has several kernels, `layer/kernel`."""
+        of_layer = super().name(of_layer)
+        several = len(self.layer.quantized_kernels) > 1
+        return f"{of_layer}/{self.weight_name}" if several else of_layer
+
+    @property
+    def size(self):
+        """Number of weights."""
+        return math.prod(self.kernel.shape)
+
+    @property
+    def trainable(self):
+        return self.kernel.trainable
+
+    def _float32(self):
+        """The tensors a quantizer takes: kernel, bits, log_scale."""
+        return self._float32_at(self.latent_bits())
+
+    def _float32_at(self, bits):
+        """The same at another bit-width."""
+        kernel = tf.cast(tf.convert_to_tensor(self.kernel.value), tf.float32)
+        log_scale = None if self.log_scale is None else tf.convert_to_tensor(self.log_scale.value)
+        return kernel, bits, log_scale
+
+    def quantized(self):
+        """The kernel at its bit-width, a float32 tensor of the kernel's shape."""
+        return self.quantizer.quantize(*self._float32())
+
+    def quantized_at(self, bits):
+        """The kernel at another bit-width, a float32 tensor of the kernel's shape."""
+        return self.quantizer.quantize(*self._float32_at(bits))
+
+    def encode(self):
+        """Integer codes (int32, the kernel's shape) and the `Grid` that decodes them."""
+        return self.quantizer.encode(*self._float32())
+
+    def rounded(self):
+        """The kernel at its bit-width in the layer's compute dtype, squared error, and energy.
+
+        Within `rounding_once` the same three tensors each time.
+        """
+
+        def rounded():
+            return self.quantizer.quantize_with_error(
+                *self._float32(), self.layer.compute_dtype, by_bits=_ROUNDED.by_bits
+            )
+
+        return once("rounded", self, rounded)
+
+    def used_by_layer(self):
+        """What the layer computes with, in its compute dtype.
+
+        The quantized kernel; within `computing_with_float_kernels` the float one.
+        """
+        if uses_float_kernels():
+            return tf.cast(tf.convert_to_tensor(self.kernel.value), self.layer.compute_dtype)
+        return self.rounded()[0]
+
+    def squared_error(self):
+        """`||q - W||^2`, a float32 scalar."""
+        return self.rounded()[1]
+
+    def squared_error_at(self, bits):
+        """`||q - W||^2` at another bit-width, a float32 scalar."""
+        return self.quantizer.squared_error(*self._float32_at(bits))
+
+    def energy(self):
+        """`||W||^2`, a float32 scalar; taken as a constant."""
+        return self.rounded()[2]
+
+    def fit_scale(self):
+        """Sets the scales to those with the least squared error at the present bit-width."""
+        if self.log_scale is not None:
+            kernel, bits, _ = self._float32()
+            shape = self.log_scale.shape
+            self.log_scale.assign(self.quantizer.fitted_log_scale(kernel, bits, shape))
+
+
+def latent_widths(tensors):
+    """The real bit-widths of a list of `QuantizedTensor`s, shape `(layers,)`.
+
+    Within `rounding_once` the same tensor each time.
+    """
+
+    def stacked():
+        return tf.stack([tensor.latent_bits() for tensor in tensors])
+
+    return once("latent_widths", tuple(tensors), stacked)
+
+
+def integer_widths(tensors):
+    """The bit-widths in use of a list of `QuantizedTensor`s, shape `(layers,)`."""
+    return grids.integer_bits(latent_widths(tensors))

@@ -1,0 +1,1 @@
+"""Grids, rounding with closed-form gradients, and loops compiled by XLA."""

@@ -1,0 +1,1 @@
+"""Models that learn their bit-widths in `fit`."""

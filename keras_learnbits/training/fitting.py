@@ -1,0 +1,102 @@
+"""`Running`: `fit`, `evaluate` and steps on single batches, as Keras's users know them."""
+
+import contextlib
+
+import keras
+
+from keras_learnbits.layers.rounding_scope import rounding_once
+
+
+class Running:
+    """What goes around the steps of a model that learns bits; goes before the Keras class."""
+
+    _fits = False
+
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`.
+
+        Where it raises, also by an interrupt, prices and freeze are those of before, since no
+        callback comes to put them back; weights and bits are as far as training had come.
+        """
+        self.bit_budget, self._fits = None, True
+        frozen = self.compiled and self.bits_are_frozen
+        try:
+            return super().fit(*args, **kwargs)
+        except BaseException:
+            if self.compiled:
+                with self.distribute_strategy.scope():
+                    self.bits_frozen.assign(float(frozen))
+            raise
+        finally:
+            if self.compiled:
+                with self.distribute_strategy.scope():
+                    self.release_prices()
+            self.bit_budget, self._fits = None, False
+
+    def evaluate(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        verbose="auto",
+        sample_weight=None,
+        steps=None,
+        callbacks=None,
+        return_dict=False,
+        **kwargs,
+    ):
+        """As `keras.Model.evaluate`: the loss and the compiled metrics.
+
+        With `return_dict=True` the parts of the loss, too. In `fit`, those that do not depend on
+        the data are left out of the validation's logs.
+        """
+        with self.bit_metrics.only("task_loss"):
+            logs = super().evaluate(
+                x, y, batch_size, verbose, sample_weight, steps, callbacks, True, **kwargs
+            )
+        return self._as_keras(logs, return_dict)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """As `keras.Model.test_on_batch`; returns as `evaluate` does."""
+        with self.bit_metrics.only("task_loss"):
+            logs = super().test_on_batch(x, y, sample_weight, return_dict=True)
+        return self._as_keras(logs, return_dict)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """As `keras.Model.train_on_batch`; returns as `evaluate` does."""
+        logs = super().train_on_batch(x, y, sample_weight, class_weight, return_dict=True)
+        return self._as_keras(logs, return_dict)
+
+    # A file that a callback saves within a `fit` is that of a model outside of it.
+
+    def save(self, *args, **kwargs):
+        """As `keras.Model.save`; prices are those that a `fit` found."""
+        with self._released_prices():
+            return super().save(*args, **kwargs)
+
+    def save_weights(self, *args, **kwargs):
+        """As `keras.Model.save_weights`; prices are those that a `fit` found."""
+        with self._released_prices():
+            return super().save_weights(*args, **kwargs)
+
+    def _released_prices(self):
+        return self._bit_state().released() if self.compiled else contextlib.nullcontext()
+
+    def _as_keras(self, logs, return_dict):
+        """What Keras returns; as a dictionary with all parts of the loss."""
+        if return_dict:
+            return logs if self._fits else {**logs, **self._parts_without_data()}
+        names = []
+        for metric in self.metrics:
+            result = metric.result()
+            names += result if isinstance(result, dict) else [metric.name]
+        values = [
+            logs[name] for name in names if name in logs and name not in self.bit_metrics.names
+        ]
+        return values[0] if len(values) == 1 else values
+
+    def _parts_without_data(self):
+        """The parts of the loss that the data do not change: dictionary of name to number."""
+        with rounding_once():
+            parts = self.loss_parts()
+        return {name: float(keras.ops.convert_to_numpy(value)) for name, value in parts.items()}

@@ -1,0 +1,164 @@
+"""`LearnedBitModel`, `LearnedBitSequential`: Keras models that learn their bits."""
+
+import keras
+
+from keras_learnbits.serialization import register
+from keras_learnbits.training.step import LearnedBitTraining
+
+
+@register
+class LearnedBitModel(LearnedBitTraining, keras.Model):
+    """`keras.Model` whose `fit` learns weights and bit-widths together.
+
+    Use it as `keras.Model`: with inputs and outputs, or as a base class with a `call` of your
+    own. `LearnedBitSequential` is the same for a stack of layers.
+
+    Examples:
+        >>> inputs = keras.Input((8,))
+        >>> outputs = keras_learnbits.LearnedBitDense(1)(inputs)
+        >>> model = LearnedBitModel(inputs, outputs)
+        >>> model.compile("adam", "mse", bit_reg=0.1)
+        >>> history = model.fit(np.ones((32, 8)), np.ones((32, 1)), verbose=0)
+        >>> sorted(history.history)
+        ['bit_reg', 'loss', 'mean_bits', 'quantization_error', 'task_loss']
+    """
+
+    def __new__(cls, *args, **kwargs):
+        if cls is LearnedBitModel and _is_functional(args, kwargs):
+            cls = LearnedBitFunctional
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        if _is_functional(args, kwargs) and not isinstance(self, LearnedBitFunctional):
+            _make_functional(type(self))
+        super().__init__(*args, **kwargs)
+        self._add_bit_metrics()
+
+
+# Keras turns a class that is given inputs and outputs into a functional one for good, by changing
+# the bases of all its ancestors, LearnedBitModel among them: models with a `call` of their own
+# would no longer work. So there is a functional class of ours, and only users' classes are changed.
+
+
+def _is_functional(args, kwargs):
+    return len(args) + ("inputs" in kwargs) + ("outputs" in kwargs) >= 2
+
+
+def _make_functional(cls):
+    """Puts `LearnedBitFunctional` in the place of `LearnedBitModel` among a class's ancestors."""
+    for base in cls.__bases__:
+        if base is not LearnedBitModel and issubclass(base, LearnedBitModel):
+            _make_functional(base)
+    cls.__bases__ = tuple(
+        LearnedBitFunctional if base is LearnedBitModel else base for base in cls.__bases__
+    )
+
+
+# The class that `keras.Model(inputs, outputs)` makes; it has no public name.
+_inputs = keras.Input(())
+KerasFunctional = type(keras.Model(_inputs, _inputs))
+
+
+@register
+class LearnedBitFunctional(LearnedBitModel, KerasFunctional):
+    """What `LearnedBitModel(inputs, outputs)` makes.
+
+    A layer that its graph shares with a model inside of it, as a tied embedding, is one layer again
+    when the model is made from its configuration; Keras makes two, and cannot load the file.
+    """
+
+    def __init__(self, inputs, outputs, name=None, **kwargs):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+
+    def get_config(self):
+        config = super().get_config()
+        shared = [paths for paths in _paths_of_layers(self).values() if len(paths) > 1]
+        return {**config, "shared_layers": shared} if shared else config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        shared = config.pop("shared_layers", ())
+        model = super().from_config(config, custom_objects)
+        if not shared:
+            return model
+        by_path = {
+            path: layer for layer, paths in _paths_of_layers(model).items() for path in paths
+        }
+        first = {by_path[path]: by_path[paths[0]] for paths in shared for path in paths[1:]}
+        tied = _with_layers(model, first)
+        return cls(tied.input, tied.output, name=model.name, trainable=model.trainable)
+
+
+def _paths_of_layers(model, prefix=""):
+    """Dictionary of layer to its paths, of all layers in the graphs of a model and inside it."""
+    paths = {}
+    for layer in model.layers:
+        path = prefix + layer.name
+        paths.setdefault(layer, []).append(path)
+        if isinstance(layer, KerasFunctional | keras.Sequential):
+            for each, more in _paths_of_layers(layer, f"{path}/").items():
+                paths.setdefault(each, []).extend(more)
+    return paths
+
+
+def _with_layers(model, others):
+    """A functional model of the same layers but for those that others take the place of."""
+
+    def replaced(layer):
+        is_graph = isinstance(layer, KerasFunctional)
+        return _with_layers(layer, others) if is_graph else others.get(layer, layer)
+
+    bare = keras.Model(model.input, model.output, name=model.name)
+    return keras.models.clone_model(bare, clone_function=replaced)
+
+
+@register
+class LearnedBitSubclassed(LearnedBitModel):
+    """What `to_learned_bits` makes of a model with a `call` of its own.
+
+    Args:
+        wrapper: `LearnedBitWrapper` around such a model; its attribute `layer` is the model.
+        **kwargs: `name` and what else `keras.Model` takes.
+    """
+
+    def __init__(self, wrapper, **kwargs):
+        super().__init__(**kwargs)
+        self.wrapper = wrapper
+        if wrapper.quantized_kernels:
+            self.build_from_config(wrapper.layer.get_build_config())
+            self.built = True
+
+    def build(self, input_shape):
+        """Nothing: the wrapper is built when it is made or called. Keras notes the shape."""
+
+    def call(self, inputs, training=None):
+        return self.wrapper(inputs)
+
+    def get_config(self):
+        wrapper = keras.saving.serialize_keras_object(self.wrapper)
+        dtype = keras.saving.serialize_keras_object(self.dtype_policy)
+        settings = {"name": self.name, "trainable": self.trainable, "dtype": dtype}
+        return {"wrapper": wrapper, **settings}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        wrapper = keras.saving.deserialize_keras_object(config["wrapper"], custom_objects)
+        return cls(**{**config, "wrapper": wrapper})
+
+
+@register
+class LearnedBitSequential(LearnedBitTraining, keras.Sequential):
+    """`keras.Sequential` whose `fit` learns weights and bit-widths together.
+
+    Examples:
+        >>> model = LearnedBitSequential([keras.Input((8,)), keras_learnbits.LearnedBitDense(1)])
+        >>> model.compile("adam", "mse", bit_reg=0.1)
+        >>> history = model.fit(np.ones((320, 8)), np.ones((320, 1)), verbose=0)
+        >>> round(float(model.layers[0].bits), 2)  # ten steps of 0.01 bits
+        7.9
+    """
+
+    def __init__(self, layers=None, trainable=True, name=None):
+        super().__init__(layers, trainable=trainable, name=name)
+        self._add_bit_metrics()

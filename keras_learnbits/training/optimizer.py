@@ -1,0 +1,217 @@
+"""The optimizer that updates weights, scales and bit-widths separately."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from keras_learnbits import bit_gradients
+from keras_learnbits.layers.compute_scope import keeping_scales
+from keras_learnbits.layers.discovery import activations_among, quantized_tensor_of
+from keras_learnbits.numerics.xla import compiled_updates
+from keras_learnbits.serialization import register
+from keras_learnbits.training.sign_sgd import SignSGD
+
+
+@register
+class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
+    """The user's optimizer for the weights, one of its own for the bits.
+
+    Seen from outside it is the user's: `learning_rate` and `iterations` are those of the
+    weights, so that schedules, callbacks and TensorBoard mean what they meant. Weight decay,
+    clipping, averaging and accumulation stay with the weights. The scales follow a copy of the
+    user's optimizer without weight decay, which would pull logarithms to 0, i.e. scales to 1.
+
+    Args:
+        optimizer: The user's `keras.optimizers.Optimizer`.
+        bit_optimizer: The bits', e.g. `SignSGD(0.01)`.
+        bit_gradient: What the bits' optimizer takes the sign of: name, config or
+            `keras_learnbits.bit_gradients.BitGradient`, whose state is kept here.
+        name: Name of the optimizer.
+
+    Attributes:
+        weight_optimizer: The user's optimizer.
+        bit_optimizer: The bits' optimizer.
+        bit_reg, quantization_reg, bits_frozen: State of the training that a model shows under
+            the same names; kept here, since it is to be saved with the optimizer, like the
+            learning rate, and not with the weights.
+
+    Raises:
+        ValueError: `optimizer` is none, or itself a `MultiOptimizer`, which Keras cannot nest.
+    """
+
+    def __init__(self, optimizer, bit_optimizer, bit_gradient, name="learned_bit_optimizer"):
+        single = isinstance(optimizer, keras.optimizers.Optimizer)
+        if not single or isinstance(optimizer, keras.optimizers.MultiOptimizer):
+            raise ValueError(
+                "The optimizer of a LearnedBitModel must be a single one, since Keras does not "
+                f"nest `MultiOptimizer`. Received: optimizer={optimizer}"
+            )
+        super().__init__(self._choose, loss_scale_factor=optimizer.loss_scale_factor, name=name)
+        self.weight_optimizer = optimizer
+        self.scale_optimizer = _following(optimizer)
+        self.bit_optimizer = bit_optimizer
+        bit_gradient = bit_gradients.get(bit_gradient)
+        # A copy, for its state belongs to this optimizer.
+        self.bit_gradient = bit_gradient.from_config(bit_gradient.get_config())
+        self.bit_reg = self.add_variable((), name="bit_reg", dtype="float32")
+        self.quantization_reg = self.add_variable((), name="quantization_reg", dtype="float32")
+        self.bits_frozen = self.add_variable((), name="bits_frozen", dtype="float32")
+        self._steered = {}  # names of prices to their values before
+
+    def steer(self, name, value):
+        """Sets `bit_reg` or `quantization_reg` until `release`."""
+        price = getattr(self, name)
+        self._steered.setdefault(name, float(tf.convert_to_tensor(price.value)))
+        price.assign(value)
+
+    def release(self):
+        """Gives the steered prices the values that they had before."""
+        for name, value in self._steered.items():
+            getattr(self, name).assign(value)
+        self._steered = {}
+
+    @contextlib.contextmanager
+    def released(self):
+        """A scope with the prices of before, in which a model is saved."""
+        steered = {n: float(tf.convert_to_tensor(getattr(self, n).value)) for n in self._steered}
+        for name, value in self._steered.items():
+            getattr(self, name).assign(value)
+        try:
+            yield
+        finally:
+            for name, value in steered.items():
+                getattr(self, name).assign(value)
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        owners = [quantized_tensor_of(variable) for variable in variables]
+        pairs = zip(owners, variables, strict=True)
+        tensors = [owner for owner, variable in pairs if owner and variable is owner.bits]
+        activations = [each.name() for each in activations_among(tensors)]
+        if self.bit_gradient.kernels_only and activations:
+            raise ValueError(
+                "The bits of activations are learned with bit_gradient='measured' or "
+                "'straight_through'; with others let them stand, trainable=False. Received: "
+                f"bit_gradient={type(self.bit_gradient).__name__}, activations={activations}"
+            )
+        self.bit_gradient.build(tensors, self.add_variable)
+
+    def _choose(self, variable):
+        tensor = quantized_tensor_of(variable)
+        if tensor is None:
+            return self.weight_optimizer
+        return self.bit_optimizer if variable is tensor.bits else self.scale_optimizer
+
+    def _split(self, items, variables):
+        """Pairs each optimizer with its share of `items`; the weights' comes last.
+
+        The scales' optimizer reads the learning rate of the weights', which moves on with it.
+        """
+        optimizers = (self.scale_optimizer, self.bit_optimizer, self.weight_optimizer)
+        owners = [self._choose(variable) for variable in variables]
+        for optimizer in optimizers:
+            share = [item for item, owner in zip(items, owners, strict=True) if owner is optimizer]
+            if share:
+                yield optimizer, share
+
+    def apply(self, grads, trainable_variables):
+        if not self.built:
+            self.build(trainable_variables)
+        pairs = list(zip(grads, trainable_variables, strict=True))
+        for optimizer, share in self._split(pairs, trainable_variables):
+            if optimizer is self.bit_optimizer and all(gradient is None for gradient, _ in share):
+                raise ValueError(
+                    "Bits move in the `train_step` of this library, which gives them a gradient. A "
+                    "subclass with a `train_step` of its own must call `super().train_step`; a "
+                    "loss of its own goes into `compute_loss`. Received: no gradient of "
+                    f"{[variable.path for _, variable in share]}"
+                )
+            with compiled_updates(optimizer), keeping_scales():
+                optimizer.apply(*map(list, zip(*share, strict=True)))
+
+    def finalize_variable_values(self, var_list):
+        with keeping_scales():
+            for optimizer, share in self._split(var_list, var_list):
+                optimizer.finalize_variable_values(share)
+
+    @property
+    def learning_rate(self):
+        return self.weight_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.weight_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        return self.weight_optimizer.iterations
+
+    @property
+    def optimizers(self):
+        # Keras's callbacks look for this name, and set the learning rate of all that they find.
+        raise AttributeError("Use `weight_optimizer` and `bit_optimizer`.")
+
+    def get_config(self):
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.weight_optimizer),
+            "bit_optimizer": keras.saving.serialize_keras_object(self.bit_optimizer),
+            "bit_gradient": keras.saving.serialize_keras_object(self.bit_gradient),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("optimizer", "bit_optimizer", "bit_gradient"):
+            config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects)
+        return cls(**config)
+
+
+def _following(optimizer):
+    """A copy of an optimizer that follows its learning rate and has no weight decay."""
+    config = optimizer.get_config()
+    config["name"] = f"{optimizer.name}_scales"
+    config["learning_rate"] = lambda: optimizer.learning_rate
+    for name in config:  # Muon has two
+        if name.endswith("weight_decay") and config[name] is not None:
+            config[name] = 0.0
+    try:
+        return type(optimizer).from_config(config)
+    except TypeError as error:
+        raise ValueError(
+            "The scales of a LearnedBitModel follow a copy of the optimizer, which its class makes "
+            "`from_config`, of all that `get_config` gives. "
+            f"Received: optimizer={optimizer.name!r} of class {type(optimizer).__name__}, {error}"
+        ) from error
+
+
+def with_bits(optimizer, bit_optimizer, bit_gradient):
+    """Puts the bits' optimizer beside a user's, inside loss scaling if there is any.
+
+    Args:
+        optimizer: Whatever `keras.Model.compile` takes as optimizer, also that of a model that
+            was compiled before.
+        bit_optimizer: Likewise for the bits; None for the one of before, or `SignSGD` with the
+            step of `bit_gradient`.
+        bit_gradient: `keras_learnbits.bit_gradients.BitGradient`.
+
+    Returns:
+        `LearnedBitOptimizer`, or a `keras.optimizers.LossScaleOptimizer` with one inside.
+    """
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        config = optimizer.get_config()
+        config["inner_optimizer"] = with_bits(
+            optimizer.inner_optimizer, bit_optimizer, bit_gradient
+        )
+        return keras.optimizers.LossScaleOptimizer(**config)
+    if isinstance(optimizer, LearnedBitOptimizer):
+        optimizer, learned_by = optimizer.weight_optimizer, optimizer.bit_optimizer
+        bit_optimizer = bit_optimizer or learned_by
+    if bit_optimizer is None:
+        bit_optimizer = SignSGD(bit_gradient.bit_learning_rate)
+    bit_optimizer = keras.optimizers.get(bit_optimizer)
+    return LearnedBitOptimizer(optimizer, bit_optimizer, bit_gradient)

@@ -1,0 +1,83 @@
+"""The direction of imports: from a wing of the package to those below it, never up, no circle."""
+
+import ast
+import functools
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "keras_learnbits"
+# From the ground floor up; wings of one floor do not import each other.
+FLOORS = [
+    {"_version", "tables", "arguments", "serialization", "_keras"},
+    {"numerics"},
+    {"quantizers"},
+    {"layers"},
+    {"estimators"},
+    {"bit_gradients"},
+    {"training"},
+    {"inspection", "conversion"},
+    {"callbacks", "export"},
+    {"__init__"},
+]
+FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path):
+    """The dotted name of a module within the package, e.g. `layers.base`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+NAMES = {name_of(path): path for path in MODULES}
+
+
+@functools.cache
+def imports_of(name):
+    """Names of the modules of the package that a module imports, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(NAMES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_learnbits"):
+            holder = node.module.removeprefix("keras_learnbits").removeprefix(".")
+            for alias in node.names:
+                inner = f"{holder}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in NAMES else holder or "__init__")
+        elif isinstance(node, ast.Import):
+            found |= {"__init__" for alias in node.names if alias.name == "keras_learnbits"}
+    return found - {name}
+
+
+def wing(name):
+    return name.partition(".")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_imports_from_its_own_wing_and_from_lower_floors_only(name):
+    up = {
+        other
+        for other in imports_of(name)
+        if wing(other) != wing(name) and FLOOR[wing(other)] >= FLOOR[wing(name)]
+    }
+    assert not up
+
+
+def test_every_module_lies_in_a_wing_and_there_are_ten_floors_at_most():
+    assert {wing(name) for name in NAMES} == FLOOR.keys()
+    assert len(FLOORS) <= 10
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, f"circle: {' -> '.join([*path[path.index(name) :], name])}"
+        if name not in done:
+            path.append(name)
+            for other in imports_of(name):
+                visit(other)
+            done.add(path.pop())
+
+    for name in NAMES:
+        visit(name)
