@@ -25,10 +25,10 @@ class Derivative(BitGradient):
 
 @register
 class StraightThrough(Derivative):
-    """The derivative of the whole loss by the bits, rounding passed straight through."""
+    """The derivative of the loss with respect to the bits, straight through the rounding."""
 
     def task_gradients(self, step):
-        return tf.stack(step.bit_gradients) / step.loss_unit - step.price_gradients
+        return tf.stack(step.bit_gradients) / step.loss_unit
 
 
 @register

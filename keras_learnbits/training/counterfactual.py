@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_learnbits.layers.quantized_tensors import integer_widths
 from keras_learnbits.layers.rounding_scope import rounding_once
 from keras_learnbits.layers.traversal import layers_inside
+from keras_learnbits.training.replicas import unshared
 
 
 class CounterfactualLosses:
@@ -28,7 +29,7 @@ class CounterfactualLosses:
             state: Pairs of a variable and a value to run it with.
 
         Returns:
-            Float32 tensor of shape `(cases,)`: losses, price left out.
+            Float32 tensor of shape `(cases,)`: losses without the price.
         """
         moving = self.trained_tensors
         bits = integer_widths(moving)
@@ -39,7 +40,7 @@ class CounterfactualLosses:
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
             shifted = [(tensor.bits, width) for tensor, width in zip(moving, widths, strict=True)]
             with self._changing_nothing([*state, *shifted]), rounding_once():
-                return self._without_price(self._call_and_compare(*data, training)[1])
+                return _of_replica(self._call_and_compare(*data, training)[1])
 
         return tf.map_fn(loss_at, shifts, parallel_iterations=1)
 
@@ -51,12 +52,7 @@ class CounterfactualLosses:
             losses = self.losses_at(data, tf.pad(shifts, [[1, 0], [0, 0]]), training=False)
             return losses[1:] - losses[0]
         losses = self.losses_at(data, shifts, training=True, state=state)
-        return losses - self._without_price(loss)
-
-    def _without_price(self, loss):
-        """The mean loss of this replica's examples, price left out, in float32."""
-        price = self.bit_reg.value * self.bit_objective.penalty(self.quantized_tensors)
-        return tf.cast(loss * replicas(), tf.float32) - price
+        return losses - _of_replica(loss)
 
     def _call_and_compare(self, x, y, sample_weight, training):
         """Predictions and their loss. Subclasses may leave out the argument `training` of both."""
@@ -81,6 +77,6 @@ def training_argument(function, training):
     return {"training": training} if "training" in inspect.signature(function).parameters else {}
 
 
-def replicas():
-    """Number of replicas of the present `tf.distribute` strategy."""
-    return tf.distribute.get_strategy().num_replicas_in_sync
+def _of_replica(loss):
+    """The mean loss of this replica's examples in float32, from what `compute_loss` returned."""
+    return tf.cast(unshared(loss), tf.float32)

@@ -1,9 +1,9 @@
 """`LearnedBitDistiller`: bits learned from a teacher, such as the float net."""
 
 import keras
-import tensorflow as tf
 
 from keras_learnbits.serialization import register
+from keras_learnbits.training.replicas import shared
 from keras_learnbits.training.step import LearnedBitTraining
 
 
@@ -11,8 +11,7 @@ class _ReplicaDistiller(keras.distillation.Distiller):
     """Keras's, with its loss divided by the number of replicas, as that of other models is."""
 
     def compute_loss(self, *args, **kwargs):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return super().compute_loss(*args, **kwargs) / replicas
+        return shared(super().compute_loss(*args, **kwargs))
 
 
 @register

@@ -17,13 +17,13 @@ from keras_learnbits.layers.rounding_scope import once, rounding_anew, rounding_
 from keras_learnbits.training.bit_state import BitControl
 from keras_learnbits.training.counterfactual import (
     CounterfactualLosses,
-    replicas,
     training_argument,
 )
 from keras_learnbits.training.fitting import Running
 from keras_learnbits.training.metrics import BitMetrics, with_metrics
 from keras_learnbits.training.objective import BitObjective, bit_settings, mean_bits
 from keras_learnbits.training.optimizer import with_bits
+from keras_learnbits.training.replicas import shared, unshared
 
 
 class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWeights):
@@ -148,10 +148,11 @@ class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWe
         return self._without_moving_bits(super().non_trainable_weights)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The task's loss plus the quantization error and the price of the bits.
+        """The task's loss plus the quantization error: what the weights are trained by.
 
-        A subclass with a loss of its own adds it to `super().compute_loss(...)`, which then needs
-        no loss in `compile`.
+        The price of the bits, which only the bits depend on, is added to the loss that `fit` and
+        `evaluate` report. A subclass with a custom loss adds it to `super().compute_loss(...)`,
+        which then needs no loss in `compile`.
         """
         if self.loss is None and not self.losses and self._computes_a_loss_itself():
             task_loss = tf.zeros(())
@@ -163,8 +164,7 @@ class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWe
                 f"`reduction='sum_over_batch_size'`. Received: a loss of shape {task_loss.shape}"
             )
         check_kernels(self, kernels_among(self.quantized_tensors))
-        # Keras has divided the task's loss by the number of replicas.
-        return task_loss + tf.cast(self._bit_terms() / replicas(), task_loss.dtype)
+        return task_loss + tf.cast(shared(self._error_term()), task_loss.dtype)
 
     def _computes_a_loss_itself(self):
         return type(self).compute_loss is not LearnedBitTraining.compute_loss
@@ -179,10 +179,13 @@ class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWe
 
         return once("error and penalty", tuple(tensors), computed)
 
-    def _bit_terms(self):
-        """What the bits add to the loss of all replicas, a float32 scalar."""
-        error, penalty = self._error_and_penalty()
-        return self.quantization_reg.value * error + self.bit_reg.value * penalty
+    def _error_term(self):
+        """What the quantization error adds to the loss, a float32 scalar."""
+        return self.quantization_reg.value * self._error_and_penalty()[0]
+
+    def _price(self):
+        """What the bits add to the loss, a float32 scalar."""
+        return self.bit_reg.value * self._error_and_penalty()[1]
 
     def loss_parts(self):
         """The parts of the loss that data do not change: dictionary of name to scalar tensor."""
@@ -201,14 +204,14 @@ class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWe
         return parts
 
     def _update_losses(self, loss, x, y):
-        """Updates the metrics of the loss and of its parts, from the loss of this replica."""
-        loss = tf.cast(loss * replicas(), tf.float32)
+        """Updates the metrics of the loss and of its parts, from what `compute_loss` returned."""
+        loss = tf.cast(unshared(loss), tf.float32)
         count = _batch_size(x, y)
-        parts = {"task_loss": loss - self._bit_terms(), **self.loss_parts()}
+        parts = {"task_loss": loss - self._error_term(), **self.loss_parts()}
         self.bit_metrics.update_state(parts, sample_weight=count)
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(loss, sample_weight=count)
+                metric.update_state(loss + self._price(), sample_weight=count)
 
     def _has_its_variables(self):
         return all(layer.built for layer in (self, *self.layers))
@@ -247,7 +250,7 @@ class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWe
                 loss, y_pred, gradients, index = self._differentiate(data, moving, by_bits)
             if moving:
                 step = self._bit_step(data, moving, (loss, gradients, index), by_bits, state)
-                unit = self.optimizer.scale_loss((1.0 - self.bits_frozen.value) / replicas())
+                unit = self.optimizer.scale_loss(shared(1.0 - self.bits_frozen.value))
                 moves = unit * tf.stack([tensor.may_move() for tensor in moving])
                 estimates = tf.unstack(moves * bit_gradient(step), num=len(moving))
                 for tensor, gradient in zip(moving, estimates, strict=True):
@@ -353,8 +356,10 @@ class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWe
         return bit_gradients.BitStep(
             tensors=moving,
             kernel_gradients=[k if k is None else gradients[index[id(k)]] for k in kernels],
-            bit_gradients=[gradients[index[id(t.bits)]] for t in moving] if by_bits else None,
-            loss_unit=tf.cast(self.optimizer.scale_loss(1.0), tf.float32) / replicas(),
+            bit_gradients=[_or_zero(gradients[index[id(t.bits)]]) for t in moving]
+            if by_bits
+            else None,
+            loss_unit=shared(tf.cast(self.optimizer.scale_loss(1.0), tf.float32)),
             price_gradients=price
             * tf.gather(self.bit_objective.penalty_gradients(tensors), places),
             price_changes=price * tf.gather(self.bit_objective.penalty_changes(tensors), places),
@@ -371,3 +376,8 @@ class LearnedBitTraining(Running, BitControl, CounterfactualLosses, TakesFloatWe
 
 def _batch_size(x, y):
     return tf.shape(next(t for t in tf.nest.flatten((x, y)) if t is not None))[0]
+
+
+def _or_zero(gradient):
+    """A gradient; 0 where the loss does not depend on the bits, as of an unused activation."""
+    return tf.zeros(()) if gradient is None else gradient
