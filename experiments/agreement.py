@@ -62,10 +62,11 @@ IN_TRAINING = "in training"
 class SecondOrder(Difference):
     """`difference` without its first-order term; squared gradients per layer."""
 
-    def look(self, step, errors):
+    def probe(self, step, errors):
         rows = []
-        for kernel, gradient in zip(step.tensors, step.kernel_gradients, strict=True):
-            squares = tf.square(tf.cast(gradient, tf.float32) / step.loss_unit)
+        for kernel in step.tensors:
+            gradient = tf.cast(step.kernel_gradients[kernel], tf.float32) / step.loss_unit
+            squares = tf.square(gradient)
             fisher = tf.cast(step.batch_size, tf.float32) * self.share(squares)
             here, fewer, more = (
                 tf.square(

@@ -1,1 +1,207 @@
-"""Every reliance on unwritten behaviour of Keras 3.15 or TensorFlow 2.21, one function each."""
+"""Every reliance on unwritten behaviour of Keras 3.15 or TensorFlow 2.21, one function each.
+
+Each says which file of Keras it leans on, how it works, and what breaks if Keras changes.
+`tests/test_keras_internals.py` has one test for each, which fails by its name.
+"""
+
+import contextlib
+import functools
+
+import keras
+import tensorflow as tf
+
+# keras/src/models/functional.py: the class of `keras.Model(inputs, outputs)` has no public name.
+# It is found among the subclasses of `keras.Model`; making a model to take its class would add a
+# layer to those that Keras numbers. Without it, `LearnedBitModel(inputs, outputs)` cannot be made.
+FunctionalModel = next(cls for cls in keras.Model.__subclasses__() if cls.__name__ == "Functional")
+
+
+def is_functional_call(args, kwargs):
+    """Whether arguments of a model class are inputs and outputs.
+
+    keras/src/models/model.py, `functional_init_arguments`: Keras decides by their number and names
+    whether `keras.Model(...)` makes a functional model.
+    """
+    return len(args) + ("inputs" in kwargs) + ("outputs" in kwargs) >= 2
+
+
+def replace_base(cls, base, functional):
+    """Makes a user's class that is given inputs and outputs a functional one, for good.
+
+    keras/src/models/model.py, `inject_functional_model_class`: Keras rewrites the `__bases__` of
+    the class and of all its ancestors, `LearnedBitModel` among them, after which models with a
+    `call` of their own no longer work. So the same is done first, for the user's classes only;
+    Keras then finds nothing left to rewrite.
+
+    Tried instead: a subclass made on the fly, assigned to `self.__class__`. It has another
+    registered name than the user's class, so saved models could not be loaded.
+
+    Args:
+        cls: The user's class.
+        base: Its ancestor that is to be replaced.
+        functional: The functional class that replaces it.
+    """
+    for each in cls.__bases__:
+        if each is not base and issubclass(each, base):
+            replace_base(each, base, functional)
+    cls.__bases__ = tuple(functional if each is base else each for each in cls.__bases__)
+
+
+# keras/src/layers/core/dense.py, embedding.py, convolutional/base_conv.py: these layers save the
+# property `kernel`, which is the quantized weight here. The method of `keras.layers.Layer`,
+# keras/src/layers/layer.py, saves the variables themselves, in the order of `_trainable_variables`
+# and `_non_trainable_variables`. Without it, files would hold quantized weights, not float ones.
+save_variables = keras.layers.Layer.save_own_variables
+load_variables = keras.layers.Layer.load_own_variables
+
+
+def call_after_assign(variable, function):
+    """Calls a function whenever a variable was assigned by `variable.assign(value)`.
+
+    keras/src/backend/common/variables.py: Keras has no hook for assignments, so the method is
+    replaced on this one instance. Optimizers of the TensorFlow backend assign to `variable.value`
+    (keras/src/backend/tensorflow/optimizer.py, `assign_add` and others) and are not affected.
+
+    Args:
+        variable: `keras.Variable`.
+        function: Function without arguments.
+    """
+    assign = variable.assign
+
+    def assign_and_call(value):
+        result = assign(value)
+        function()
+        return result
+
+    variable.assign = assign_and_call
+
+
+def mark(variable, mark):
+    """Attaches an object to a variable, as `marked` reads it back.
+
+    keras/src/backend/common/variables.py: instances of `keras.Variable` take attributes. A model
+    lists its variables however deep they lie, so what marks them is found without a search through
+    layers. A dictionary by `id` would keep variables alive, or miss those of copies.
+    """
+    variable.learned_bits_mark = mark
+
+
+def marked(variable):
+    """What `mark` has attached to a variable, or None."""
+    return getattr(variable, "learned_bits_mark", None)
+
+
+class ReplacedValues(keras.StatelessScope):
+    """A scope that gives some variables other values; all others are read and assigned as ever.
+
+    keras/src/backend/common/stateless_scope.py: within a `keras.StatelessScope` variables ask
+    `get_current_value` for their value, and assignments call `add_update`. Scopes nest by
+    `original_scope`. An assignment is made outside of the scope, which is left for that time. If
+    Keras changes this, the statistics of layers in a `LearnedBitWrapper` stop moving.
+
+    Args:
+        values: List of pairs of a variable and its value.
+        refuse: Function of a variable of `values` that is assigned; it raises an error.
+    """
+
+    def __init__(self, values, refuse):
+        super().__init__(values, collect_losses=True, initialize_variables=False)
+        self._replaced = {id(variable) for variable, _ in values}
+        self._refuse = refuse
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is None and self.original_scope is not None:
+            return self.original_scope.get_current_value(variable)
+        return value
+
+    def add_update(self, update):
+        variable, value = update
+        if id(variable) in self._replaced:
+            self._refuse(variable)
+        self.__exit__()
+        try:
+            variable.assign(value)  # statistics, seeds, states
+        finally:
+            self.__enter__()
+
+
+def set_hidden(layer, name, value):
+    """Sets an attribute of a layer before `Layer.__init__` has run.
+
+    keras/src/layers/layer.py: `Layer.__init__` reads the signature of `self.call`, and
+    `Layer.__setattr__` tracks layers and needs a tracker that `__init__` makes. A layer whose
+    `call` depends on an attribute can only put it into the instance's dictionary.
+    """
+    layer.__dict__[name] = value
+
+
+@contextlib.contextmanager
+def updating_with(optimizer, update):
+    """A scope in which an optimizer updates each variable by another function.
+
+    keras/src/optimizers/base_optimizer.py, `_backend_update_step`: Keras calls
+    `self.update_step(gradient, variable, learning_rate)` for each variable, so an attribute of the
+    instance takes precedence over the method. A subclass would change the class that files name.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        update: Function of the optimizer's own `update_step` and its three arguments.
+    """
+    optimizer.update_step = functools.partial(update, optimizer.update_step)
+    try:
+        yield
+    finally:
+        del optimizer.update_step
+
+
+def variable_index(optimizer, variable):
+    """The index of a variable among those that an optimizer was built with.
+
+    keras/src/optimizers/base_optimizer.py, `_get_variable_index`: Keras's optimizers find the state
+    of a variable by it. The variable that `update_step` receives may be the `tf.Variable` behind a
+    `keras.Variable` (keras/src/backend/tensorflow/optimizer.py), so its `id` does not tell.
+    """
+    return optimizer._get_variable_index(variable)
+
+
+def with_metrics_built_first(model, train_function):
+    """A training function whose first call makes the variables of the compiled metrics.
+
+    keras/src/trainers/compile_utils.py: Keras makes them when metrics are first called, within the
+    first training step, which TensorFlow then traces twice because variables were created. Here
+    `compute_metrics` is traced by itself first. What it saves is in docs/speed.md, "The first
+    step". If Keras changes this, the first step takes longer again, and nothing else changes.
+
+    Args:
+        model: The model in training, whose layers are built.
+        train_function: Function of an iterator over batches. After the first call it is the
+            model's own again.
+    """
+
+    def first(iterator):
+        model.train_function = train_function
+        # `train_on_batch` has no such iterator. Under a strategy Keras makes the metrics first.
+        if hasattr(iterator, "element_spec") and not _has_strategy(model):
+            _build_metrics(model, iterator.element_spec)
+        return train_function(iterator)
+
+    return first
+
+
+def _has_strategy(model):
+    default = tf.distribute.get_strategy()
+    return tf.distribute.has_strategy() or model.distribute_strategy is not default
+
+
+def _build_metrics(model, spec):
+    """Traces the metrics on data of a `tf.TypeSpec`, and does not run them."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(spec)
+    if y is None or not all(isinstance(each, tf.TensorSpec) for each in tf.nest.flatten(spec)):
+        return
+    outputs = getattr(model.bit_learner(), "outputs", None) or []
+    if len(outputs) != 1:  # the structure of several outputs is not known here
+        return
+    y_pred = tf.TensorSpec(outputs[0].shape, outputs[0].dtype)
+    metrics = tf.function(lambda *data: model.compute_metrics(*data))
+    metrics.get_concrete_function(x, y, y_pred, sample_weight)

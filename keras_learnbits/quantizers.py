@@ -73,7 +73,7 @@ class Quantizer:
         return tf.cast(grids.encode(kernel, grid), tf.int32), grid
 
     def quantize_with_error(self, kernel, bits, log_scale=None, dtype="float32", by_bits=True):
-        """What `quantize` gives, in `dtype`, with its squared error and energy.
+        """What `quantize` gives, in `dtype`, with its squared error and squared norm.
 
         Args:
             kernel: As for `grid`.
@@ -92,10 +92,8 @@ class Quantizer:
             return rounding.quantize_with_error(kernel, grid, dtype=dtype, **fixed)
         scale = None if log_scale is None else tf.stop_gradient(log_scale)
         by_bits = self.grid(tf.stop_gradient(kernel), bits, scale)
-        quantized, error, energy = rounding.quantize_with_error(
-            kernel, grid, by_bits, dtype, **fixed
-        )
-        return quantized, grids.with_error_slope(error, bits, self.log_step_slope(bits)), energy
+        quantized, error, norm = rounding.quantize_with_error(kernel, grid, by_bits, dtype, **fixed)
+        return quantized, grids.with_error_slope(error, bits, self.log_step_slope(bits)), norm
 
     def squared_error(self, kernel, bits, log_scale=None):
         """`sum (q - w)**2` of the kernel rounded to its grid, taken as a constant."""

@@ -79,8 +79,8 @@ class BitLogger(keras.callbacks.Callback):
         if logs is not None:
             kernels = quantized_kernels(self.model)
             errors = tf.stack([kernel.squared_error() for kernel in kernels])
-            energies = tf.stack([kernel.energy() for kernel in kernels])
-            relative = tf.math.divide_no_nan(errors, energies).numpy().tolist()
+            squared_norms = tf.stack([kernel.squared_norm() for kernel in kernels])
+            relative = tf.math.divide_no_nan(errors, squared_norms).numpy().tolist()
             # Kernels come first; the errors of activations are not known without data.
             for name, error in zip(self.names, relative, strict=False):
                 logs[f"quantization_error/{name}"] = error

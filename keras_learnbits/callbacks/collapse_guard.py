@@ -83,8 +83,8 @@ class CollapseGuard(keras.callbacks.Callback):
         outside = float(np.mean((position < -0.5) | (position > grid.max_code + 0.5)))
         if outside > self.max_saturation:
             yield "saturated", f"has {outside:.0%} of its weights beyond its grid at {bits} bits."
-        energy = float(kernel.energy())
-        error = float(kernel.squared_error()) / energy if energy else 0.0
+        norm = float(kernel.squared_norm())
+        error = float(kernel.squared_error()) / norm if norm else 0.0
         if not error <= self.max_error:
             yield "error", f"has a relative quantization error of {error:.2f} at {bits} bits."
         layer = kernel.layer

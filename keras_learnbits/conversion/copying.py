@@ -7,11 +7,11 @@ import tempfile
 
 import keras
 
+from keras_learnbits._keras import FunctionalModel
 from keras_learnbits.layers import wrapper
 from keras_learnbits.layers.discovery import quantized_kernels
 from keras_learnbits.layers.float_weights import float_weights
 from keras_learnbits.layers.traversal import layers_inside
-from keras_learnbits.training.model import KerasFunctional
 
 # What Keras's own layers have in their configuration.
 COMMON = ("name", "trainable", "dtype")
@@ -190,7 +190,7 @@ def is_graph(layer):
     """Whether a layer is a Sequential or functional model that is called as such."""
     return any(
         isinstance(layer, kind) and type(layer).call is kind.call
-        for kind in (keras.Sequential, KerasFunctional)
+        for kind in (keras.Sequential, FunctionalModel)
     )
 
 

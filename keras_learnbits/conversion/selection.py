@@ -6,12 +6,12 @@ import math
 
 import keras
 
+from keras_learnbits._keras import FunctionalModel
 from keras_learnbits.layers.base import OwnsBits
 from keras_learnbits.layers.traversal import layers_inside, path_of
 from keras_learnbits.layers.twins import kernels_of
 from keras_learnbits.tables import aligned_table
-from keras_learnbits.training.model import KerasFunctional
-from keras_learnbits.training.step import LearnedBitTraining
+from keras_learnbits.training.fitting import LearnedBitTraining
 
 
 class Selection:
@@ -124,7 +124,7 @@ def left_behind(model):
         for name in REPLACED
         if not any(
             inspect.getattr_static(type(model), name) is inspect.getattr_static(kind, name)
-            for kind in (keras.Model, keras.Sequential, KerasFunctional)
+            for kind in (keras.Model, keras.Sequential, FunctionalModel)
         )
     ]
     if not names or isinstance(model, LearnedBitTraining):

@@ -4,45 +4,45 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.estimators.base import BitGradient
-from keras_learnbits.estimators.sensitivity import (
-    look_variances,
-    over_directions,
-    sensitivities,
-    updated,
+from keras_learnbits.estimators.decisions import (
+    Decision,
+    Statistics,
+    decided,
+    learned,
+    predicted,
+    sensitivity_of,
 )
 from keras_learnbits.layers.quantized_tensors import integer_widths
 from keras_learnbits.numerics import grids
 
-# Standard errors by which a layer must gain before it turns around.
-CERTAINTY = 2
-# Bits by which a sensitivity may be carried on from the width of the latest look.
-REACH = 1
-# Loss per weight and squared step that more bits gain in any case, so that budgets are used up.
+# Loss per weight and squared step that a further bit gains at least, so that budgets are used up.
 TRACE = 1e-12
 
 
-class WholeBit(BitGradient):
-    """Base class of the estimators that compare with a whole bit fewer and a whole bit more.
+class AdjacentWidths(BitGradient):
+    """Base class of the estimators that compare with one bit fewer and one bit more.
 
-    Every `interval` steps they look at some layers: at the change of the loss with one bit fewer
-    or with one more, and at the change of the squared quantization error, which is exact. Means
-    over the latest looks give what a layer has shown of its *sensitivity* `s`, the loss per squared
-    error; it is weighed by its noise with what the others have shown
-    (`keras_learnbits.sensitivity`). The predicted change of the loss is `s` times the present
-    change of the error. Each layer moves where that plus the change of the price is negative,
+    Every `interval` steps they probe some layers: they measure the change of the loss with one bit
+    fewer or with one more. The change of the squared quantization error is computed exactly. Means
+    over the latest probes estimate each layer's *sensitivity* `s`, the loss per squared error,
+    which is shrunk towards that of all layers according to its noise
+    (`keras_learnbits.estimators.sensitivity`). The predicted change of the loss is `s` times the
+    present change of the error. Each layer moves where that plus the change of the price is
+    negative,
 
         fewer bits   if  cost = loss(B - 1) - loss(B)  <  price(B) - price(B - 1)
         more bits    if  worth = loss(B) - loss(B + 1)  >  price(B + 1) - price(B)
 
-    where the gain is greater if in both, and else its gradient is 0: the bits stay. A layer that
-    has moved the other way before turns only where it gains two standard errors more of what its
-    looks show, which their spread estimates; so noise alone rarely turns a layer. No layer moves
-    more than two bits from one look to the next, since what a look could not see grows fourfold
-    with each bit. At fixed weights and sensitivities this ends where no single bit's change
-    improves the sum.
+    in the direction with the greater gain; otherwise its gradient is 0 and its bits stay. A layer
+    reverses direction only if the gain exceeds 0 by two standard errors of what its probes show,
+    so noise alone rarely does it. Between two probes a layer moves at most two bits, because the
+    extrapolation error grows about fourfold per bit. At fixed weights and sensitivities this ends
+    where no single bit's change improves the sum.
+
+    A subclass defines `probe`.
 
     Args:
-        interval: Training steps from one look to the next, an integer >= 1.
+        interval: Training steps from one probe to the next, an integer >= 1.
 
     Raises:
         ValueError: `interval` is no integer, or below 1.
@@ -60,110 +60,20 @@ class WholeBit(BitGradient):
 
     def build(self, tensors, add_variable):
         self.tensors = tensors
-        of_layers = (len(tensors),)
 
-        # Replicas see other examples: what is assigned is averaged over them.
-        def add(name, shape=of_layers):
+        # Replicas see different examples: assignments average over replicas.
+        shape_of_rows = (len(tensors),)
+
+        def add(name, shape=shape_of_rows):
             return add_variable(shape, dtype="float32", aggregation="mean", name=name)
 
+        # Files list these variables in this order.
         self.steps = add("bit_steps", ())
-        self.loss_changes = add("loss_changes")
-        self.error_changes = add("error_changes")
-        self.variances = add("loss_change_variances")
-        self.looked_at = add("looked_at")
-        self.seen_at = add("seen_at")
-        self.directions = add("directions")
-        self.gradients = add("bit_gradients")
-        self.widths = add("decided_at")
+        self.statistics = _Rows(Statistics, add)
+        self.decisions = _Rows(Decision, add)
 
-    def __call__(self, step):
-        if not movable(step.tensors):
-            return tf.zeros(len(step.tensors))
-        # Of the layers there were at the start, some may have been frozen since.
-        places = [self.tensors.index(tensor) for tensor in step.tensors]
-        due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
-        # Here, where the step has rounded all kernels, they cost nothing.
-        errors = [tensor.squared_error() for tensor in step.tensors]
-        changes, seen, errors = tf.cond(
-            due, lambda: self._look(step, errors), lambda: self._no_look(len(places))
-        )
-        # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
-        predicted, noise, known = self._learn(places, changes, errors, seen)
-        gradients = tf.where(known, self._decide(places, step, predicted, noise), 0.0)
-        bits = integer_widths(step.tensors)
-        moved = tf.logical_and(due, gradients != 0)
-        for variable, new, where in (
-            (self.gradients, gradients, due),
-            (self.widths, bits, due),
-            (self.directions, gradients, moved),
-        ):
-            self._put(variable, places, tf.where(where, new, tf.gather(variable.value, places)))
-        self.steps.assign_add(tf.cast(step.bits_move, tf.float32))
-        # A decision holds for the width that it was made at.
-        holds = tf.equal(tf.gather(self.widths.value, places), bits)
-        return tf.where(holds, tf.gather(self.gradients.value, places), 0.0)
-
-    def _learn(self, places, changes, errors, seen):
-        """Takes a look into the running means.
-
-        Returns:
-            The predicted change of the loss in each direction, shape `(layers, 2)`; the standard
-            error of what looks show of it, boundless before the third; and for which layers it is
-            known, shape `(layers,)`: those that were looked at near their present width.
-        """
-
-        def update(variable, new, where):
-            old = tf.gather(variable.value, places)
-            self._put(variable, places, tf.where(where, updated(old, new), old))
-            return tf.gather(variable.value, places)
-
-        looked = tf.reduce_any(seen, axis=1)
-        known = tf.gather(self.looked_at.value, places) > 0
-        loss_change, error_change = over_directions(changes, tf.where(seen, errors, 0.0))
-        before = (tf.gather(v.value, places) for v in (self.loss_changes, self.error_changes))
-        variance = look_variances(loss_change, error_change, *before)
-        update(self.variances, variance, tf.logical_and(looked, known))
-        update(self.loss_changes, loss_change, looked)
-        update(self.error_changes, error_change, looked)
-        looked_at = update(self.looked_at, tf.ones_like(places, tf.float32), looked)
-        bits = integer_widths([self.tensors[place] for place in places])
-        seen_at = tf.where(looked, bits, tf.gather(self.seen_at.value, places))
-        self._put(self.seen_at, places, seen_at)
-        near = tf.logical_and(looked_at > 0, tf.abs(bits - seen_at) <= REACH)
-        sensitivity, standard_error = self._sensitivities(places)
-        noise = tf.math.multiply_no_nan(standard_error[:, None], tf.abs(errors))
-        return sensitivity[:, None] * errors, noise, near
-
-    def _sensitivities(self, places):
-        """Loss per squared error of some layers, and its standard error."""
-        means = self.loss_changes, self.error_changes, self.variances, self.looked_at
-        energies = tf.stack([self.tensors[place].energy() for place in places])
-        return sensitivities(*(tf.gather(mean.value, places) for mean in means), energies)
-
-    def _decide(self, places, step, predicted, noise):
-        """-1, 0 or 1 for each layer."""
-        rule = step.price_changes, *room(step.tensors)
-        gradients = whole_bit_gradients(predicted, *rule)
-        certain = tf.equal(whole_bit_gradients(predicted + CERTAINTY * noise, *rule), gradients)
-        directions = tf.gather(self.directions.value, places)
-        return tf.where(tf.logical_or(gradients * directions >= 0, certain), gradients, 0.0)
-
-    def _put(self, variable, places, rows):
-        """Assigns some rows of a variable."""
-        at = tf.constant(places)[:, None]
-        variable.assign(tf.tensor_scatter_nd_update(variable.value, at, rows))
-
-    def _look(self, step, errors):
-        errors = error_changes(step.tensors, errors)
-        changes, seen = self.look(step, errors)
-        usable = tf.logical_and(seen, tf.math.is_finite(changes))
-        return tf.where(usable, changes, 0.0), usable, errors
-
-    def _no_look(self, layers):
-        return tf.zeros((layers, 2)), tf.zeros((layers, 2), tf.bool), tf.zeros((layers, 2))
-
-    def look(self, step, errors):
-        """Changes of the loss with one bit fewer and one more, and which of them were seen.
+    def probe(self, step, errors):
+        """Changes of the loss with one bit fewer and one more, and which of them were measured.
 
         Args:
             step: `BitStep`.
@@ -174,36 +84,146 @@ class WholeBit(BitGradient):
         """
         raise NotImplementedError
 
-    def predict(self, step):
-        return self.look(step, error_changes(step.tensors))[0]
+    def __call__(self, step):
+        if not movable(step.tensors):
+            return tf.zeros(len(step.tensors))
+        # Some of the layers at `build` may have been made untrainable since.
+        indices = [self.tensors.index(tensor) for tensor in step.tensors]
+        due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
+        # Computed outside of the branch, where the step has rounded all kernels already.
+        errors = [tensor.squared_error() for tensor in step.tensors]
+        changes, measured, errors = tf.cond(
+            due, lambda: self._probed(step, errors), lambda: _not_probed(len(indices))
+        )
+        bits = integer_widths(step.tensors)
+        # Variables are assigned outside of `tf.cond`: replicas cannot synchronize in a branch.
+        statistics = learned(self.statistics.read(indices), changes, errors, measured, bits)
+        statistics = self.statistics.write(indices, statistics)
+        prediction = predicted(statistics, squared_norms(step.tensors), errors, bits)
+        old = self.decisions.read(indices)
+        rule = step.price_changes, *allowed_moves(step.tensors)
+        gradients = tf.where(prediction.known, decided(prediction, *rule, old.directions), 0.0)
+        moves = tf.logical_and(due, gradients != 0)
+        decision = self.decisions.write(
+            indices,
+            Decision(
+                directions=tf.where(moves, gradients, old.directions),
+                gradients=tf.where(due, gradients, old.gradients),
+                bits=tf.where(due, bits, old.bits),
+            ),
+        )
+        self.steps.assign_add(tf.cast(step.bits_move, tf.float32))
+        # A decision is valid only at the width at which it was made.
+        return tf.where(tf.equal(decision.bits, bits), decision.gradients, 0.0)
 
-    def has_seen_all(self):
-        """Whether every trained layer was looked at, so that no prediction is a guess."""
-        looked_at = tf.convert_to_tensor(self.looked_at.value).numpy()
+    def _probed(self, step, errors):
+        errors = error_changes(step.tensors, errors)
+        changes, measured = self.probe(step, errors)
+        usable = tf.logical_and(measured, tf.math.is_finite(changes))
+        return tf.where(usable, changes, 0.0), usable, errors
+
+    def predict(self, step):
+        return self.probe(step, error_changes(step.tensors))[0]
+
+    def has_probed_all(self):
+        """Whether every trained layer was probed, so that `loss_table` rests on measurements."""
+        weights = tf.convert_to_tensor(self.statistics.variables.weights.value).numpy()
         return all(
-            looked_at[place] for place in movable(self.tensors) if self.tensors[place].trainable
+            weights[index] for index in movable(self.tensors) if self.tensors[index].trainable
         )
 
     def loss_table(self):
-        """Predicted loss of each layer at each bit-width, others as they are.
+        """Predicts the loss of each layer at each bit-width, with all other layers unchanged.
 
         Returns:
             NumPy array of shape `(layers, 16)`: the loss at 1, 2, ... bits, relative to that at
-            the present width; `inf` beyond a layer's bounds. More bits never cost more: where
-            the prediction is flat, they gain a trace of relative error.
+            the present width; `inf` beyond a layer's bounds. The loss never rises with the bits:
+            where the prediction is flat, a further bit gains a trace of the squared error.
         """
-        sensitivity = self._sensitivities(range(len(self.tensors)))[0].numpy()
-        rows = list(map(_loss_row, self.tensors, sensitivity))
+        statistics = self.statistics.read(range(len(self.tensors)))
+        sensitivity, _ = sensitivity_of(statistics, squared_norms(self.tensors))
+        rows = list(map(_loss_row, self.tensors, sensitivity.numpy()))
         return np.reshape(rows, (len(rows), grids.MAX_BITS))
 
     def get_config(self):
         return {"interval": self.interval}
 
 
-def _neighbours(tensors):
-    """The bit-widths one below and one above, within what grids allow, shape `(2, layers)`."""
+class _Rows:
+    """Variables that hold one row per layer for each field of a `NamedTuple`.
+
+    Args:
+        kind: The class of the tuple.
+        add: Function of a name to a new variable.
+    """
+
+    def __init__(self, kind, add):
+        self.kind = kind
+        self.variables = kind(*map(add, kind._fields))
+
+    def read(self, indices):
+        """The rows of some layers, a tuple of tensors."""
+        return self.kind(*(tf.gather(v.value, indices) for v in self.variables))
+
+    def write(self, indices, rows):
+        """Assigns the rows of some layers, and reads them: the mean over replicas."""
+        at = tf.constant(indices)[:, None]
+        for variable, new in zip(self.variables, rows, strict=True):
+            variable.assign(tf.tensor_scatter_nd_update(variable.value, at, new))
+        return self.read(indices)
+
+
+def error_changes(tensors, errors=None):
+    """Changes of `||q - W||^2` with one bit fewer and with one more.
+
+    Args:
+        tensors: List of `QuantizedTensor`.
+        errors: List of their squared errors, or None to compute them.
+
+    Returns:
+        Float32 tensor of shape `(layers, 2)`.
+    """
+
+    def errors_at(widths):
+        widths = tf.unstack(widths, num=len(tensors))
+        return tf.stack([t.squared_error_at(b) for t, b in zip(tensors, widths, strict=True)])
+
+    errors = tf.stack(errors or [tensor.squared_error() for tensor in tensors])
+    # TensorFlow traces the body of a loop once.
+    widths = adjacent_widths(tensors)
+    changed = tf.map_fn(errors_at, widths, parallel_iterations=1) - errors
+    # Exactly 0 where there is no adjacent width, however the two errors were compiled.
+    changed = tf.where(tf.equal(widths, integer_widths(tensors)), 0.0, changed)
+    return tf.stop_gradient(tf.transpose(changed))
+
+
+def adjacent_widths(tensors):
+    """The bit-widths one below and one above, within 1 and 16 bits, shape `(2, layers)`."""
     bits = integer_widths(tensors)
     return tf.stack([tf.maximum(bits - 1, grids.MIN_BITS), tf.minimum(bits + 1, grids.MAX_BITS)])
+
+
+def squared_norms(tensors):
+    """`||W||^2` of each of a list of `QuantizedTensor`s, shape `(layers,)`."""
+    return tf.stack([tensor.squared_norm() for tensor in tensors])
+
+
+def movable(tensors):
+    """Indices of the tensors whose bounds permit more than one bit-width."""
+    bounds = [(tensor.layer.min_bits, tensor.layer.max_bits) for tensor in tensors]
+    return [index for index, (low, high) in enumerate(bounds) if low < high]
+
+
+def allowed_moves(tensors):
+    """Whether bounds permit one bit fewer, and one more: two tensors of shape `(layers,)`."""
+    bits = integer_widths(tensors)
+    low = tf.constant([float(tensor.layer.min_bits) for tensor in tensors])
+    high = tf.constant([float(tensor.layer.max_bits) for tensor in tensors])
+    return bits > low, bits < high
+
+
+def _not_probed(layers):
+    return tf.zeros((layers, 2)), tf.zeros((layers, 2), tf.bool), tf.zeros((layers, 2))
 
 
 def _loss_row(tensor, sensitivity):
@@ -216,65 +236,3 @@ def _loss_row(tensor, sensitivity):
     row = np.full(grids.MAX_BITS, np.inf)
     row[low - 1 : high] = np.minimum.accumulate(losses) + trace
     return row
-
-
-def error_changes(tensors, errors=None):
-    """Changes of `||q - W||^2` with one bit fewer and with one more.
-
-    Args:
-        tensors: List of `QuantizedTensor`.
-        errors: Their squared errors, where they are known.
-
-    Returns:
-        Float32 tensor of shape `(layers, 2)`.
-    """
-
-    def errors_at(widths):
-        widths = tf.unstack(widths, num=len(tensors))
-        return tf.stack([t.squared_error_at(b) for t, b in zip(tensors, widths, strict=True)])
-
-    errors = tf.stack(errors or [tensor.squared_error() for tensor in tensors])
-    # A loop, so that it is traced once.
-    widths = _neighbours(tensors)
-    changed = tf.map_fn(errors_at, widths, parallel_iterations=1) - errors
-    # Where there is no neighbour, exactly 0, however the two were compiled.
-    changed = tf.where(tf.equal(widths, integer_widths(tensors)), 0.0, changed)
-    return tf.stop_gradient(tf.transpose(changed))
-
-
-def movable(tensors):
-    """Places of the layers whose bounds leave them more than one width."""
-    bounds = [(tensor.layer.min_bits, tensor.layer.max_bits) for tensor in tensors]
-    return [place for place, (low, high) in enumerate(bounds) if low < high]
-
-
-def room(tensors):
-    """Whether each layer may take a bit fewer, and a bit more: two tensors `(layers,)`."""
-    bits = integer_widths(tensors)
-    low = tf.constant([float(tensor.layer.min_bits) for tensor in tensors])
-    high = tf.constant([float(tensor.layer.max_bits) for tensor in tensors])
-    return bits > low, bits < high
-
-
-def whole_bit_gradients(loss_changes, price_changes, may_fall, may_rise):
-    """1 where one bit fewer lowers loss plus price, -1 where one more does, else 0.
-
-    Args:
-        loss_changes: With one bit fewer and one more, shape `(layers, 2)`.
-        price_changes: Likewise.
-        may_fall: Where one bit fewer is allowed, shape `(layers,)`.
-        may_rise: Where one bit more is.
-
-    Returns:
-        Float32 tensor of shape `(layers,)`.
-
-    Examples:
-        >>> changes = tf.constant([[0.3, -0.1], [0.1, -0.05], [0.9, -0.3]])
-        >>> prices = tf.constant([[-0.2, 0.2]] * 3)
-        >>> whole_bit_gradients(changes, prices, [True] * 3, [True] * 3).numpy().tolist()
-        [0.0, 1.0, -1.0]
-    """
-    total = loss_changes + price_changes
-    allowed = tf.stack([may_fall, may_rise], axis=1)
-    gain = tf.where(allowed, tf.maximum(-total, 0.0), 0.0)
-    return tf.sign(gain[:, 0] - gain[:, 1])

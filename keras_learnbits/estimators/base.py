@@ -1,88 +1,95 @@
 """`BitGradient`, the base class of the estimators, and `BitStep`, their input."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
 
 import tensorflow as tf
 
 
-class BitStep(NamedTuple):
-    """What a training step knows when the bits are to move.
+@dataclasses.dataclass(frozen=True)
+class BitStep:
+    """What an estimator may read in a training step.
 
-    Losses are means over this replica's examples; `layers` counts the quantized tensors.
+    Losses are means over this replica's examples, without the price of the bits.
 
     Attributes:
-        tensors: The `QuantizedTensor`s whose bits are trained.
-        kernel_gradients: Of `loss_unit` times the loss by each float kernel; None for
-            an activation.
-        bit_gradients: Of `loss_unit` times the loss by each bit-width, straight through the
-            rounding; None where not asked for.
-        loss_unit: What mixed precision and replicas have multiplied the loss by.
-        price_gradients: Derivatives of `bit_reg * bit_penalty` alone, shape `(layers,)`.
-        price_changes: What it changes with one bit fewer and with one more, shape `(layers, 2)`.
-        quantization_reg: Weight of the quantization error in the loss, a scalar tensor.
-        error_weights: Function to the loss per squared error that this weight comes to, shape
-            `(layers,)`.
-        loss_changes: Function of integer shifts of all bit-widths, shape `(cases, layers)`, to
-            the changes of the loss on this batch, price left out, shape `(cases,)`: measured by
-            running the model at these widths as this step ran it, with the same dropout; see
-            `Measured`.
+        tensors: List of the `QuantizedTensor`s whose bits are trained, `layers` of them.
+        kernel_gradients: Dictionary of tensor to the gradient of `loss_unit` times the loss with
+            respect to its float kernel; None for an activation.
+        bit_gradients: Dictionary of tensor to the gradient of `loss_unit` times the loss with
+            respect to its bit-width, straight through the rounding; None if the estimator's
+            `takes_bit_gradients` is False.
+        loss_unit: Factor by which mixed precision and replicas have multiplied the loss.
+        price_gradients: Derivatives of the price with respect to the bits, shape `(layers,)`.
+        price_changes: Changes of the price with one bit fewer and with one more, shape
+            `(layers, 2)`.
+        error_term: `ErrorTerm`, the quantization error's share of the loss.
+        losses: `CounterfactualLosses` of this batch.
         batch_size: Number of examples, a scalar tensor.
-        bits_move: Whether the bits are not frozen, a boolean tensor.
+        bits_move: Boolean tensor, False while the bits are frozen.
     """
 
     tensors: list
-    kernel_gradients: list
-    bit_gradients: list | None
+    kernel_gradients: dict
+    bit_gradients: dict | None
     loss_unit: tf.Tensor
     price_gradients: tf.Tensor
     price_changes: tf.Tensor
-    quantization_reg: tf.Tensor
-    error_weights: Callable
-    loss_changes: Callable
+    error_term: object
+    losses: object
     batch_size: tf.Tensor
     bits_move: tf.Tensor
 
-    def of_layers(self, places):
-        """The same step for some of the layers.
+    def for_tensors(self, tensors):
+        """The same step for some of the tensors.
 
         Args:
-            places: Their places among `tensors`, a list of integers.
+            tensors: List of `QuantizedTensor`s, a subset of `tensors`.
         """
-
-        def pick(items):
-            return [items[place] for place in places]
-
-        among_all = tf.one_hot(places, len(self.tensors))
-        return self._replace(
-            tensors=pick(self.tensors),
-            kernel_gradients=pick(self.kernel_gradients),
-            bit_gradients=self.bit_gradients and pick(self.bit_gradients),
-            price_gradients=tf.gather(self.price_gradients, places),
-            price_changes=tf.gather(self.price_changes, places),
-            error_weights=lambda: tf.gather(self.error_weights(), places),
-            loss_changes=lambda shifts: self.loss_changes(tf.matmul(shifts, among_all)),
+        indices = [self.tensors.index(tensor) for tensor in tensors]
+        return dataclasses.replace(
+            self,
+            tensors=tensors,
+            price_gradients=tf.gather(self.price_gradients, indices),
+            price_changes=tf.gather(self.price_changes, indices),
         )
+
+    def loss_changes(self, shifts):
+        """Measures how the loss on this batch changes at other bit-widths.
+
+        The model runs at these widths as this step ran it, with the same dropout.
+
+        Args:
+            shifts: Integers to add to the bit-widths of `tensors`, shape `(cases, layers)`.
+
+        Returns:
+            Float32 tensor of shape `(cases,)`.
+        """
+        return self.losses.changes(self.tensors, shifts)
+
+    def error_weights(self):
+        """Loss per squared quantization error of each tensor, shape `(layers,)`."""
+        return self.error_term.weights(self.tensors)
 
 
 class BitGradient:
-    """Base class of the estimators: a function from a `BitStep` to a gradient for each
-    quantized tensor.
+    """Base class of the estimators: a function from a `BitStep` to a gradient for each bit-width.
 
-    The gradients, shape `(layers,)`, are those of the mean loss of this replica's examples; they
-    are averaged over replicas before the sign is taken.
+    A subclass defines `__call__`. If it has state, it creates variables in `build` and returns the
+    arguments of its constructor from `get_config`; register it with
+    `keras.saving.register_keras_serializable` so that files can hold it. `probe_bits` needs
+    `predict`, too.
 
     Attributes:
-        predicts_losses: Whether it predicts the loss at whole bits, as `WholeBit` does.
-        kernels_only: Whether it can say nothing of activations.
+        predicts_losses: Whether `loss_table` predicts the loss at all integer bit-widths, as
+            `AdjacentWidths` does; `BitBudget` needs that.
+        kernels_only: Whether it has no estimate for activations.
         takes_bit_gradients: Whether it reads `BitStep.bit_gradients`, which are computed only
             then.
         trains_float_kernels: Whether training steps take the task's loss at the float kernels;
             by default at the quantized ones. `evaluate`, `predict` and exports always use the
             quantized ones.
-        compile_defaults: Dictionary of arguments of `compile` to the values that they have where
-            a user leaves them out.
-        bit_learning_rate: Step of the default optimizer of the bits, in bits.
+        compile_defaults: Dictionary of arguments of `compile` to their default values.
+        bit_learning_rate: Step size of the default optimizer of the bits, in bits.
     """
 
     predicts_losses = False
@@ -98,19 +105,34 @@ class BitGradient:
     bit_learning_rate = 0.01
 
     def build(self, tensors, add_variable):
-        """Creates the estimator's state with an optimizer's `add_variable`."""
+        """Creates the estimator's state.
+
+        Args:
+            tensors: List of all `QuantizedTensor`s that are trained.
+            add_variable: Method `add_variable` of the optimizer that keeps the state.
+        """
 
     def __call__(self, step):
-        raise NotImplementedError
+        """Estimates the gradients of loss plus price with respect to the bit-widths.
 
-    def predict(self, step):
-        """Predicted changes of the loss, price left out, with one bit fewer and with one more.
+        Gradients are averaged over replicas before the optimizer takes their sign.
 
         Args:
             step: `BitStep`.
 
         Returns:
-            Float32 tensor of shape `(layers, 2)`.
+            Float32 tensor of shape `(layers,)`.
+        """
+        raise NotImplementedError
+
+    def predict(self, step):
+        """Predicts the changes of the loss, without the price, at the adjacent bit-widths.
+
+        Args:
+            step: `BitStep`.
+
+        Returns:
+            Float32 tensor of shape `(layers, 2)`: with one bit fewer, and with one more.
         """
         raise NotImplementedError
 

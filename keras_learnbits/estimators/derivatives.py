@@ -28,7 +28,7 @@ class StraightThrough(Derivative):
     """The derivative of the loss with respect to the bits, straight through the rounding."""
 
     def task_gradients(self, step):
-        return tf.stack(step.bit_gradients) / step.loss_unit
+        return tf.stack([step.bit_gradients[t] for t in step.tensors]) / step.loss_unit
 
 
 @register
@@ -64,7 +64,7 @@ class Paper(Derivative):
 
     def task_gradients(self, step):
         slopes = [self.error_slope(kernel) for kernel in step.tensors]
-        return step.quantization_reg * tf.stack(slopes)
+        return step.error_term.weight * tf.stack(slopes)
 
     @staticmethod
     def error_slope(kernel):

@@ -2,34 +2,35 @@
 
 import tensorflow as tf
 
-from keras_learnbits.estimators.adjacent_widths import WholeBit, movable, room
+from keras_learnbits.estimators.adjacent_widths import AdjacentWidths, allowed_moves, movable
 from keras_learnbits.serialization import register
 
 
 @register
-class Measured(WholeBit):
-    """Measures the change of the loss: one layer at a look, on the batch at hand.
+class Measured(AdjacentWidths):
+    """Measures the change of the loss on the current batch, one layer per probe.
 
-    A look costs one forward pass, at one bit fewer or at one more, in turns. It runs as the
-    training step ran: with its dropout, and with batch normalization by the batch. Layers take
-    turns, too, so a net of `L` layers needs some `3 * L * interval` steps to go from 8 bits to 2.
-    Where replicas synchronize batch normalization, which they cannot do in a look, it costs two
-    passes in inference mode. Random numbers of `tf.random` differ from pass to pass: take Keras's.
+    A probe costs one forward pass, alternately at one bit fewer and at one bit more. It runs as the
+    training step ran: with its dropout, and with the batch's statistics in batch normalization.
+    Layers take turns, so a net of `L` layers needs some `3 * L * interval` steps to go from 8 bits
+    to 2. If replicas synchronize batch normalization, which they cannot do within a probe, it
+    costs two passes in inference mode. Random numbers of `tf.random` differ from pass to pass: use
+    `keras.random`.
     """
 
-    def look(self, step, errors):
+    def probe(self, step, errors):
         layers = len(step.tensors)
         turns = movable(step.tensors)
-        looks = tf.cast(self.steps.value // self.interval, tf.int32)
-        place = tf.gather(turns, looks % len(turns))
-        for_fewer = looks // len(turns) % 2 == 0
-        at_turn = tf.one_hot(place, layers)
-        may_fall, may_rise = (tf.gather(each, place) for each in room(step.tensors))
+        probes = tf.cast(self.steps.value // self.interval, tf.int32)
+        index = tf.gather(turns, probes % len(turns))
+        for_fewer = probes // len(turns) % 2 == 0
+        at_turn = tf.one_hot(index, layers)
+        may_fall, may_rise = (tf.gather(each, index) for each in allowed_moves(step.tensors))
         down = tf.logical_and(may_fall, tf.logical_or(for_fewer, tf.logical_not(may_rise)))
         change = step.loss_changes(tf.where(down, -at_turn, at_turn)[None])
         directions = tf.stack([down, tf.logical_not(down)])
-        seen = tf.logical_and(at_turn[:, None] > 0, directions)
-        return tf.where(seen, change, 0.0), seen
+        measured = tf.logical_and(at_turn[:, None] > 0, directions)
+        return tf.where(measured, change, 0.0), measured
 
     def predict(self, step):
         identity = tf.eye(len(step.tensors))

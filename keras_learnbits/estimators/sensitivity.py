@@ -1,4 +1,4 @@
-"""How much loss each layer's rounding costs: what looks have shown, with what layers share."""
+"""How sensitive the loss is to each layer's rounding, estimated from probes."""
 
 import math
 
@@ -6,92 +6,94 @@ import tensorflow as tf
 
 from keras_learnbits.numerics.grids import TINY
 
-# Looks at a layer after which what was seen counts 1/e.
+# Number of probes of a layer over which the weight of an earlier probe falls to 1/e.
 MEMORY = 5
 KEPT = math.exp(-1 / MEMORY)
-# The running mean of ones after two looks lies below this, after three above.
-THREE_LOOKS = 1 - KEPT**2.5
-# A standard error beyond all others; finite, for those who debug with
-# `tf.debugging.enable_check_numerics`.
+# The running mean of ones lies below this after two probes, and above it after three.
+THREE_PROBES = 1 - KEPT**2.5
+# A standard error that exceeds all others. It is finite, so that
+# `tf.debugging.enable_check_numerics` does not stop on it.
 UNKNOWN = 1e30
 
 
-def sensitivities(loss_changes, error_changes, variances, looked_at, energies):
-    """Loss per squared error of each layer, and how uncertain its looks leave it.
+def sensitivities(loss_changes, error_changes, variances, weights, squared_norms):
+    """Loss per squared error of each layer, and its standard error.
 
-    A look is noisy, and a layer has few. So what a layer has shown, the ratio `r` of the running
-    means of its looks with a standard error `e`, is weighed with what the others have shown, as in
-    empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). What
-    layers have in common is the loss per *relative* error, `||q - W||^2 / ||W||^2`, since rounding
-    noise matters beside the signal. With all in this unit, `p` the ratio of sums over the layers,
-    and `m` the mean of `max(r, 0)` with weights `1 / (p^2 + e^2)`, from which layers differ by some
-    `m`,
+    A probe is noisy, and a layer has few of them. So the estimate of a layer, the ratio `r` of the
+    running means of its probes with a standard error `e`, is shrunk towards that of all layers, as
+    in empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). What
+    layers have in common is the loss per *relative* error, `||q - W||^2 / ||W||^2`, because
+    rounding noise matters relative to the signal. In this unit, with `p` the ratio of the sums
+    over the layers, and `m` the mean of `max(r, 0)` with weights `1 / (p^2 + e^2)`, from which
+    layers differ by about `m`,
 
         s = (m^2 r + e^2 m) / (m^2 + e^2)
 
-    but never below 0. Before a layer's third look it is `m`; before any, 0.
+    but never below 0. Before a layer's third probe it is `m`; before any probe, 0.
 
-    The variance of a look is taken to grow as the error that it adds: what is left of the slope of
-    the batch, `g (q' - q)`, does. So looks at one width tell of the noise at others.
+    The variance of a probe is assumed to be proportional to the squared error that it adds, as is
+    that of the remaining first-order term `g (q' - q)` of the batch. So probes at one width tell
+    the noise at others.
 
     Args:
-        loss_changes: Running means of what a look at fewer bits added to the loss, or a look at
-            more bits took off it, shape `(layers,)`.
-        error_changes: Likewise of the squared errors.
-        variances: Likewise of `look_variances`, from the second look on.
-        looked_at: Running mean of ones, which says by how much the others still fall short.
-        energies: `||W||^2`.
+        loss_changes: Running means of the loss that a probe at fewer bits added, or that a probe
+            at more bits removed, shape `(layers,)`.
+        error_changes: Running means of the changes of the squared errors, shape `(layers,)`.
+        variances: Running means of `probe_variances`, from the second probe on.
+        weights: Running means of ones, by which the other means are corrected for their start at 0.
+        squared_norms: Squared norms `||W||^2`.
 
     Returns:
         `s` and `e` per squared error, float32 tensors of shape `(layers,)`; `e` is `UNKNOWN`
-        before the third look.
+        before the third probe.
 
     Examples:
         >>> ones = tf.ones(2)
         >>> def found(variance):
-        ...     looks = tf.constant([0.9, 0.1]), ones, variance * ones, ones, ones
-        ...     return sensitivities(*looks)[0].numpy()
+        ...     means = tf.constant([0.9, 0.1]), ones, variance * ones, ones, ones
+        ...     return sensitivities(*means)[0].numpy()
         >>> found(variance=1e-9), found(variance=1e9)
         (array([0.9, 0.1], dtype=float32), array([0.5, 0.5], dtype=float32))
     """
-    error_change = tf.math.divide_no_nan(error_changes, looked_at)
-    # Kernels that have just left zero have less energy than error.
-    energies = tf.maximum(energies, tf.maximum(error_change, TINY))
-    shown = tf.math.divide_no_nan(loss_changes, error_changes) * energies
-    certain = looked_at > THREE_LOOKS
-    of_variances = tf.maximum(1.0 - (1.0 - looked_at) / KEPT, 0.0)  # one look less
-    of_mean = (1 - KEPT) / (1 + KEPT) * (2.0 - looked_at)  # squares of the weights in a mean
+    error_change = tf.math.divide_no_nan(error_changes, weights)
+    # A kernel that has just left zero has a squared norm below its squared error.
+    squared_norms = tf.maximum(squared_norms, tf.maximum(error_change, TINY))
+    shown = tf.math.divide_no_nan(loss_changes, error_changes) * squared_norms
+    certain = weights > THREE_PROBES
+    of_variances = tf.maximum(1.0 - (1.0 - weights) / KEPT, 0.0)  # one probe fewer
+    of_mean = (1 - KEPT) / (1 + KEPT) * (2.0 - weights)  # sum of the squared weights in a mean
     variance = tf.math.divide_no_nan(of_mean * variances, of_variances * error_changes)
-    variance = tf.where(certain, variance * energies**2, 0.0)
+    variance = tf.where(certain, variance * squared_norms**2, 0.0)
 
     pooled = tf.math.divide_no_nan(
-        tf.reduce_sum(tf.math.divide_no_nan(loss_changes, looked_at)),
-        tf.reduce_sum(error_change / energies),
+        tf.reduce_sum(tf.math.divide_no_nan(loss_changes, weights)),
+        tf.reduce_sum(error_change / squared_norms),
     )
     pooled = tf.maximum(pooled, 0.0)
-    weights = tf.where(certain, 1.0 / tf.maximum(pooled**2 + variance, TINY), 0.0)
-    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
-    # What fewer bits are shown to lower counts as 0, which a sensitivity is at least.
-    of_certain = tf.reduce_sum(weights * tf.maximum(shown, 0.0))
+    precision = tf.where(certain, 1.0 / tf.maximum(pooled**2 + variance, TINY), 0.0)
+    precision = tf.math.divide_no_nan(precision, tf.reduce_sum(precision))
+    # A sensitivity is at least 0, so a negative ratio counts as 0.
+    of_certain = tf.reduce_sum(precision * tf.maximum(shown, 0.0))
     mean = tf.where(tf.reduce_any(certain), of_certain, pooled)
 
     share = tf.where(certain, tf.math.divide_no_nan(mean**2, mean**2 + variance), 0.0)
     found = tf.maximum(share * shown + (1.0 - share) * mean, 0.0)
-    error = tf.where(certain, tf.sqrt(variance) / energies, UNKNOWN)
-    return found / energies, error
+    error = tf.where(certain, tf.sqrt(variance) / squared_norms, UNKNOWN)
+    return found / squared_norms, error
 
 
-def look_variances(loss_change, error_change, loss_changes, error_changes):
-    """Variance of a look per squared error, as one more look at each layer shows it.
+def probe_variances(loss_change, error_change, loss_changes, error_changes):
+    """Variance of a probe per squared error, estimated from one more probe of each layer.
 
-    It is the squared difference of the look from what the looks before have shown. Their noise is
-    in it, too, so it is on the large side: by half where widths stay, threefold where each look is
-    a bit lower. That suits what a few looks can tell.
+    It is the squared difference of the probe from what the probes before predict. The estimate is
+    biased upwards, because the running mean is itself noisy: by half if widths stay, and threefold
+    if each probe is one bit lower.
 
     Args:
-        loss_change: What the look shows, shape `(layers,)`.
-        error_change: Likewise of the squared error.
-        loss_changes, error_changes: As for `sensitivities`, before this look.
+        loss_change: Loss change of the probe, shape `(layers,)`.
+        error_change: Its change of the squared error, shape `(layers,)`.
+        loss_changes: Running means before this probe, as for `sensitivities`.
+        error_changes: Running means before this probe, as for `sensitivities`.
 
     Returns:
         Float32 tensor of shape `(layers,)`.
@@ -109,8 +111,8 @@ def updated(mean, new):
 def over_directions(loss_changes, error_changes):
     """Changes with fewer bits less those with more: losses and errors, shape `(layers,)`.
 
-    Weights that have grown used to a width make fewer bits look dearer, and more bits worth less,
-    than they are once training has gone on. So both directions are taken together.
+    Weights adapt to their width: just after a change, fewer bits seem to cost more, and more bits
+    to gain less, than after further training. Averaging both directions balances the two biases.
     """
     losses = tf.reduce_sum(loss_changes * tf.sign(error_changes), axis=1)
     return losses, tf.reduce_sum(tf.abs(error_changes), axis=1)

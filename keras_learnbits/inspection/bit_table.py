@@ -198,7 +198,7 @@ def bit_table(model):
     rows = []
     for kernel, name in zip(kernels, unique_names(kernels), strict=True):
         _, grid = kernel.encode()
-        energy = float(kernel.energy())
+        norm = float(kernel.squared_norm())
         learned_scales = 0 if kernel.log_scale is None else math.prod(kernel.log_scale.shape)
         bits = int(kernel.integer_bits())
         rows.append(
@@ -207,7 +207,7 @@ def bit_table(model):
                 shape=tuple(kernel.kernel.shape),
                 weights=kernel.size,
                 bits=bits,
-                error=float(kernel.squared_error()) / energy if energy else 0.0,
+                error=float(kernel.squared_error()) / norm if norm else 0.0,
                 code_bytes=math.ceil(kernel.size * bits / 8),
                 # An affine grid stores its step and its offset.
                 scale_bytes=FLOAT_BYTES * (learned_scales or grid.step.shape.num_elements() * 2),

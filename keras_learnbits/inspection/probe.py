@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits import bit_gradients
-from keras_learnbits.estimators.adjacent_widths import room, whole_bit_gradients
+from keras_learnbits.estimators.adjacent_widths import allowed_moves
+from keras_learnbits.estimators.decisions import adjacent_gradients
 from keras_learnbits.layers.discovery import activations_among, unique_names
 from keras_learnbits.tables import aligned_table
 
@@ -166,7 +167,7 @@ class BitProber:
 
         @tf.function(reduce_retracing=True)
         def predict(batch):
-            step = model.bit_step(batch).of_layers(places)
+            step = model.bit_step(batch).for_tensors(self.tensors)
             predictions = {name: estimator.predict(step) for name, estimator in estimators.items()}
             return predictions, step.price_changes
 
@@ -185,7 +186,7 @@ class BitProber:
             name: _mean([predictions[name].numpy() for predictions, _ in found], seen)[0]
             for name in found[0][0]
         }
-        allowed = [each.numpy() for each in room(self.tensors)]
+        allowed = [each.numpy() for each in allowed_moves(self.tensors)]
         changes = [
             BitChange(
                 layer=name,
@@ -202,7 +203,7 @@ class BitProber:
         ]
         moves = {name: {} for name in self.names}
         for key, table in {"loss": losses, **predicted}.items():
-            gradients = whole_bit_gradients(table, prices, *allowed).numpy()
+            gradients = adjacent_gradients(table, prices, *allowed).numpy()
             for name, gradient in zip(self.names, gradients, strict=True):
                 moves[name][key] = -int(gradient)
         return BitProbe(changes, moves)

@@ -41,7 +41,7 @@ class QuantizedActivation(QuantizedTensor):
         step, offset, max_code = map(float, self.layer.grid())
         return step * offset + 0.0, step * (offset + max_code)  # no -0.0
 
-    def energy(self):
+    def squared_norm(self):
         """The squared scale for each value, as for values from a Gaussian."""
         return self.size * tf.exp(2.0 * self.layer.log_scale())
 

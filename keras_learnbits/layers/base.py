@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits import quantizers
+from keras_learnbits._keras import load_variables, save_variables
 from keras_learnbits.layers.compute_scope import (
     follow_kernel,
     is_computing,
@@ -164,8 +165,7 @@ class OwnsBits(TakesFloatWeights):
         mark_variables(quantized_kernel, bits, log_scale)
         self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
 
-    # Keras's own store the `kernel` property: the quantized weights in place of the float ones.
-    save_own_variables = keras.layers.Layer.save_own_variables
+    save_own_variables = save_variables
 
     def load_own_variables(self, store):
         own = {}
@@ -178,7 +178,7 @@ class OwnsBits(TakesFloatWeights):
                 f"Received: {len(store)} variables for layer {self.name!r}"
             )
         with keeping_scales():
-            keras.layers.Layer.load_own_variables(self, store)
+            load_variables(self, store)
         check_loaded_bits(self, self.quantized_kernels.values())
 
     def get_config(self):

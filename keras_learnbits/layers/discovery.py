@@ -1,5 +1,6 @@
 """How the quantized tensors of a model are found and named."""
 
+from keras_learnbits._keras import mark, marked
 from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 
 
@@ -68,12 +69,12 @@ def mark_variables(tensor, *variables):
     """Marks variables (or None) as a quantized tensor's, so that it is found however deep."""
     for variable in variables:
         if variable is not None:
-            variable.quantized_tensor = tensor
+            mark(variable, tensor)
 
 
 def quantized_tensor_of(variable):
     """The `QuantizedTensor` whose bit-width or scales a variable holds, else None."""
-    return getattr(variable, "quantized_tensor", None)
+    return marked(variable)
 
 
 def without_fixed_scales(variables):

@@ -1,21 +1,36 @@
 """What has a bit-width: `QuantizedTensor` and `QuantizedKernel`."""
 
 import math
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_learnbits.layers.compute_scope import uses_float_kernels
-from keras_learnbits.layers.rounding_scope import _ROUNDED, once
+from keras_learnbits.layers.compute_scope import uses_float_kernels, wants_bit_gradients
+from keras_learnbits.layers.rounding_scope import once
 from keras_learnbits.numerics import grids
 
 
+class RoundedKernel(NamedTuple):
+    """A kernel at its bit-width.
+
+    Attributes:
+        levels: The quantized kernel, in the layer's compute dtype.
+        squared_error: `||q - W||^2`, a float32 scalar.
+        squared_norm: `||W||^2`, a float32 scalar.
+    """
+
+    levels: tf.Tensor
+    squared_error: tf.Tensor
+    squared_norm: tf.Tensor
+
+
 class QuantizedTensor:
-    """What has a bit-width: a kernel, or what flows through a `LearnedBitActivation`.
+    """What has a bit-width: a kernel, or the input of a `LearnedBitActivation`.
 
     Attributes:
         layer: The layer it belongs to.
         bits: Scalar `keras.Variable`, the latent real bit-width in bits.
-        size: Number of weights, or of values that flow for one example.
+        size: Number of weights, or of values per example.
         trainable: Whether its bits are trained.
     """
 
@@ -36,7 +51,7 @@ class QuantizedTensor:
         return grids.integer_bits(self.latent_bits())
 
     def may_move(self):
-        """1.0 where its bits may move by now, else 0.0, a float32 scalar."""
+        """1.0 if its bits may move already, else 0.0, a float32 scalar."""
         return 1.0
 
     def squared_error(self):
@@ -47,15 +62,15 @@ class QuantizedTensor:
         """Squared quantization error at another bit-width, a float32 scalar."""
         raise NotImplementedError
 
-    def energy(self):
-        """Sum of squares of what is quantized, a float32 scalar."""
+    def squared_norm(self):
+        """Sum of the squares of what is quantized, a float32 scalar."""
         raise NotImplementedError
 
 
 class QuantizedKernel(QuantizedTensor):
     """One float kernel with its bit-width, its scales and its quantizer.
 
-    Attributes, beside those of every quantized tensor:
+    Attributes, in addition to those of `QuantizedTensor`:
         weight_name: Name of the kernel in the layer, e.g. `"kernel"` or `"pointwise_kernel"`.
         kernel: Float `keras.Variable`.
         log_scale: `keras.Variable` with the natural logarithm of the scales, or None.
@@ -107,14 +122,16 @@ class QuantizedKernel(QuantizedTensor):
         return self.quantizer.encode(*self._float32())
 
     def rounded(self):
-        """The kernel at its bit-width in the layer's compute dtype, squared error, and energy.
+        """The kernel at its bit-width, `RoundedKernel`; within `rounding_once` the same each time.
 
-        Within `rounding_once` the same three tensors each time.
+        It is in the layer's compute dtype.
         """
 
         def rounded():
-            return self.quantizer.quantize_with_error(
-                *self._float32(), self.layer.compute_dtype, by_bits=_ROUNDED.by_bits
+            dtype = self.layer.compute_dtype
+            inputs = self._float32()
+            return RoundedKernel(
+                *self.quantizer.quantize_with_error(*inputs, dtype, by_bits=wants_bit_gradients())
             )
 
         return once("rounded", self, rounded)
@@ -122,23 +139,23 @@ class QuantizedKernel(QuantizedTensor):
     def used_by_layer(self):
         """What the layer computes with, in its compute dtype.
 
-        The quantized kernel; within `computing_with_float_kernels` the float one.
+        The quantized kernel, or within `computing_with_float_kernels` the float one.
         """
         if uses_float_kernels():
             return tf.cast(tf.convert_to_tensor(self.kernel.value), self.layer.compute_dtype)
-        return self.rounded()[0]
+        return self.rounded().levels
 
     def squared_error(self):
         """`||q - W||^2`, a float32 scalar."""
-        return self.rounded()[1]
+        return self.rounded().squared_error
 
     def squared_error_at(self, bits):
         """`||q - W||^2` at another bit-width, a float32 scalar."""
         return self.quantizer.squared_error(*self._float32_at(bits))
 
-    def energy(self):
+    def squared_norm(self):
         """`||W||^2`, a float32 scalar; taken as a constant."""
-        return self.rounded()[2]
+        return self.rounded().squared_norm
 
     def fit_scale(self):
         """Sets the scales to those with the least squared error at the present bit-width."""

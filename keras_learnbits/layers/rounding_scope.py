@@ -6,51 +6,52 @@ import threading
 import tensorflow as tf
 
 
-class _Rounded(threading.local):
-    """Results by name, kernels and graph, None outside of any scope; and whether gradients by
-    the bits are wanted.
+class _State(threading.local):
+    """Results by name, tensors and graph; None outside of any scope.
+
+    Replicas trace their steps in threads of their own.
     """
 
     results = None
-    by_bits = True
 
 
-_ROUNDED = _Rounded()
+_STATE = _State()
 
 
 def once(name, of, function):
-    """The result of a function; within `rounding_once` that of the first call in this graph."""
-    if _ROUNDED.results is None:
-        return function()
-    key = name, of, tf.compat.v1.get_default_graph()
-    if key not in _ROUNDED.results:
-        _ROUNDED.results[key] = function()
-    return _ROUNDED.results[key]
-
-
-def rounding_once(by_bits=False):
-    """A scope in which kernels, bits and scales do not change: each kernel is rounded once.
+    """The result of a function; within `rounding_once`, that of its first call in this graph.
 
     Args:
-        by_bits: Whether gradients by the bits are wanted.
+        name: Name of what is computed.
+        of: What it is computed from, hashable.
+        function: Function without arguments.
     """
-    return _state({}, by_bits)
+    if _STATE.results is None:
+        return function()
+    key = name, of, tf.compat.v1.get_default_graph()
+    if key not in _STATE.results:
+        _STATE.results[key] = function()
+    return _STATE.results[key]
 
 
-def rounding_anew():
-    """A scope within `rounding_once` that rounds each time, for the way back.
+def rounding_once():
+    """A scope in which kernels, bits and scales must not change: each kernel is rounded once."""
+    return _scope({})
 
-    Layers under `keras.RematScope` are called once more there, and their kernels' gradients flow
-    through what is rounded in that call.
+
+def rounding_again():
+    """A scope within `rounding_once` that rounds at each call, for the backward pass.
+
+    `keras.RematScope` calls layers again there, and the gradients of their kernels flow through
+    what is rounded in that call.
     """
-    return _state(None, _ROUNDED.by_bits)
+    return _scope(None)
 
 
 @contextlib.contextmanager
-def _state(results, by_bits):
-    outer = _ROUNDED.results, _ROUNDED.by_bits
-    _ROUNDED.results, _ROUNDED.by_bits = results, by_bits
+def _scope(results):
+    outer, _STATE.results = _STATE.results, results
     try:
         yield
     finally:
-        _ROUNDED.results, _ROUNDED.by_bits = outer
+        _STATE.results = outer

@@ -6,38 +6,10 @@ import functools
 import keras
 import tensorflow as tf
 
+from keras_learnbits._keras import ReplacedValues, set_hidden
 from keras_learnbits.layers.base import OwnsBits
 from keras_learnbits.layers.traversal import kernels_inside, layers_inside
 from keras_learnbits.serialization import register
-
-
-class _KernelScope(keras.StatelessScope):
-    """Gives kernels other values; all other variables are read and assigned as without it."""
-
-    def __init__(self, kernels, name):
-        super().__init__(kernels, collect_losses=True, initialize_variables=False)
-        self._kernels = {id(kernel) for kernel, _ in kernels}
-        self._name = name
-
-    def get_current_value(self, variable):
-        value = super().get_current_value(variable)
-        if value is None and self.original_scope is not None:
-            return self.original_scope.get_current_value(variable)
-        return value
-
-    def add_update(self, update):
-        variable, value = update
-        if id(variable) in self._kernels:
-            raise ValueError(
-                "A layer whose `call` assigns to its kernel cannot be quantized, since rounding "
-                "comes after what it assigns; exclude it, or have it compute with a changed "
-                f"kernel. Received: an assignment to {variable.path!r} in layer {self._name!r}"
-            )
-        self.__exit__()
-        try:
-            variable.assign(value)  # statistics, seeds, states
-        finally:
-            self.__enter__()
 
 
 @register
@@ -77,7 +49,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
             raise ValueError(
                 f"`LearnedBitWrapper` needs a layer to wrap. Received: layer={layer!r}"
             )
-        self.__dict__["layer"] = layer  # for Keras reads the signature of `call` at once
+        set_hidden(self, "layer", layer)
         # The layer inside casts its inputs, and its variables, as its own policy says.
         super().__init__(name=name or layer.name, dtype="float32", autocast=False, **kwargs)
         self.layer = layer
@@ -133,12 +105,19 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
 
     def _call_quantized(self, *args, **kwargs):
         kernels = [(k.kernel, k.used_by_layer()) for k in self.quantized_kernels.values()]
-        with _KernelScope(kernels, self.name) as scope:
+        with ReplacedValues(kernels, self._refuse_assignment) as scope:
             outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
             # A tensor of its own: Keras tells losses apart by their tensors, not by their layers.
             self.add_loss(tf.identity(loss))
         return outputs
+
+    def _refuse_assignment(self, kernel):
+        raise ValueError(
+            "A layer whose `call` assigns to its kernel cannot be quantized, because it would be "
+            "rounded before the assignment; exclude it, or have it compute with a changed kernel. "
+            f"Received: an assignment to {kernel.path!r} in layer {self.name!r}"
+        )
 
     @property
     def metrics(self):

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 MIN_BITS = 1
 MAX_BITS = 16
-# A kernel of zeros has no energy to divide by.
+# Divisor in place of the squared norm of a kernel of zeros.
 TINY = 1e-30
 
 # Step of the symmetric mid-rise grid of 2**bits levels with the least squared error on unit

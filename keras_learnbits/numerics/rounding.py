@@ -78,14 +78,14 @@ def quantize_with_error(
 
     Returns:
         `fake_quantize(kernel, grid)` in `dtype`; the squared error, `sum (q - w)**2`; and the
-        energy, `sum w**2`, taken as a constant. The derivatives of the error are the true ones,
-        since codes do not change under small changes: `2 * (w - q)` by the weights, which pulls
-        them to their levels, and `2 * sum (q - w) * q / step` by the step.
+        squared norm, `sum w**2`, taken as a constant. The derivatives of the error are exact, as
+        codes do not change under small changes: `2 * (w - q)` with respect to the weights, which
+        pulls them to their levels, and `2 * sum (q - w) * q / step` with respect to the step.
 
     Examples:
         >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-        >>> quantized, error, energy = quantize_with_error(tf.constant([0.5, 1.0]), grid)
-        >>> quantized.numpy().tolist(), float(error), float(energy)
+        >>> quantized, error, norm = quantize_with_error(tf.constant([0.5, 1.0]), grid)
+        >>> quantized.numpy().tolist(), float(error), float(norm)
         ([0.5, 1.5], 0.25, 1.25)
     """
 

@@ -1,10 +1,11 @@
 """What XLA compiles: from which size on, and how optimizers update large weights."""
 
 import contextlib
-import functools
 
 import keras
 import tensorflow as tf
+
+from keras_learnbits._keras import updating_with
 
 # Number of weights from which on a compiled loop saves more time in a training than it takes to
 # compile (docs/speed.md).
@@ -30,11 +31,8 @@ def compiled_updates(optimizer):
     if not own or tf.executing_eagerly() or tf.distribute.has_strategy():
         yield
         return
-    optimizer.update_step = functools.partial(_update, optimizer.update_step)
-    try:
+    with updating_with(optimizer, _update):
         yield
-    finally:
-        del optimizer.update_step
 
 
 def _update(update_step, gradient, variable, learning_rate):

@@ -1,48 +1,16 @@
-"""`BitControl`: what callbacks and users may ask of a model that learns bits, and tell it."""
+"""`BitState`: what callbacks and users read and set while a model learns its bits."""
 
 import math
 import warnings
 
 import tensorflow as tf
 
-from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensors, unique_names
+from keras_learnbits.layers.discovery import quantized_kernels, unique_names
+from keras_learnbits.training.compiling import BitCompiling
 
 
-class BitControl:
-    """Price, freeze and predicted losses of a model that learns bits.
-
-    Attributes:
-        bit_reg: Price of the bits, a scalar `keras.Variable` that callbacks may change.
-        quantization_reg: Weight of the quantization error, likewise.
-        bits_frozen: 1.0 while the bits stand still, else 0.0; a `keras.Variable`.
-        bit_settings: Dictionary of what `compile` was given on bits, prices among them.
-
-    The first three belong to the training and are saved with the optimizer: `compile` sets the
-    prices anew, and leaves bits frozen that were so.
-    """
-
-    # A method: Keras's saving reads all properties, and would walk in circles.
-    def bit_learner(self):
-        """The model whose bits are learned: this one, unless it has a student."""
-        return self
-
-    def _bit_state(self):
-        """The `LearnedBitOptimizer`, which keeps the state of the bits' training."""
-        if not self.compiled:
-            raise AttributeError("You must compile the model before accessing its bits' training.")
-        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
-
-    @property
-    def bit_reg(self):
-        return self._bit_state().bit_reg
-
-    @property
-    def quantization_reg(self):
-        return self._bit_state().quantization_reg
-
-    @property
-    def bits_frozen(self):
-        return self._bit_state().bits_frozen
+class BitState(BitCompiling):
+    """Prices, freezes and predicts losses of the bits. Goes before the Keras model class."""
 
     def steer_price(self, name, value):
         """Sets a price for the time of this `fit`; it is released when that ends, however.
@@ -56,24 +24,6 @@ class BitControl:
     def release_prices(self):
         """Gives steered prices the values that they had before."""
         self._bit_state().release()
-
-    @property
-    def quantized_tensors(self):
-        """All `QuantizedTensor`s whose bits may move: kernels, then activations."""
-        return quantized_tensors(self)
-
-    @property
-    def trained_tensors(self):
-        """The `QuantizedTensor`s whose bits are trained: those of trainable layers."""
-        if not self.trainable:
-            return []
-        return [tensor for tensor in self.quantized_tensors if tensor.trainable]
-
-    @property
-    def bits_are_frozen(self):
-        """Whether the bits stand still."""
-        # Also outside of the scope of a `tf.distribute` strategy, where the variable is mirrored.
-        return bool(tf.convert_to_tensor(self.bits_frozen.value))
 
     def freeze_bits(self, bits=None):
         """Sets every bit-width to an integer and lets it stand still from now on.
@@ -168,7 +118,7 @@ class BitControl:
     def losses_are_known(self):
         """Whether every layer was looked at, so that `predicted_losses` holds no guess."""
         estimator = self._bit_state().bit_gradient
-        return estimator.predicts_losses and estimator.has_seen_all()
+        return estimator.predicts_losses and estimator.has_probed_all()
 
     def cheapest_integers(self):
         """The integer next to each latent bit-width that has less predicted loss plus price.

@@ -1,10 +1,11 @@
-"""`CounterfactualLosses`: what a batch's loss would be at other bit-widths."""
+"""The loss of a model on one batch at other bit-widths."""
 
 import inspect
 
 import keras
 import tensorflow as tf
 
+from keras_learnbits.layers.compute_scope import bit_gradients
 from keras_learnbits.layers.quantized_tensors import integer_widths
 from keras_learnbits.layers.rounding_scope import rounding_once
 from keras_learnbits.layers.traversal import layers_inside
@@ -12,71 +13,116 @@ from keras_learnbits.training.replicas import unshared
 
 
 class CounterfactualLosses:
-    """Runs a model once more at other bit-widths; goes before the Keras class.
+    """Losses of a model on one batch at other bit-widths, without the price of the bits.
 
-    Nothing changes: neither weights, nor metrics, nor statistics.
+    Nothing in the model changes: neither weights, nor metrics, nor statistics.
+
+    Args:
+        model: A compiled model that learns its bits.
+        batch: Tuple `(x, y, sample_weight)`.
+        training: Whether to run the model as `fit` does, with batch statistics and with the same
+            dropout in all cases; otherwise as `evaluate` does.
+        state: List of pairs of a variable and the value to run it with, such as `values_before`.
+        loss: Result of `compute_loss` at the present bit-widths, if it is known already.
     """
 
-    def losses_at(self, data, shifts, training, state=()):
-        """Losses on a batch with other bit-widths.
+    def __init__(self, model, batch, training=True, state=(), loss=None):
+        self.model = model
+        self.batch = batch
+        self.training = training
+        self.state = list(state)
+        self.loss = loss
+
+    def at(self, tensors, shifts):
+        """Losses at shifted bit-widths.
 
         Args:
-            data: Tuple `(x, y, sample_weight)`.
-            shifts: Integers to add to the widths of `trained_tensors`, which stay within their
-                bounds; shape `(cases, layers)`.
-            training: Whether to run the model as `fit` does, with batch statistics and dropout,
-                the same in all cases; otherwise as `evaluate` does.
-            state: Pairs of a variable and a value to run it with.
+            tensors: List of `QuantizedTensor`s of the model.
+            shifts: Integers to add to their bit-widths, which stay within their bounds; shape
+                `(cases, layers)`.
 
         Returns:
-            Float32 tensor of shape `(cases,)`: losses without the price.
+            Float32 tensor of shape `(cases,)`.
         """
-        moving = self.trained_tensors
-        bits = integer_widths(moving)
-        low = [float(tensor.layer.min_bits) for tensor in moving]
-        high = [float(tensor.layer.max_bits) for tensor in moving]
+        bits = integer_widths(tensors)
+        low = [float(tensor.layer.min_bits) for tensor in tensors]
+        high = [float(tensor.layer.max_bits) for tensor in tensors]
 
         def loss_at(shift):
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
-            shifted = [(tensor.bits, width) for tensor, width in zip(moving, widths, strict=True)]
-            with self._changing_nothing([*state, *shifted]), rounding_once():
-                return _of_replica(self._call_and_compare(*data, training)[1])
+            shifted = [(tensor.bits, width) for tensor, width in zip(tensors, widths, strict=True)]
+            scope = without_side_effects(self.model, [*self.state, *shifted])
+            with scope, rounding_once(), bit_gradients(False):
+                return _mean_loss(run(self.model, self.batch, self.training)[1])
 
         return tf.map_fn(loss_at, shifts, parallel_iterations=1)
 
-    def _loss_changes(self, data, shifts, loss, state):
-        """`BitStep.loss_changes`, from this step's loss and the `_state_before` it."""
-        synchronized = any(getattr(each, "synchronized", False) for each in layers_inside(self))
-        if synchronized and tf.distribute.has_strategy():
-            # Replicas cannot meet in a branch of the graph: as `evaluate` runs the model.
-            losses = self.losses_at(data, tf.pad(shifts, [[1, 0], [0, 0]]), training=False)
+    def changes(self, tensors, shifts):
+        """Changes of the loss from the present bit-widths to shifted ones.
+
+        Args:
+            tensors: List of `QuantizedTensor`s of the model.
+            shifts: As for `at`.
+
+        Returns:
+            Float32 tensor of shape `(cases,)`.
+        """
+        if self.loss is None or self._needs_inference():
+            # Replicas cannot synchronize in a branch of the graph: run without batch statistics.
+            training = self.training and not self._needs_inference()
+            losses = CounterfactualLosses(self.model, self.batch, training)
+            losses = losses.at(tensors, tf.pad(shifts, [[1, 0], [0, 0]]))
             return losses[1:] - losses[0]
-        losses = self.losses_at(data, shifts, training=True, state=state)
-        return losses - _of_replica(loss)
+        return self.at(tensors, shifts) - _mean_loss(self.loss)
 
-    def _call_and_compare(self, x, y, sample_weight, training):
-        """Predictions and their loss. Subclasses may leave out the argument `training` of both."""
-        y_pred = self(x, **training_argument(self.call, training))
-        more = training_argument(self.compute_loss, training)
-        return y_pred, self.compute_loss(x, y, y_pred, sample_weight, **more)
+    def _needs_inference(self):
+        """Whether replicas synchronize the statistics of a batch normalization."""
+        layers = layers_inside(self.model)
+        return tf.distribute.has_strategy() and any(
+            getattr(layer, "synchronized", False) for layer in layers
+        )
 
-    def _state_before(self):
-        """What a pass may change, as seeds of dropout: pairs of a variable and its value."""
-        return [(v, tf.convert_to_tensor(v.value)) for v in self.non_trainable_variables]
 
-    def _changing_nothing(self, state=()):
-        """A scope that keeps what a pass would change, with some variables at other values."""
-        # Keras reads regularized weights from the scope.
-        regularized = [v for v in self.trainable_variables if v.regularizer is not None]
-        state = [(v, v.value) for v in regularized] + list(state)
-        return keras.StatelessScope(state_mapping=state, collect_losses=True)
+def run(model, batch, training):
+    """Predictions of a model and their loss. Subclasses may leave `training` out of both.
+
+    Args:
+        model: A compiled model.
+        batch: Tuple `(x, y, sample_weight)`.
+        training: Boolean.
+
+    Returns:
+        Tuple of predictions and the result of `compute_loss`.
+    """
+    x, y, sample_weight = batch
+    y_pred = model(x, **training_argument(model.call, training))
+    more = training_argument(model.compute_loss, training)
+    return y_pred, model.compute_loss(x, y, y_pred, sample_weight, **more)
 
 
 def training_argument(function, training):
-    """`training` as a keyword argument, where a function takes it."""
+    """`training` as a keyword argument, if a function takes it."""
     return {"training": training} if "training" in inspect.signature(function).parameters else {}
 
 
-def _of_replica(loss):
-    """The mean loss of this replica's examples in float32, from what `compute_loss` returned."""
+def values_before(model):
+    """Pairs of a variable that a forward pass may change, such as a seed, and its value."""
+    return [(v, tf.convert_to_tensor(v.value)) for v in model.non_trainable_variables]
+
+
+def without_side_effects(model, state=()):
+    """A scope in which variables of a model are not changed, and some have other values.
+
+    Args:
+        model: A Keras model.
+        state: List of pairs of a variable and its value in the scope.
+    """
+    # `model.losses` reads regularized weights from the scope, and fails on those that are missing.
+    regularized = [v for v in model.trainable_variables if v.regularizer is not None]
+    state = [(v, v.value) for v in regularized] + list(state)
+    return keras.StatelessScope(state_mapping=state, collect_losses=True)
+
+
+def _mean_loss(loss):
+    """The mean over this replica's examples in float32, from the result of `compute_loss`."""
     return tf.cast(unshared(loss), tf.float32)

@@ -3,8 +3,8 @@
 import keras
 
 from keras_learnbits.serialization import register
+from keras_learnbits.training.fitting import LearnedBitTraining
 from keras_learnbits.training.replicas import shared
-from keras_learnbits.training.step import LearnedBitTraining
 
 
 class _ReplicaDistiller(keras.distillation.Distiller):

@@ -1,14 +1,21 @@
-"""`Running`: `fit`, `evaluate` and steps on single batches, as Keras's users know them."""
+"""`LearnedBitTraining`: `fit`, `evaluate` and `save` of a model that learns its bits."""
 
 import contextlib
 
 import keras
 
+from keras_learnbits.layers.compute_scope import bit_gradients
 from keras_learnbits.layers.rounding_scope import rounding_once
+from keras_learnbits.training.step import TrainingStep
 
 
-class Running:
-    """What goes around the steps of a model that learns bits; goes before the Keras class."""
+class LearnedBitTraining(TrainingStep):
+    """Makes a Keras model learn its bits. Goes before the Keras model class.
+
+    Its base classes list the bits among the trainable variables (`BitVariables`), configure
+    training (`BitCompiling`), set prices and freeze bits (`BitState`), and train on a batch
+    (`TrainingStep`).
+    """
 
     _fits = False
 
@@ -97,6 +104,6 @@ class Running:
 
     def _parts_without_data(self):
         """The parts of the loss that the data do not change: dictionary of name to number."""
-        with rounding_once():
+        with rounding_once(), bit_gradients(False):
             parts = self.loss_parts()
         return {name: float(keras.ops.convert_to_numpy(value)) for name, value in parts.items()}

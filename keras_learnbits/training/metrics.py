@@ -1,9 +1,8 @@
-"""`BitMetrics`: the parts of the loss in the logs. `with_metrics`: other metrics, made early."""
+"""`BitMetrics`: the parts of the loss in the logs."""
 
 import contextlib
 
 import keras
-import tensorflow as tf
 
 from keras_learnbits.serialization import register
 
@@ -52,42 +51,3 @@ class BitMetrics(keras.metrics.Metric):
 
     def get_config(self):
         return {"names": self.names, "name": self.name}
-
-
-def with_metrics(model, train_function):
-    """A training function whose first call has the metrics of `compile` make their variables.
-
-    Keras makes them within the first step, which TensorFlow then traces twice.
-
-    Args:
-        model: The model in training, with variables of its own.
-        train_function: Function of an iterator over batches. From the first call on it is the
-            model's again.
-    """
-
-    def first(iterator):
-        model.train_function = train_function
-        # Under a strategy Keras makes them early itself; and `train_on_batch` has no such iterator.
-        if hasattr(iterator, "element_spec") and not _has_strategy(model):
-            _make_metrics(model, iterator.element_spec)
-        return train_function(iterator)
-
-    return first
-
-
-def _has_strategy(model):
-    default = tf.distribute.get_strategy()
-    return tf.distribute.has_strategy() or model.distribute_strategy is not default
-
-
-def _make_metrics(model, spec):
-    """Traces, and does not run, the metrics on data of a `tf.TypeSpec`."""
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(spec)
-    if y is None or not all(isinstance(each, tf.TensorSpec) for each in tf.nest.flatten(spec)):
-        return
-    outputs = getattr(model.bit_learner(), "outputs", None) or []
-    if len(outputs) != 1:  # of more the structure is not known here
-        return
-    y_pred = tf.TensorSpec(outputs[0].shape, outputs[0].dtype)
-    metrics = tf.function(lambda *data: model.compute_metrics(*data))
-    metrics.get_concrete_function(x, y, y_pred, sample_weight)

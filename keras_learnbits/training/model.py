@@ -2,8 +2,9 @@
 
 import keras
 
+from keras_learnbits._keras import FunctionalModel, is_functional_call, replace_base
 from keras_learnbits.serialization import register
-from keras_learnbits.training.step import LearnedBitTraining
+from keras_learnbits.training.fitting import LearnedBitTraining
 
 
 @register
@@ -24,43 +25,19 @@ class LearnedBitModel(LearnedBitTraining, keras.Model):
     """
 
     def __new__(cls, *args, **kwargs):
-        if cls is LearnedBitModel and _is_functional(args, kwargs):
+        if cls is LearnedBitModel and is_functional_call(args, kwargs):
             cls = LearnedBitFunctional
         return super().__new__(cls)
 
     def __init__(self, *args, **kwargs):
-        if _is_functional(args, kwargs) and not isinstance(self, LearnedBitFunctional):
-            _make_functional(type(self))
+        if is_functional_call(args, kwargs) and not isinstance(self, LearnedBitFunctional):
+            replace_base(type(self), LearnedBitModel, LearnedBitFunctional)
         super().__init__(*args, **kwargs)
         self._add_bit_metrics()
 
 
-# Keras turns a class that is given inputs and outputs into a functional one for good, by changing
-# the bases of all its ancestors, LearnedBitModel among them: models with a `call` of their own
-# would no longer work. So there is a functional class of ours, and only users' classes are changed.
-
-
-def _is_functional(args, kwargs):
-    return len(args) + ("inputs" in kwargs) + ("outputs" in kwargs) >= 2
-
-
-def _make_functional(cls):
-    """Puts `LearnedBitFunctional` in the place of `LearnedBitModel` among a class's ancestors."""
-    for base in cls.__bases__:
-        if base is not LearnedBitModel and issubclass(base, LearnedBitModel):
-            _make_functional(base)
-    cls.__bases__ = tuple(
-        LearnedBitFunctional if base is LearnedBitModel else base for base in cls.__bases__
-    )
-
-
-# The class that `keras.Model(inputs, outputs)` makes; it has no public name.
-_inputs = keras.Input(())
-KerasFunctional = type(keras.Model(_inputs, _inputs))
-
-
 @register
-class LearnedBitFunctional(LearnedBitModel, KerasFunctional):
+class LearnedBitFunctional(LearnedBitModel, FunctionalModel):
     """What `LearnedBitModel(inputs, outputs)` makes.
 
     A layer that its graph shares with a model inside of it, as a tied embedding, is one layer again
@@ -96,7 +73,7 @@ def _paths_of_layers(model, prefix=""):
     for layer in model.layers:
         path = prefix + layer.name
         paths.setdefault(layer, []).append(path)
-        if isinstance(layer, KerasFunctional | keras.Sequential):
+        if isinstance(layer, FunctionalModel | keras.Sequential):
             for each, more in _paths_of_layers(layer, f"{path}/").items():
                 paths.setdefault(each, []).extend(more)
     return paths
@@ -106,7 +83,7 @@ def _with_layers(model, others):
     """A functional model of the same layers but for those that others take the place of."""
 
     def replaced(layer):
-        is_graph = isinstance(layer, KerasFunctional)
+        is_graph = isinstance(layer, FunctionalModel)
         return _with_layers(layer, others) if is_graph else others.get(layer, layer)
 
     bare = keras.Model(model.input, model.output, name=model.name)

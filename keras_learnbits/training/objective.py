@@ -37,7 +37,7 @@ class BitObjective:
         """Quantization error of all kernels, a float32 scalar."""
         kernels = kernels_among(tensors)
         errors = tf.stack([kernel.squared_error() for kernel in kernels])
-        return self._error(errors, _energies(kernels), _shares(kernels))
+        return self._error(errors, _squared_norms(kernels), _shares(kernels))
 
     def error_weights(self, tensors):
         """Derivatives of the quantization error by the squared errors, shape `(layers,)`."""
@@ -45,7 +45,7 @@ class BitObjective:
         errors = tf.stack([kernel.squared_error() for kernel in kernels])
         with tf.GradientTape() as tape:
             tape.watch(errors)
-            error = self._error(errors, _energies(kernels), _shares(kernels))
+            error = self._error(errors, _squared_norms(kernels), _shares(kernels))
         slopes = iter(tf.unstack(tape.gradient(error, errors), num=len(kernels)))
         return tf.stack([next(slopes) if tensor in kernels else 0.0 for tensor in tensors])
 
@@ -76,6 +76,26 @@ class BitObjective:
         return tf.transpose(self._penalty(other(bits), shares) - self._penalty(bits, shares))
 
 
+class ErrorTerm:
+    """The quantization error's share of the loss, `quantization_reg * quantization_error`.
+
+    Args:
+        objective: `BitObjective`.
+        weight: `quantization_reg`, a scalar tensor.
+        tensors: List of all `QuantizedTensor`s of the model.
+    """
+
+    def __init__(self, objective, weight, tensors):
+        self.weight = tf.convert_to_tensor(weight)
+        self._objective = objective
+        self._tensors = tensors
+
+    def weights(self, tensors):
+        """Loss per squared quantization error of some of the tensors, shape `(layers,)`."""
+        indices = [self._tensors.index(tensor) for tensor in tensors]
+        return self.weight * tf.gather(self._objective.error_weights(self._tensors), indices)
+
+
 def bit_settings(defaults, **given):
     """The arguments of `compile` on bits, with defaults in the place of None.
 
@@ -104,8 +124,8 @@ def mean_bits(tensors):
     return tf.reduce_sum(penalties.mean_bits(latent_widths(tensors), _shares(tensors)))
 
 
-def _energies(kernels):
-    return tf.stack([kernel.energy() for kernel in kernels])
+def _squared_norms(kernels):
+    return tf.stack([kernel.squared_norm() for kernel in kernels])
 
 
 def _shares(tensors):

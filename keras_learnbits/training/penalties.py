@@ -64,16 +64,16 @@ def widths(bits, shares):
 BIT_PENALTIES = {"bits": mean_bits, "levels": levels, "widths": widths}
 
 
-def relative_error(squared_errors, energies, shares):
-    """Quantization error of a model: squared error over energy, `||q - W||^2 / ||W||^2`.
+def relative_error(squared_errors, squared_norms, shares):
+    """Quantization error of a model: squared error over squared norm, `||q - W||^2 / ||W||^2`.
 
     The mean over layers weighted by their numbers of weights, without a unit: 0 is exact, 1 is
     a kernel rounded away. No layer counts more than 1: one that begins at zeros has errors beyond
-    its energy, since symmetric grids have no level at 0.
+    its squared norm, since symmetric grids have no level at 0.
 
     Args:
         squared_errors: `||q - W||^2`, shape `(layers,)`.
-        energies: `||W||^2`, shape `(layers,)`; taken as constants, as what bounds the errors is.
+        squared_norms: `||W||^2`, shape `(layers,)`; taken as constants.
         shares: Each layer's share of the weights, shape `(layers,)`.
 
     Returns:
@@ -84,19 +84,19 @@ def relative_error(squared_errors, energies, shares):
         >>> relative_error(tf.constant([1.0, 0.0]), tf.constant([4.0, 1.0]), shares).numpy().item()
         0.1875
     """
-    energies = tf.stop_gradient(tf.maximum(energies, squared_errors))
-    energies = tf.maximum(energies, grids.TINY)
-    return tf.reduce_sum(shares * squared_errors / energies)
+    squared_norms = tf.stop_gradient(tf.maximum(squared_norms, squared_errors))
+    squared_norms = tf.maximum(squared_norms, grids.TINY)
+    return tf.reduce_sum(shares * squared_errors / squared_norms)
 
 
-def half_squared_error(squared_errors, energies, shares):
+def half_squared_error(squared_errors, squared_norms, shares):
     """The published quantization error, `sum_l 1/2 ||q - W||^2`.
 
     Examples:
         >>> half_squared_error(tf.constant([1.0, 3.0]), None, None).numpy().item()
         2.0
     """
-    del energies, shares
+    del squared_norms, shares
     return 0.5 * tf.reduce_sum(squared_errors)
 
 

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_learnbits._keras import variable_index
 from keras_learnbits.arguments import check_number
 from keras_learnbits.serialization import register
 
@@ -56,7 +57,7 @@ class SignSGD(keras.optimizers.Optimizer):
         is_number = keras.ops.isfinite(gradient)
         mean = gradient = keras.ops.where(is_number, gradient, 0.0)
         if self.momentum:
-            past = self.means[self._get_variable_index(variable)]
+            past = self.means[variable_index(self, variable)]
             mean = self.momentum * past + (1 - self.momentum) * gradient
             self.assign(past, keras.ops.where(is_number, mean, past))
             mean = keras.ops.where(gradient != 0, mean, 0.0)

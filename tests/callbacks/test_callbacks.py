@@ -47,7 +47,9 @@ def test_event_files_hold_a_curve_of_bits_for_each_layer(make_model, data, tmp_p
     errors = [value for _, value in curves["epoch_quantization_error/head"]]
     np.testing.assert_allclose(errors, history["quantization_error/head"], rtol=1e-6)
     kernel = model.get_layer("head").quantized_kernels["kernel"]
-    np.testing.assert_allclose(errors[-1], kernel.squared_error() / kernel.energy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        errors[-1], kernel.squared_error() / kernel.squared_norm(), rtol=1e-5
+    )
 
 
 def test_step_wise_curves_follow_the_batches(make_model, data, tmp_path):

@@ -346,7 +346,7 @@ def test_scales_are_fitted_to_weights_of_any_distribution():
         model.layers[0].kernel.assign(weights)
         learned = klb.to_learned_bits(model, bits=bits)
         (kernel,) = quantized_kernels(learned)
-        assert float(kernel.squared_error() / kernel.energy()) < bound
+        assert float(kernel.squared_error() / kernel.squared_norm()) < bound
 
 
 APPLICATIONS = {

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import keras
@@ -7,7 +8,8 @@ import tensorflow as tf
 
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import BIT_GRADIENTS, Difference, Measured, get
-from keras_learnbits.estimators.adjacent_widths import error_changes, whole_bit_gradients
+from keras_learnbits.estimators.adjacent_widths import error_changes
+from keras_learnbits.estimators.decisions import adjacent_gradients
 from keras_learnbits.layers.discovery import quantized_kernels
 
 ESTIMATORS = ["difference", "measured"]
@@ -76,7 +78,7 @@ def test_a_look_sees_the_loss_of_training_with_the_dropout_of_its_step(data):
 class AtPresentWidths(Measured):
     """Looks at no other width: all changes are 0 but for what else differs from the step."""
 
-    def look(self, step, errors):
+    def probe(self, step, errors):
         change = step.loss_changes(tf.zeros((1, len(step.tensors))))
         seen = tf.constant([[True, False]] * len(step.tensors))
         return tf.where(seen, change, 0.0), seen
@@ -92,7 +94,8 @@ def test_a_look_in_fit_differs_from_its_step_in_nothing_but_the_bits(data):
     model.fit(*data, batch_size=16, epochs=2, verbose=0)
     estimator = model.optimizer.bit_gradient
     assert float(estimator.steps) == 8
-    np.testing.assert_allclose(estimator.loss_changes, 0.0, atol=1e-5)
+    changes = estimator.statistics.variables.loss_changes
+    np.testing.assert_allclose(changes, 0.0, atol=1e-5)
 
 
 def test_state_that_moves_with_each_pass_is_not_charged_to_a_bit(data):
@@ -104,7 +107,8 @@ def test_state_that_moves_with_each_pass_is_not_charged_to_a_bit(data):
     estimator = Measured(interval=1)
     model.compile("sgd", "mse", bit_gradient=estimator, bit_optimizer=klb.SignSGD(0.0))
     model.fit(*data, batch_size=16, epochs=2, verbose=0)
-    np.testing.assert_allclose(model.optimizer.bit_gradient.loss_changes, 0.0, atol=1e-4)
+    changes = model.optimizer.bit_gradient.statistics.variables.loss_changes
+    np.testing.assert_allclose(changes, 0.0, atol=1e-4)
 
 
 def test_measured_changes_contain_the_quantization_error_and_not_the_price(make_model):
@@ -112,8 +116,11 @@ def test_measured_changes_contain_the_quantization_error_and_not_the_price(make_
     model = compiled(make_model(bits=3), zero, "measured", quantization_reg=10.0, bit_reg=100.0)
     measured = Measured().predict(step_of(model, zero)).numpy()
     kernels = quantized_kernels(model)
-    sizes, energies = np.array([k.size for k in kernels]), [float(k.energy()) for k in kernels]
-    shares = sizes / sizes.sum() / energies
+    sizes, squared_norms = (
+        np.array([k.size for k in kernels]),
+        [float(k.squared_norm()) for k in kernels],
+    )
+    shares = sizes / sizes.sum() / squared_norms
     expected = 10.0 * shares[:, None] * error_changes(kernels).numpy()
     np.testing.assert_allclose(measured[0], expected[0], rtol=1e-3)
 
@@ -122,7 +129,8 @@ def test_a_prediction_by_difference_is_the_printed_formula(make_model, data):
     model = compiled(make_model(bits=3), data, "difference")
     step = step_of(model, data)
     predicted = Difference().predict(step).numpy()
-    kernel, gradient = step.tensors[0], step.kernel_gradients[0].numpy()
+    kernel = step.tensors[0]
+    gradient = step.kernel_gradients[kernel].numpy()
     w = kernel.kernel.numpy()
     q, up = kernel.quantized().numpy(), kernel.quantized_at(tf.constant(4.0)).numpy()
     fisher = 64 * np.mean(gradient**2)
@@ -149,10 +157,14 @@ def test_on_grid_weights_show_their_bits_worth_to_differences_only(make_model, d
         tape.watch(watched)
         error = tf.add_n([kernel.squared_error() for kernel in kernels])
     np.testing.assert_allclose(tape.gradient(error, watched), 0, atol=1e-9)
-    no_gradients = [tf.zeros_like(g) for g in step.kernel_gradients]
-    noise = [g + 0.1 for g in no_gradients]  # squared 0.01, without a direction that matters
+    no_gradients = {k: tf.zeros_like(g) for k, g in step.kernel_gradients.items()}
+    noise = {
+        k: g + 0.1 for k, g in no_gradients.items()
+    }  # squared 0.01, without a direction that matters
     for gradients, sign in ((no_gradients, 0), (noise, 1)):
-        second_order = Difference().predict(step._replace(kernel_gradients=gradients)).numpy()
+        second_order = (
+            Difference().predict(dataclasses.replace(step, kernel_gradients=gradients)).numpy()
+        )
         if sign:
             first = np.array([
                 [0.1 * (k.quantized_at(b) - k.quantized()).numpy().sum() for b in (2.0, 4.0)]
@@ -165,17 +177,17 @@ def test_on_grid_weights_show_their_bits_worth_to_differences_only(make_model, d
 def test_one_fewer_bit_is_taken_when_its_cost_is_below_the_price():
     cost, worth = 0.19, 0.05
     changes, prices = tf.constant([[cost, -worth]]), tf.constant([[-0.2, 0.2]])
-    assert whole_bit_gradients(changes, prices, [True], [True]) == [1.0]
+    assert adjacent_gradients(changes, prices, [True], [True]) == [1.0]
 
 
 def test_one_more_bit_is_taken_when_it_is_worth_more_than_its_price():
     changes, prices = tf.constant([[0.9, -0.21]]), tf.constant([[-0.2, 0.2]])
-    assert whole_bit_gradients(changes, prices, [True], [True]) == [-1.0]
+    assert adjacent_gradients(changes, prices, [True], [True]) == [-1.0]
 
 
 def test_bits_stay_between_the_two_and_at_their_bounds():
     changes, prices = tf.constant([[0.21, -0.19], [0.0, 0.0]]), tf.constant([[-0.2, 0.2]] * 2)
-    stays = whole_bit_gradients(changes, prices, [True, False], [True, True])
+    stays = adjacent_gradients(changes, prices, [True, False], [True, True])
     assert stays.numpy().tolist() == [0.0, 0.0]
 
 
@@ -198,7 +210,7 @@ def test_at_fixed_sensitivities_moves_end_where_no_single_bit_improves():
             low = [float(k.bits) > 1 for k in layers]
             high = [float(k.bits) < 8 for k in layers]
             prices = tf.constant([[-price, price]] * 3)
-            moves = whole_bit_gradients(sensitivity * error_changes(layers), prices, low, high)
+            moves = adjacent_gradients(sensitivity * error_changes(layers), prices, low, high)
             if not moves.numpy().any():
                 break
             for kernel, move in zip(layers, moves.numpy(), strict=True):
@@ -221,7 +233,7 @@ class Shown(Measured):
         super().__init__(interval=1)
         self.shown = changes, seen
 
-    def look(self, step, errors):
+    def probe(self, step, errors):
         return tuple(map(tf.constant, self.shown))
 
     def get_config(self):
@@ -265,7 +277,7 @@ def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
     both = Measured().predict(step).numpy()
     for look, (way, place) in enumerate(itertools.product(ways, (0, 1))):
         estimator.steps.assign(look * estimator.interval)
-        changes, seen = map(np.asarray, estimator.look(step, None))
+        changes, seen = map(np.asarray, estimator.probe(step, None))
         expected = np.zeros((2, 2), bool)
         expected[place, way] = True
         np.testing.assert_array_equal(seen, expected)
@@ -303,7 +315,7 @@ def test_frozen_bits_are_not_looked_at(make_model, data):
     model.fit(*data, batch_size=16, verbose=0)
     estimator = model.optimizer.bit_gradient
     assert float(estimator.steps) == 0
-    assert not np.any(estimator.error_changes)
+    assert not np.any(estimator.statistics.variables.error_changes)
     assert float(quantized_kernels(model)[0].bits) == 4
 
 
@@ -374,9 +386,12 @@ def test_a_loaded_model_goes_on_with_what_it_has_seen(make_model, data, tmp_path
     loaded = keras.models.load_model(tmp_path / "model.keras")
     before, after = model.optimizer.bit_gradient, loaded.optimizer.bit_gradient
     assert after.interval == 3
-    for name in ("steps", "loss_changes", "error_changes", "gradients"):
-        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
-    assert np.any(after.loss_changes)
+    assert float(after.steps) == float(before.steps)
+    for kind in ("statistics", "decisions"):
+        rows = (getattr(each, kind).variables for each in (after, before))
+        for new, old in zip(*rows, strict=True):
+            np.testing.assert_array_equal(new, old)
+    assert np.any(after.statistics.variables.loss_changes)
 
 
 def test_the_predicted_losses_are_zero_here_fall_with_bits_and_end_at_the_bounds(make_model, data):
@@ -446,7 +461,8 @@ def test_a_kernel_regularizers_pull_is_not_taken_for_the_tasks(make_model, data)
         for each in (None, keras.regularizers.L2(0.1))
     )
     regularized.set_weights(plain.get_weights())
-    pulled, free = (step_of(model, data).kernel_gradients[0] for model in (regularized, plain))
+    steps = [step_of(model, data) for model in (regularized, plain)]
+    pulled, free = (step.kernel_gradients[step.tensors[0]] for step in steps)
     assert np.abs(pulled - free).max() > 0.05
     found, expected = (
         Difference().predict(step_of(model, data)).numpy() for model in (regularized, plain)
@@ -461,7 +477,7 @@ class Told(Difference):
         super().__init__(interval=1)
         self.costs = tf.constant(costs)
 
-    def look(self, step, errors):
+    def probe(self, step, errors):
         now = tf.gather(self.costs, tf.cast(self.steps.value, tf.int32))
         sensitivity = now / errors[:, :1]
         return sensitivity * errors, tf.not_equal(errors, 0.0)

@@ -4,8 +4,8 @@ import tensorflow as tf
 
 from keras_learnbits.estimators.sensitivity import (
     UNKNOWN,
-    look_variances,
     over_directions,
+    probe_variances,
     sensitivities,
     updated,
 )
@@ -22,7 +22,7 @@ def means_after(losses, errors):
     for look, (loss, error) in enumerate(zip(losses, errors, strict=True)):
         if look:
             before = (loss_changes, error_changes)
-            new = look_variances(*(tf.constant(a, tf.float32) for a in (loss, error, *before)))
+            new = probe_variances(*(tf.constant(a, tf.float32) for a in (loss, error, *before)))
             variances = updated(variances, new.numpy())
         loss_changes, error_changes = updated(loss_changes, loss), updated(error_changes, error)
         looked_at = updated(looked_at, np.ones_like(loss))
@@ -38,9 +38,9 @@ def looks(rng, relative, shares, noise):
     return means_after(losses, errors)
 
 
-def found_by(means, energies=ENERGIES):
+def found_by(means, squared_norms=ENERGIES):
     """Sensitivities per relative error and their standard errors, NumPy arrays."""
-    return (each.numpy() * energies for each in sensitivities(*means, energies))
+    return (each.numpy() * squared_norms for each in sensitivities(*means, squared_norms))
 
 
 TRUTH = np.array([0.4, 2.0, 0.3, 0.7])

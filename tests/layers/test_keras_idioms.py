@@ -84,7 +84,7 @@ def test_scales_follow_a_kernel_that_is_assigned(layer):
     quantized = layer.quantized_kernels["kernel"]
     layer.kernel.assign(100 * np.random.default_rng(0).normal(size=(4, 3)))
     fitted = quantized.log_scale.numpy()
-    assert quantized.squared_error() / quantized.energy() < 0.2
+    assert quantized.squared_error() / quantized.squared_norm() < 0.2
     quantized.fit_scale()
     np.testing.assert_array_equal(quantized.log_scale, fitted)
 
@@ -125,7 +125,7 @@ def test_set_weights_takes_the_weights_of_the_float_layer_and_fits_scales(layer)
     np.testing.assert_array_equal(layer.bias, bias)
     assert float(layer.bits) == 2
     quantized = layer.quantized_kernels["kernel"]
-    assert quantized.squared_error() / quantized.energy() < 0.2
+    assert quantized.squared_error() / quantized.squared_norm() < 0.2
 
 
 def test_set_weights_of_a_model_takes_those_of_the_float_model_and_its_own(make_model):

@@ -11,6 +11,7 @@ import tensorflow as tf
 import keras_learnbits as klb
 from keras_learnbits.layers.discovery import quantized_kernels
 from keras_learnbits.training.model import LearnedBitTraining
+from keras_learnbits.training.step import TrainingStep
 
 
 class Subclassed(klb.LearnedBitModel):
@@ -561,13 +562,13 @@ def test_fit_traces_a_training_step_once(
     distributed, metrics, make_model, data, strategy, monkeypatch
 ):
     traces = []
-    original = LearnedBitTraining.train_step
+    original = TrainingStep.train_step
 
     def train_step(model, batch):
         traces.append(model)
         return original(model, batch)
 
-    monkeypatch.setattr(LearnedBitTraining, "train_step", train_step)
+    monkeypatch.setattr(TrainingStep, "train_step", train_step)
     with strategy.scope() if distributed else contextlib.nullcontext():
         model = make_model()
         model.compile("adam", "mse", metrics=metrics)

@@ -33,10 +33,10 @@ def test_relative_error_of_a_kernel_of_zeros_is_zero():
 
 
 def test_relative_error_weighs_layers_by_their_size():
-    errors, energies = tf.constant([1.0, 2.0, 3.0]), tf.constant([10.0, 10.0, 10.0])
+    errors, squared_norms = tf.constant([1.0, 2.0, 3.0]), tf.constant([10.0, 10.0, 10.0])
     expected = np.dot(errors, SIZES) / 10 / 160
     np.testing.assert_allclose(
-        penalties.relative_error(errors, energies, SHARES), expected, rtol=1e-6
+        penalties.relative_error(errors, squared_norms, SHARES), expected, rtol=1e-6
     )
 
 
