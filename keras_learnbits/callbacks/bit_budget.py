@@ -6,9 +6,11 @@ import keras
 import numpy as np
 
 from keras_learnbits.arguments import check_number
-from keras_learnbits.callbacks.targets import SIZES, AccuracyTarget
+from keras_learnbits.callbacks.accuracy_target import AccuracyTarget
+from keras_learnbits.callbacks.targets import SIZE_TARGETS, Target
 from keras_learnbits.layers.checks import check_finite_weights
 from keras_learnbits.layers.discovery import activations_among, quantized_kernels
+from keras_learnbits.training.fitting import check_learns_bits
 
 
 class BitBudget(keras.callbacks.Callback):
@@ -31,6 +33,7 @@ class BitBudget(keras.callbacks.Callback):
         target_bytes: Packed bytes of the whole model, as `bit_table` counts them: codes, scales,
             and float32 parameters.
         target_compression: Float32 bytes over packed bytes.
+        target: Custom `keras_learnbits.callbacks.Target`, such as a subclass of `SizeTarget`.
         max_accuracy_drop: How much lower than `float_accuracy` the accuracy on
             `validation_data` may be when the bits freeze, e.g. 0.005. The size then is as small
             as that allows.
@@ -70,6 +73,7 @@ class BitBudget(keras.callbacks.Callback):
         *,
         target_bytes=None,
         target_compression=None,
+        target=None,
         max_accuracy_drop=None,
         float_accuracy=None,
         validation_data=None,
@@ -82,13 +86,18 @@ class BitBudget(keras.callbacks.Callback):
             "target_bits": target_bits,
             "target_bytes": target_bytes,
             "target_compression": target_compression,
+            "target": target,
             "max_accuracy_drop": max_accuracy_drop,
         }
         given = {name: value for name, value in targets.items() if value is not None}
         least = 0 if max_accuracy_drop is not None else np.nextafter(0, 1)
-        if len(given) != 1 or not all(_is_at_least(least, value) for value in given.values()):
+        if len(given) != 1 or not all(
+            isinstance(value, Target) if name == "target" else _is_at_least(least, value)
+            for name, value in given.items()
+        ):
             raise ValueError(
-                f"`BitBudget` needs exactly one of {', '.join(targets)}, a positive number. "
+                f"`BitBudget` needs exactly one of {', '.join(targets)}: a positive number, or as "
+                "`target` an instance of `keras_learnbits.callbacks.Target`. "
                 f"Received: {given}"
             )
         if max_accuracy_drop is not None and (float_accuracy is None or validation_data is None):
@@ -101,31 +110,30 @@ class BitBudget(keras.callbacks.Callback):
             check_number("float_accuracy", float_accuracy)
         check_number("by", by, 0, below=1)
         check_number("update_freq", update_freq, 1, integer=True)
-        if max_accuracy_drop is None:
+        if target is not None:
+            self.target = target
+        elif max_accuracy_drop is None:
             kind, value = next(iter(given.items()))
-            self.target = SIZES[kind](kind, value, by)
+            self.target = SIZE_TARGETS[kind](value)
         else:
             self.target = AccuracyTarget(
                 float_accuracy - max_accuracy_drop, validation_data, metric
             )
+        self.by = by
         self.update_freq = update_freq
         self._begun = False
 
     def on_train_begin(self, logs=None):
-        if not hasattr(self.model, "freeze_bits"):
-            raise TypeError(
-                "`BitBudget` needs a LearnedBitModel or LearnedBitSequential; in other models "
-                f"bits do not move. Received: model={self.model}"
-            )
-        if self.model.bit_budget is not None:
+        check_learns_bits(self.model, "BitBudget")
+        self._plan = self.model.fit_plan
+        if self._plan.budget is not None:
             raise ValueError(
                 "A `fit` takes one `BitBudget`, since two would steer one price. "
                 "Received: `callbacks` with two"
             )
         check_finite_weights(self.model, "`BitBudget`")
-        self.found_frozen = self.model.bits_are_frozen
-        self.model.unfreeze_bits()
-        self.model.bit_budget = self
+        self._plan.budget = self
+        self._plan.unfreeze()
         self._begun, self._allocated = False, None
         self._epoch = self._step = self._epoch_start = 0
         self._steered_in = None
@@ -158,36 +166,39 @@ class BitBudget(keras.callbacks.Callback):
         """Once so many epochs have passed, a real number."""
         self._steered_in = self._epoch
         if self._begun and not self.model.bits_are_frozen:
-            self.target.steer(self.model, epochs / self.params["epochs"])
+            self.target.steer(self.model, epochs / self.params["epochs"], self.by)
 
     def on_train_end(self, logs=None):
-        # Callbacks that restore weights restore the bits that went with them.
+        # Callbacks that restore weights restore the bits of the same epoch, too.
         frozen = self.model.bits_are_frozen
         settled = frozen and self._allocated is not None
-        if not self._step:  # no epoch was left
-            settled = (frozen or self.found_frozen) and self.keep()
+        if not self._step:  # there was no epoch left to train
+            settled = (frozen or self._plan.found_frozen) and self.keep()
         if not settled:
             self.allocate()
         self.model.freeze_bits_untrained(self._allocated)
 
     def keep(self):
-        """Takes the widths in use for allocated, if the target permits them, and says whether."""
+        """Takes the present widths as the allocation if the target permits them.
+
+        Returns:
+            Whether it does.
+        """
         self._begin()
         permitted = self.target.permits(self.model)
         if permitted:
-            self._allocated = [int(each.integer_bits()) for each in self.model.quantized_tensors]
+            tensors = self.model.quantized_tensors
+            self._allocated = {tensor: int(tensor.integer_bits()) for tensor in tensors}
         return permitted
 
     def allocate(self):
-        """The integer widths to freeze at, one for each quantized kernel, then each activation."""
+        """The integer bit-widths to freeze at: dictionary of `QuantizedTensor` to integer."""
         self._begin()
-        tensors = self.model.quantized_tensors
-        widths = dict(zip(map(id, tensors), self.model.cheapest_integers(), strict=True))
-        for each in activations_among(tensors):  # an accuracy is to hold with these
-            each.bits.assign(float(widths[id(each)]))
-        kernels, choices = self.target.allocate(self.model)
-        widths |= {id(k): int(choice) + 1 for k, choice in zip(kernels, choices, strict=True)}
-        self._allocated = [widths[id(tensor)] for tensor in tensors]
+        widths = self.model.cheapest_integers()
+        # An accuracy is to hold with the widths that activations will have.
+        for tensor in activations_among(self.model.quantized_tensors):
+            tensor.bits.assign(float(widths[tensor]))
+        self._allocated = widths | self.target.allocate(self.model)
         return self._allocated
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_learnbits.arguments import check_number, choose
 from keras_learnbits.layers.discovery import quantized_kernels, unique_names
+from keras_learnbits.training.fitting import LearnedBitTraining
 
 
 class CollapseGuard(keras.callbacks.Callback):
@@ -98,7 +99,8 @@ class CollapseGuard(keras.callbacks.Callback):
         """A warning is all."""
 
     def _raise_bits(self, kernel):
-        if kernel.trainable and not getattr(self.model, "bits_are_frozen", False):
+        learns_bits = isinstance(self.model, LearnedBitTraining)
+        if kernel.trainable and not (learns_bits and self.model.bits_are_frozen):
             raised = min(int(kernel.integer_bits()) + 1, kernel.layer.max_bits)
             kernel.bits.assign(float(raised))
 

@@ -4,19 +4,20 @@ import keras
 
 from keras_learnbits.arguments import check_number
 from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
+from keras_learnbits.training.fitting import check_learns_bits
 
 
 class FreezeBits(keras.callbacks.Callback):
     """Makes the bits integers and stops them; training goes on with these.
 
-    The integers are those that a `BitBudget` allocates. Without one, each layer takes the one
-    below or the one above its latent bits, whichever has less predicted loss plus price; if the
-    model's `bit_gradient` does not predict losses, the nearer one. Each `fit` begins with bits
-    that move, and one that is stopped early ends frozen; put `EarlyStopping` before this callback
-    if it restores weights. One that goes on after an interruption (`initial_epoch`,
-    `BackupAndRestore`) keeps bits that were frozen before, unless a `BitBudget` does not permit
-    them. Without this callback a model that was
-    frozen stays so.
+    The integers are those that a `BitBudget` allocates. Without one, each layer takes the integer
+    below or above its latent bits, whichever has less predicted loss plus price; if the model's
+    `bit_gradient` does not predict losses, the nearer one.
+
+    Each `fit` starts with bits that move, and ends frozen even if it is stopped early; put
+    `EarlyStopping` before this callback if it restores weights. A `fit` that resumes an
+    interrupted training (`initial_epoch`, `BackupAndRestore`) keeps bits that were frozen, unless
+    a `BitBudget` does not permit them. Without this callback, frozen bits stay frozen.
 
     Args:
         at: When: a fraction of the epochs (a float below 1), which leaves at least the last one
@@ -60,27 +61,21 @@ class FreezeBits(keras.callbacks.Callback):
         self.batch_norm_data = batch_norm_data
 
     def on_train_begin(self, logs=None):
-        if not hasattr(self.model, "freeze_bits"):
-            raise TypeError(
-                "`FreezeBits` needs a LearnedBitModel or LearnedBitSequential; in other models "
-                f"bits do not move. Received: model={self.model}"
-            )
-        # Where a budget came before this callback, it has let the bits move already.
-        budget = getattr(self.model, "bit_budget", None)
-        self._found_frozen = self.model.bits_are_frozen or getattr(budget, "found_frozen", False)
-        self.model.unfreeze_bits()
+        check_learns_bits(self.model, "FreezeBits")
+        self._plan = self.model.fit_plan
+        self._plan.unfreeze()
         self._begins = True
 
     def on_epoch_begin(self, epoch, logs=None):
         epochs = self.params["epochs"]
         start = self.start(epochs)
-        if epoch >= start and self._begins and epoch > 0 and self._found_frozen_by_now():
-            self._go_on_frozen()
+        if epoch >= start and self._begins and epoch > 0 and self._goes_on_frozen():
+            self._keep_or_allocate()
         elif epoch >= start and not self.model.bits_are_frozen:
-            self.model.freeze_bits(self._integers())
+            self.model.freeze_bits(self._plan.allocate())
         self._begins = False
         if self.quantization_reg is not None:
-            # Not the model's, which may be that of an interrupted training.
+            # The compiled weight: the model's own may be that of an interrupted training.
             first, last = self.model.bit_settings["quantization_reg"], self.quantization_reg
             passed = epoch + 1 - start if epoch >= start else 0.0
             share = min(1.0, passed / max(1.0, epochs - start))
@@ -88,7 +83,11 @@ class FreezeBits(keras.callbacks.Callback):
         self._is_last = epoch == epochs - 1
 
     def start(self, epochs):
-        """Epochs of so many that are to pass before the freeze, which the next one begins with."""
+        """Number of epochs before the freeze.
+
+        Args:
+            epochs: Number of all epochs.
+        """
         if not isinstance(self.at, float):
             return self.at
         return min(self.at * epochs, max(epochs - 1, 1))
@@ -98,13 +97,14 @@ class FreezeBits(keras.callbacks.Callback):
             self._estimate_statistics()
 
     def on_train_end(self, logs=None):
-        # Callbacks that restore weights restore the bits that went with them.
+        # Callbacks that restore weights restore the bits of the same epoch, too.
         is_due = isinstance(self.at, float) or self.model.stop_training
-        if self._begins and self._found_frozen_by_now():  # no epoch was left
-            self._go_on_frozen()
+        if self._begins and self._goes_on_frozen():  # there was no epoch left to train
+            self._keep_or_allocate()
         elif is_due and not (self.model.bits_are_frozen and self._has_integers()):
-            self.model.freeze_bits_untrained(self._integers())
-        # Weights may not be those of the last validation: averages, or those of the best epoch.
+            self.model.freeze_bits_untrained(self._plan.allocate())
+        # Keras may have replaced the weights since the last validation: by averages, or by those
+        # of the best epoch.
         self._estimate_statistics()
 
     def _estimate_statistics(self):
@@ -114,19 +114,15 @@ class FreezeBits(keras.callbacks.Callback):
     def _has_integers(self):
         return all(float(t.latent_bits()).is_integer() for t in self.model.quantized_tensors)
 
-    def _found_frozen_by_now(self):
-        """Whether this `fit` goes on with frozen bits, whenever they were brought back."""
-        return self._has_integers() and (self._found_frozen or self.model.bits_are_frozen)
+    def _goes_on_frozen(self):
+        """Whether this `fit` continues a training whose bits were frozen.
 
-    def _go_on_frozen(self):
+        They were so when it began, or `BackupAndRestore` has restored them so.
+        """
+        found_frozen = self._plan.found_frozen or self.model.bits_are_frozen
+        return self._has_integers() and found_frozen
+
+    def _keep_or_allocate(self):
         """Keeps the bits that weights have settled on, unless a budget does not permit them."""
-        budget = getattr(self.model, "bit_budget", None)
-        kept = budget is None or budget.keep()
-        self.model.freeze_bits(None if kept else budget.allocate())
-
-    def _integers(self):
-        """The widths to freeze at."""
-        budget = getattr(self.model, "bit_budget", None)
-        if budget is not None:
-            return budget.allocate()
-        return self.model.cheapest_integers()
+        kept = self._plan.permits_present_widths()
+        self.model.freeze_bits(None if kept else self._plan.allocate())

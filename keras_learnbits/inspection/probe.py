@@ -11,6 +11,7 @@ from keras_learnbits.estimators.adjacent_widths import allowed_moves
 from keras_learnbits.estimators.decisions import adjacent_gradients
 from keras_learnbits.layers.discovery import activations_among, unique_names
 from keras_learnbits.tables import aligned_table
+from keras_learnbits.training.fitting import check_learns_bits
 
 MOVES = {-1: "fewer", 0: "stay", 1: "more"}
 
@@ -134,11 +135,7 @@ class BitProber:
     """
 
     def __init__(self, model, layers=None, batch_size=256, estimators=None, training=True):
-        if not hasattr(model, "bit_step"):
-            raise TypeError(
-                "`probe_bits` needs a compiled LearnedBitModel or LearnedBitSequential. "
-                f"Received: model={model}"
-            )
+        check_learns_bits(model, "probe_bits")
         model.prepare_bits()
         tensors = model.trained_tensors
         names = unique_names(tensors)

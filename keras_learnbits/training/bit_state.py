@@ -13,7 +13,7 @@ class BitState(BitCompiling):
     """Prices, freezes and predicts losses of the bits. Goes before the Keras model class."""
 
     def steer_price(self, name, value):
-        """Sets a price for the time of this `fit`; it is released when that ends, however.
+        """Sets a price until this `fit` ends or raises.
 
         Args:
             name: `"bit_reg"` or `"quantization_reg"`.
@@ -22,22 +22,23 @@ class BitState(BitCompiling):
         self._bit_state().steer(name, value)
 
     def release_prices(self):
-        """Gives steered prices the values that they had before."""
+        """Restores the prices before `steer_price`."""
         self._bit_state().release()
 
     def freeze_bits(self, bits=None):
-        """Sets every bit-width to an integer and lets it stand still from now on.
+        """Sets every bit-width to an integer and freezes it.
 
         Args:
-            bits: An integer for each quantized kernel and then each activation; by default the
-                one in use.
+            bits: List of integers, one for each of `quantized_tensors`, or dictionary of
+                `QuantizedTensor` to integer; by default the bit-widths in use.
 
         Raises:
             ValueError: `bits` are not as many integers within the layers' bounds.
         """
         tensors = self.quantized_tensors
         if bits is None:
-            bits = [int(tensor.integer_bits()) for tensor in tensors]
+            bits = self._integer_widths()
+        bits = [bits.get(tensor) for tensor in tensors] if isinstance(bits, dict) else list(bits)
         bounds = [(tensor.layer.min_bits, tensor.layer.max_bits) for tensor in tensors]
         if len(bits) != len(bounds) or not all(
             width in range(low, high + 1) for width, (low, high) in zip(bits, bounds, strict=True)
@@ -45,24 +46,25 @@ class BitState(BitCompiling):
             raise ValueError(
                 "`bits` must be an integer within its layer's bounds for each quantized kernel "
                 "and then for each quantized activation. "
-                f"Received: bits={list(bits)}, bounds={bounds}"
+                f"Received: bits={bits}, bounds={bounds}"
             )
         for tensor, width in zip(tensors, bits, strict=True):
             tensor.bits.assign(width)
         if tensors and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)  # or a file would not keep the freeze
+            self.optimizer.build(self.trainable_variables)  # or files would not keep the freeze
         self.bits_frozen.assign(1.0)
 
     def freeze_bits_untrained(self, bits):
-        """`freeze_bits` as training ends; warns where widths fall, since no training follows."""
-        tensors = self.quantized_tensors
-        before = [int(tensor.integer_bits()) for tensor in tensors]
+        """`freeze_bits` at the end of training; warns about widths that fall, since no weight
+        will be trained at them.
+        """
+        before = self._integer_widths()
         self.freeze_bits(bits)
-        after = [int(tensor.integer_bits()) for tensor in tensors]
+        after = self._integer_widths()
         fallen = [
-            f"{name!r} from {old} to {new}"
-            for name, old, new in zip(unique_names(tensors), before, after, strict=True)
-            if new < old
+            f"{name!r} from {before[tensor]} to {after[tensor]}"
+            for tensor, name in zip(after, unique_names(list(after)), strict=True)
+            if after[tensor] < before[tensor]
         ]
         if fallen:
             warnings.warn(
@@ -72,17 +74,25 @@ class BitState(BitCompiling):
                 stacklevel=2,
             )
 
+    def unfreeze_bits(self):
+        """Lets the bit-widths move again."""
+        self.bits_frozen.assign(0.0)
+
+    def _integer_widths(self):
+        """Dictionary of `QuantizedTensor` to the bit-width in use, an integer."""
+        return {tensor: int(tensor.integer_bits()) for tensor in self.quantized_tensors}
+
     def predicted_losses(self):
-        """What each layer's bit-width is predicted to do to the loss, others as they are.
+        """Predicts the loss at each layer's bit-widths, with all other layers unchanged.
 
         Returns:
             The trained `QuantizedTensor`s, and a NumPy array of shape `(layers, 16)`: the loss at
-            1, 2, ... bits relative to the present one, price left out; `inf` beyond a layer's
+            1, 2, ... bits relative to the present one, without the price; `inf` beyond a layer's
             bounds.
 
         Raises:
-            ValueError: The estimator does not predict losses of whole bits, or the model is not
-                built.
+            ValueError: The estimator does not predict losses at integer bit-widths, or the model
+                is not built.
         """
         estimator = self._bit_state().bit_gradient
         if not estimator.predicts_losses:
@@ -91,13 +101,9 @@ class BitState(BitCompiling):
                 f"'difference'. Received: bit_gradient={type(estimator).__name__}"
             )
         self.prepare_bits()
-        trained = {id(tensor) for tensor in self.trained_tensors}
-        places = [i for i, tensor in enumerate(estimator.tensors) if id(tensor) in trained]
-        return [estimator.tensors[place] for place in places], estimator.loss_table()[places]
-
-    def unfreeze_bits(self):
-        """Lets the bit-widths move again."""
-        self.bits_frozen.assign(0.0)
+        trained = set(self.trained_tensors)
+        indices = [i for i, tensor in enumerate(estimator.tensors) if tensor in trained]
+        return [estimator.tensors[index] for index in indices], estimator.loss_table()[indices]
 
     def prepare_bits(self):
         """Creates the optimizer's state where training has not yet done so.
@@ -116,7 +122,7 @@ class BitState(BitCompiling):
 
     @property
     def losses_are_known(self):
-        """Whether every layer was looked at, so that `predicted_losses` holds no guess."""
+        """Whether every layer was probed, so that `predicted_losses` rests on measurements."""
         estimator = self._bit_state().bit_gradient
         return estimator.predicts_losses and estimator.has_probed_all()
 
@@ -124,18 +130,19 @@ class BitState(BitCompiling):
         """The integer next to each latent bit-width that has less predicted loss plus price.
 
         Returns:
-            A list of integers, one for each quantized kernel and then each activation; the
-            nearest ones if the estimator does not predict losses.
+            Dictionary of `QuantizedTensor` to integer; the nearest ones if the estimator does not
+            predict losses.
         """
-        tensors = self.quantized_tensors
-        integers = {id(tensor): int(tensor.integer_bits()) for tensor in tensors}
-        if self._bit_state().bit_gradient.predicts_losses:
-            moving, losses = self.predicted_losses()
-            penalties = self.bit_objective.penalty_table(tensors).numpy()
-            price = float(tf.convert_to_tensor(self.bit_reg.value))
-            for tensor, row in zip(moving, losses, strict=True):
-                totals = row + price * penalties[tensors.index(tensor)]
-                latent = float(tensor.latent_bits())
-                beside = {math.floor(latent), math.ceil(latent)}
-                integers[id(tensor)] = min(beside, key=lambda b: (totals[b - 1], b))
-        return list(integers.values())
+        integers = self._integer_widths()
+        if not self._bit_state().bit_gradient.predicts_losses:
+            return integers
+        tensors, losses = self.predicted_losses()
+        penalties = self.bit_objective.penalty_table(self.quantized_tensors).numpy()
+        penalty_of = dict(zip(self.quantized_tensors, penalties, strict=True))
+        price = float(tf.convert_to_tensor(self.bit_reg.value))
+        for tensor, row in zip(tensors, losses, strict=True):
+            totals = row + price * penalty_of[tensor]
+            latent = float(tensor.latent_bits())
+            adjacent = {math.floor(latent), math.ceil(latent)}
+            integers[tensor] = min(adjacent, key=lambda b: (totals[b - 1], b))
+        return integers

@@ -6,6 +6,7 @@ import keras
 
 from keras_learnbits.layers.compute_scope import bit_gradients
 from keras_learnbits.layers.rounding_scope import rounding_once
+from keras_learnbits.training.fit_plan import FitPlan
 from keras_learnbits.training.step import TrainingStep
 
 
@@ -17,16 +18,16 @@ class LearnedBitTraining(TrainingStep):
     (`TrainingStep`).
     """
 
-    _fits = False
+    fit_plan = None  # a `FitPlan` within `fit`
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`.
 
-        Where it raises, also by an interrupt, prices and freeze are those of before, since no
-        callback comes to put them back; weights and bits are as far as training had come.
+        If it raises or is interrupted, prices and the freeze are restored, because callbacks do
+        not get to do so; weights and bits are as far as training has come.
         """
-        self.bit_budget, self._fits = None, True
         frozen = self.compiled and self.bits_are_frozen
+        self.fit_plan = FitPlan(self)
         try:
             return super().fit(*args, **kwargs)
         except BaseException:
@@ -38,7 +39,7 @@ class LearnedBitTraining(TrainingStep):
             if self.compiled:
                 with self.distribute_strategy.scope():
                     self.release_prices()
-            self.bit_budget, self._fits = None, False
+            self.fit_plan = None
 
     def evaluate(
         self,
@@ -92,7 +93,7 @@ class LearnedBitTraining(TrainingStep):
     def _as_keras(self, logs, return_dict):
         """What Keras returns; as a dictionary with all parts of the loss."""
         if return_dict:
-            return logs if self._fits else {**logs, **self._parts_without_data()}
+            return logs if self.fit_plan else {**logs, **self._parts_without_data()}
         names = []
         for metric in self.metrics:
             result = metric.result()
@@ -107,3 +108,17 @@ class LearnedBitTraining(TrainingStep):
         with rounding_once(), bit_gradients(False):
             parts = self.loss_parts()
         return {name: float(keras.ops.convert_to_numpy(value)) for name, value in parts.items()}
+
+
+def check_learns_bits(model, name):
+    """Raises a TypeError unless the bits of a model move in training.
+
+    Args:
+        model: The model.
+        name: Name of what needs such a model.
+    """
+    if not isinstance(model, LearnedBitTraining):
+        raise TypeError(
+            f"`{name}` needs a LearnedBitModel or LearnedBitSequential, since bits do not "
+            f"move in other models. Received: model={model}"
+        )

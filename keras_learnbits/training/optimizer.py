@@ -66,7 +66,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         price.assign(value)
 
     def release(self):
-        """Gives the steered prices the values that they had before."""
+        """Restores the prices before `steer`."""
         for name, value in self._steered.items():
             getattr(self, name).assign(value)
         self._steered = {}

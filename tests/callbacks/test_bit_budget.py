@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_learnbits as klb
-from keras_learnbits.callbacks.targets import SIZES
+from keras_learnbits.callbacks.targets import SIZE_TARGETS
 
 # Trainings are short here: bits come to a budget at their end.
 pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths fell as training ended")
@@ -76,7 +76,8 @@ def test_an_allocation_is_the_best_of_all_within_the_budget(deep_model, data):
     for target in (1.5, 2.6, 4.4):
         budget = klb.BitBudget(target_bits=target)
         budget.set_model(model)
-        bits = budget.allocate()
+        widths = budget.allocate()
+        bits = [widths[kernel] for kernel in kernels]
         best = min(
             sum(losses[layer, b - 1] for layer, b in enumerate(widths))
             for widths in itertools.product(range(1, 9), repeat=4)
@@ -304,11 +305,11 @@ def test_every_target_that_names_a_size_permits_it(deep_model):
     model = deep_model()
     table = klb.bit_table(model)
     for size in range(table.packed_bytes // 4, table.packed_bytes, 3):
-        compression = SIZES["target_compression"]("target_compression", 1.0, 0.5)
-        compression.value = compression.as_target(model, size)
+        compression = SIZE_TARGETS["target_compression"](1.0)
+        compression.value = compression.describe(model, size)
         assert compression.limit(model) >= size
-        bits = SIZES["target_bits"]("target_bits", 1.0, 0.5)
-        bits.value = bits.as_target(model, size)
+        bits = SIZE_TARGETS["target_bits"](1.0)
+        bits.value = bits.describe(model, size)
         assert bits.limit(model) >= size
 
 

@@ -42,7 +42,7 @@ def test_after_a_fit_that_raises_prices_and_freeze_are_as_before(model, data, er
     with pytest.raises(type(error)):
         model.fit(*data, epochs=8, verbose=0, callbacks=callbacks)
     assert state(model) == before
-    assert model.bit_budget is None
+    assert model.fit_plan is None
     model.fit(*data, verbose=0)
     assert state(model) == before
 
