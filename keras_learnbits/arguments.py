@@ -36,13 +36,14 @@ def check_number(name, value, low=-np.inf, high=np.inf, *, below=np.inf, integer
     raise ValueError(f"`{name}` must be {rule.strip()}. Received: {name}={value!r}")
 
 
-def choose(name, choices, argument):
+def choose(name, choices, argument, custom=False):
     """Looks up what a user named.
 
     Args:
         name: The user's choice.
         choices: Dictionary of name to what it stands for.
         argument: Name of the user's argument, for the error.
+        custom: Whether a user may give a function instead of a name.
 
     Raises:
         ValueError: `choices` has no such name.
@@ -53,6 +54,7 @@ def choose(name, choices, argument):
     """
     if isinstance(name, str) and name in choices:
         return choices[name]
-    raise ValueError(
-        f"`{argument}` must be one of {sorted(choices)}. Received: {argument}={name!r}"
-    )
+    if custom and callable(name):
+        return name
+    rule = f"one of {sorted(choices)}" + (", or a function" if custom else "")
+    raise ValueError(f"`{argument}` must be {rule}. Received: {argument}={name!r}")

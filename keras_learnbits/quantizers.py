@@ -8,33 +8,31 @@ import functools
 import math
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.arguments import choose
-from keras_learnbits.numerics import grids, rounding
+from keras_learnbits.numerics import grids, rounding, scales
 from keras_learnbits.serialization import register
-
-SCALE_CANDIDATES = 40
-SQUARES_AT_ONCE = 2**22
 
 
 class Quantizer:
     """Base class: maps a kernel and a bit-width to a grid of `2**bits` levels.
 
-    A subclass defines `grid` and `log_step_slope`, and `scale_shape` if it has trained scales.
+    A subclass defines `grid`; and `scale_shape` if it has trained scales, which are then the
+    exponentials of `log_scale`. Register it with `keras.saving.register_keras_serializable`, and
+    return the arguments of its constructor from `get_config`. `docs/extending.md` has an example.
 
     Attributes:
-        fixed_range: Whether offset and highest code of its grids have no gradients but by the
-            bits. A subclass that trains them sets it to False.
-        fixed_step: Likewise for the step.
+        fixed_range: Whether offset and highest code of its grids depend on the bits alone, so that
+            they have no other gradients. False unless a subclass says so.
+        fixed_step: Whether the step does.
     """
 
     fixed_range = False
     fixed_step = False
 
     def scale_shape(self, kernel_shape, output_axes):
-        """Shape of the trained scales that broadcasts against the kernel; None without any.
+        """Shape of the trained scales, which broadcasts against the kernel's; None without any.
 
         Args:
             kernel_shape: Tuple of integers.
@@ -47,7 +45,8 @@ class Quantizer:
 
         Args:
             kernel: Float32 tensor.
-            bits: Float32 scalar, the latent bit-width; the nearest integer is in use.
+            bits: Float32 scalar, the latent bit-width; the nearest integer is in use
+                (`keras_learnbits.numerics.grids.max_code`).
             log_scale: Natural logarithm of the scales, or None.
 
         Returns:
@@ -60,8 +59,57 @@ class Quantizer:
         return self.grid(kernel, tf.stop_gradient(bits), log_scale)
 
     def log_step_slope(self, bits):
-        """Derivative of the logarithm of the step by the bits (about `-ln 2`)."""
-        raise NotImplementedError
+        """Derivative of the logarithm of the step with respect to the bits.
+
+        By default `-ln 2`, as where one bit more halves the step.
+        """
+        return tf.constant(-math.log(2.0))
+
+    def initial_log_scale(self, kernel, scale_shape):
+        """Logarithm of the scales that training starts with: the root mean square of the weights.
+
+        Args:
+            kernel: Tensor, the float kernel.
+            scale_shape: Result of `scale_shape` for it.
+
+        Returns:
+            Float32 tensor of shape `scale_shape`.
+        """
+        return scales.log_root_mean_square(kernel, scale_shape)
+
+    def fitted_log_scale(self, kernel, bits, scale_shape):
+        """Logarithm of the scales with the least squared error at a bit-width.
+
+        For weights that are trained already, whatever their distribution: each scale is searched
+        between half and twice the root mean square, or further where the range of the grid is to
+        reach the largest weight.
+
+        Args:
+            kernel: Tensor, the float kernel.
+            bits: Float32 scalar, the bit-width in bits.
+            scale_shape: Result of `scale_shape` for the kernel.
+
+        Returns:
+            Float32 tensor of shape `scale_shape`.
+        """
+        kernel = tf.cast(kernel, tf.float32)
+        start = self.initial_log_scale(kernel, scale_shape)
+        low, reach = scales.search_range(kernel, start, self._half_range(kernel, bits, start))
+        return self._searched(kernel, bits, start, low, reach)
+
+    def _half_range(self, kernel, bits, log_scale):
+        """Magnitude of the outermost level of the grid."""
+        step, offset, max_code = self.constant_grid(kernel, bits, log_scale)
+        return step * tf.maximum(tf.abs(offset), tf.abs(offset + max_code))
+
+    def _searched(self, kernel, bits, start, low, reach):
+        """Result of `scales.search` for the squared error of a kernel."""
+
+        def error_at(log_scale):
+            grid = self.constant_grid(kernel, bits, log_scale)
+            return rounding.squared_error(kernel, grid, start.shape)
+
+        return scales.search(error_at, start, low, reach)
 
     def quantize(self, kernel, bits, log_scale=None):
         """The kernel rounded to its grid, float32, with straight-through gradients."""
@@ -148,79 +196,16 @@ class LearnedScaleQuantizer(Quantizer):
         kept = {axis % rank for axis in output_axes} if self.per_channel else set()
         return tuple(size if axis in kept else 1 for axis, size in enumerate(kernel_shape))
 
-    def initial_log_scale(self, kernel, scale_shape):
-        """Logarithm of the root mean square of the weights behind each scale.
-
-        A channel of zeros takes that of the whole kernel, a kernel of zeros `1 / sqrt(fan_in)`,
-        so that it can be trained away from zero.
-
-        Args:
-            kernel: Tensor, the float kernel.
-            scale_shape: What `scale_shape` returned for it.
-
-        Returns:
-            Float32 tensor of shape `scale_shape`.
-        """
-        kernel = tf.convert_to_tensor(kernel)
-        fan_in = kernel.shape.num_elements() / math.prod(scale_shape)
-        mean_square = _sum_of_squares(kernel, scale_shape) / fan_in
-        overall = tf.reduce_mean(mean_square)
-        overall = tf.where(overall > 0, overall, 1.0 / fan_in)
-        mean_square = tf.where(mean_square > 0, mean_square, overall)
-        return tf.cast(0.5 * tf.math.log(mean_square), tf.float32)
-
-    def fitted_log_scale(self, kernel, bits, scale_shape):
-        """Logarithm of the scales with the least squared error at a bit-width.
-
-        For weights that are trained already, whatever their distribution: searched for each
-        scale by itself, between half and twice the root mean square, or further where the range
-        of the grid is to reach the largest weight.
-
-        Args:
-            kernel: Tensor, the float kernel.
-            bits: Float32 scalar, the bit-width in bits.
-            scale_shape: What `scale_shape` returned for the kernel.
-
-        Returns:
-            Float32 tensor of shape `scale_shape`.
-        """
-        kernel = tf.cast(kernel, tf.float32)
-        axes = _shared_axes(scale_shape)
-        start = self.initial_log_scale(kernel, scale_shape)
+    def _half_range(self, kernel, bits, log_scale):
         step, max_code = grids.gaussian_grid(bits)
-        half_range = 0.5 * max_code * step * tf.exp(start)
-        largest = tf.reduce_max(tf.abs(kernel), axes, keepdims=True)
-        unclipped = tf.math.log(tf.maximum(largest / half_range, grids.TINY))
-        low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
-        low = tf.where(largest > 0, low, 0.0)
-        search = self._best_log_scale
-        own_grid = type(self) is not LearnedScaleQuantizer
-        if tf.executing_eagerly() and not own_grid and not rounding.is_compiled(kernel):
-            search = _traced_search(kernel.shape.rank, axes)
-        return search(kernel, bits, start, start + low, high - low)
+        return 0.5 * max_code * step * tf.exp(log_scale)
 
-    def _best_log_scale(self, kernel, bits, start, low, reach):
-        """The candidate with the least squared error, `start` where all errors are boundless.
-
-        Args:
-            kernel: Float32 tensor.
-            bits: Float32 scalar, the bit-width in bits.
-            start: Float32 tensor of the shape of the scales.
-            low: Likewise, the lowest candidates.
-            reach: Likewise, how far the highest lie above.
-        """
-        shares = tf.constant(np.linspace(0, 1, SCALE_CANDIDATES, dtype="float32"))
-
-        def tried(place, best, least):
-            candidate = low + shares[place] * reach
-            grid = self.constant_grid(kernel, bits, candidate)
-            error = rounding.squared_error(kernel, grid, start.shape)
-            return place + 1, tf.where(error < least, candidate, best), tf.minimum(error, least)
-
-        # In graphs the loop is traced once, not once per candidate.
-        least = tf.fill(tf.shape(start), np.finfo(np.float32).max)
-        state = tf.constant(0), start, least
-        return tf.while_loop(lambda place, *_: place < SCALE_CANDIDATES, tried, state)[1]
+    def _searched(self, kernel, bits, start, low, reach):
+        shared = type(self) is LearnedScaleQuantizer and not rounding.is_compiled(kernel)
+        if tf.executing_eagerly() and shared:
+            search = _traced_search(kernel.shape.rank, scales.shared_axes(start.shape))
+            return search(kernel, bits, start, low, reach)
+        return super()._searched(kernel, bits, start, low, reach)
 
     def grid(self, kernel, bits, log_scale=None):
         return self._scaled(*grids.gaussian_grid(bits), log_scale)
@@ -244,7 +229,8 @@ class LearnedScaleQuantizer(Quantizer):
 def _traced_search(rank, axes):
     """A function that fits the scales of all small kernels with so many axes, whatever their sizes.
 
-    It is traced once, where the operations of each candidate would be run one by one.
+    It is traced once per process. Run eagerly, the operations of each candidate would be dispatched
+    one by one.
 
     Args:
         rank: Number of axes of the kernels.
@@ -253,22 +239,7 @@ def _traced_search(rank, axes):
     kernel = tf.TensorSpec([None] * rank)
     scales = tf.TensorSpec([1 if axis in axes else None for axis in range(rank)])
     signature = kernel, tf.TensorSpec([]), scales, scales, scales
-    return tf.function(LearnedScaleQuantizer()._best_log_scale, signature, autograph=False)
-
-
-def _shared_axes(scale_shape):
-    """Axes of a kernel along which weights share a scale, a tuple of integers."""
-    return tuple(axis for axis, size in enumerate(scale_shape) if size == 1)
-
-
-def _sum_of_squares(kernel, shape):
-    """In float64, summed to a shape; by rows, for a large kernel's squares take much memory."""
-    axes = _shared_axes(shape)
-    rows_at_once = max(1, SQUARES_AT_ONCE * kernel.shape[0] // kernel.shape.num_elements())
-    if 0 not in axes or rows_at_once >= kernel.shape[0]:
-        return tf.reduce_sum(tf.square(tf.cast(kernel, tf.float64)), axes, keepdims=True)
-    starts = range(0, kernel.shape[0], rows_at_once)
-    return tf.add_n([_sum_of_squares(kernel[i : i + rows_at_once], shape) for i in starts])
+    return tf.function(LearnedScaleQuantizer()._searched, signature, autograph=False)
 
 
 class ActivationQuantizer(LearnedScaleQuantizer):

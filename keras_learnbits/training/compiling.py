@@ -52,12 +52,13 @@ class BitCompiling(BitVariables):
             quantization_reg: Weight of the quantization error in the loss. A number >= 0, 1e-3 by
                 default.
             bit_penalty: `"bits"`, the mean bits per weight; or the published `"levels"`,
-                `sum 2**b`, the default with `"paper"`, or `"widths"`, `sum b`.
+                `sum 2**b`, the default with `"paper"`, or `"widths"`, `sum b`; or a function
+                like `keras_learnbits.training.penalties.mean_bits`.
             quantization_error: `"relative"`, `||q - W||^2 / ||W||^2` averaged over the weights,
-                or `"squared"`, the published `sum 1/2 ||q - W||^2`, which is the default with
-                `"paper"`.
-            bit_gradient: What the sign is taken of: `"measured"`, `"difference"`,
-                `"straight_through"` or `"paper"`, or an instance of
+                or `"squared"`, the published `sum 1/2 ||q - W||^2`, the default with `"paper"`;
+                or a function like `keras_learnbits.training.penalties.relative_error`.
+            bit_gradient: Estimator of the gradients whose sign moves the bits: `"measured"`,
+                `"difference"`, `"straight_through"` or `"paper"`, or an instance of
                 `keras_learnbits.bit_gradients.BitGradient`. With `"paper"` training takes the
                 task's loss at the float kernels.
             bit_optimizer: `keras.optimizers.Optimizer` for the bits; `SignSGD(0.01)` by default,
@@ -98,7 +99,14 @@ class BitCompiling(BitVariables):
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        return {**config, **self.bit_settings} if config else config
+        if not config:
+            return config
+        functions = {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in self.bit_settings.items()
+            if callable(value)
+        }
+        return {**config, **self.bit_settings, **functions}
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))

@@ -16,17 +16,19 @@ class BitObjective:
     kernels have a quantization error, too, while that of activations is seen by the task alone.
 
     Args:
-        bit_penalty: `"bits"`, `"levels"` or `"widths"`.
-        quantization_error: `"relative"` or `"squared"`.
+        bit_penalty: `"bits"`, `"levels"`, `"widths"`, or a function like
+            `keras_learnbits.training.penalties.mean_bits`.
+        quantization_error: `"relative"`, `"squared"`, or a function like
+            `keras_learnbits.training.penalties.relative_error`.
 
     Raises:
         ValueError: A name is unknown.
     """
 
     def __init__(self, bit_penalty, quantization_error):
-        self._penalty = choose(bit_penalty, penalties.BIT_PENALTIES, "bit_penalty")
+        self._penalty = choose(bit_penalty, penalties.BIT_PENALTIES, "bit_penalty", custom=True)
         self._error = choose(
-            quantization_error, penalties.QUANTIZATION_ERRORS, "quantization_error"
+            quantization_error, penalties.QUANTIZATION_ERRORS, "quantization_error", custom=True
         )
 
     def penalty(self, tensors):

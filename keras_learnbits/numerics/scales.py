@@ -1,0 +1,106 @@
+"""Scales of a grid: their start at the root mean square, and their search for the least error."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+# Number of scales that a search tries.
+CANDIDATES = 40
+# Number of squares, 8 bytes each, that are held at once.
+SQUARES_AT_ONCE = 2**22
+
+
+def log_root_mean_square(values, shape):
+    """Logarithm of the root mean square of the weights behind each scale.
+
+    A channel of zeros takes that of the whole kernel, a kernel of zeros `1 / sqrt(fan_in)`, so
+    that it can be trained away from zero.
+
+    Args:
+        values: Float tensor, the kernel.
+        shape: Shape of the scales, which broadcasts against the kernel's.
+
+    Returns:
+        Float32 tensor of that shape.
+
+    Examples:
+        >>> kernel = tf.constant([[3.0, 0.0], [3.0, 0.0]])
+        >>> print(tf.exp(log_root_mean_square(kernel, (1, 2))).numpy().round(3))
+        [[3.    2.121]]
+    """
+    values = tf.convert_to_tensor(values)
+    fan_in = values.shape.num_elements() / math.prod(shape)
+    mean_square = _sum_of_squares(values, shape) / fan_in
+    overall = tf.reduce_mean(mean_square)
+    overall = tf.where(overall > 0, overall, 1.0 / fan_in)
+    mean_square = tf.where(mean_square > 0, mean_square, overall)
+    return tf.cast(0.5 * tf.math.log(mean_square), tf.float32)
+
+
+def search_range(values, start, half_range):
+    """Where to search scales, as `search` takes it.
+
+    Between half and twice the start, or further where the grid is to reach the largest weight.
+
+    Args:
+        values: Float32 tensor, the kernel.
+        start: Float32 tensor, logarithms of the scales.
+        half_range: Magnitude of the outermost level at these scales.
+
+    Returns:
+        Logarithms of the lowest scales, and by how much those of the highest exceed them: two
+        tensors of the shape of `start`.
+    """
+    largest = tf.reduce_max(tf.abs(values), shared_axes(start.shape), keepdims=True)
+    unclipped = tf.math.log(tf.maximum(largest / half_range, 1e-30))
+    low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
+    low = tf.where(largest > 0, low, 0.0)
+    return start + low, high - low
+
+
+def search(error_at, start, low, reach):
+    """The scales with the least error among candidates between bounds.
+
+    Args:
+        error_at: Function of a tensor of logarithms of scales to the errors of each, of the same
+            shape.
+        start: Float32 tensor, the result where no error is finite.
+        low: Float32 tensor of the shape of `start`, the lowest candidates.
+        reach: Float32 tensor of the shape of `start`, by how much the highest exceed these.
+
+    Returns:
+        Float32 tensor of the shape of `start`.
+
+    Examples:
+        >>> def error_at(log_scale):
+        ...     return tf.square(log_scale - 1.0)
+        >>> search(error_at, tf.zeros(1), -tf.ones(1), tf.constant([3.9])).numpy().round(3).tolist()
+        [1.0]
+    """
+    shares = tf.constant(np.linspace(0, 1, CANDIDATES, dtype="float32"))
+
+    def tried(index, best, least):
+        candidate = low + shares[index] * reach
+        error = error_at(candidate)
+        return index + 1, tf.where(error < least, candidate, best), tf.minimum(error, least)
+
+    # TensorFlow traces the body of a loop once, and not once per candidate.
+    least = tf.fill(tf.shape(start), np.finfo(np.float32).max)
+    state = tf.constant(0), start, least
+    return tf.while_loop(lambda index, *_: index < CANDIDATES, tried, state)[1]
+
+
+def shared_axes(shape):
+    """Axes of a kernel along which weights share a scale, a tuple of integers."""
+    return tuple(axis for axis, size in enumerate(shape) if size == 1)
+
+
+def _sum_of_squares(values, shape):
+    """In float64, summed to a shape; by rows, because a large kernel's squares take much memory."""
+    axes = shared_axes(shape)
+    rows_at_once = max(1, SQUARES_AT_ONCE * values.shape[0] // values.shape.num_elements())
+    if 0 not in axes or rows_at_once >= values.shape[0]:
+        return tf.reduce_sum(tf.square(tf.cast(values, tf.float64)), axes, keepdims=True)
+    starts = range(0, values.shape[0], rows_at_once)
+    return tf.add_n([_sum_of_squares(values[i : i + rows_at_once], shape) for i in starts])
