@@ -159,7 +159,8 @@ class OwnsBits(TakesFloatWeights):
                 dtype="float32",
                 autocast=False,
             )
-            # Not an argument, which would settle for good where Keras files the variable.
+            # Not passed to `add_weight`: keras/src/layers/layer.py, `_track_variable`, decides by
+            # that argument for good in which list the layer keeps the variable.
             log_scale.trainable = kernel.trainable
         quantized_kernel = QuantizedKernel(self, name, kernel, bits, log_scale, quantizer)
         mark_variables(quantized_kernel, bits, log_scale)

@@ -50,7 +50,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
                 f"`LearnedBitWrapper` needs a layer to wrap. Received: layer={layer!r}"
             )
         set_hidden(self, "layer", layer)
-        # The layer inside casts its inputs, and its variables, as its own policy says.
+        # The inner layer casts its inputs and variables according to its own policy.
         super().__init__(name=name or layer.name, dtype="float32", autocast=False, **kwargs)
         self.layer = layer
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
@@ -60,7 +60,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         excluded = []
         for number, (chain, weight_name, weight) in enumerate(kernels_inside(self.layer)):
             name = "/".join([*(each.name for each in chain), weight_name])
-            if any(_means(item, number, name) for item in self.exclude):
+            if any(_matches(item, number, name) for item in self.exclude):
                 excluded.append(number)
             else:
                 self._quantize(name, chain[-1] if chain else self.layer, weight_name, weight)
@@ -84,11 +84,11 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         self.quantize_weight(name, kernel, weight.axes_of(layer), name.replace("/", ".") + "_")
 
     def __call__(self, *args, **kwargs):
-        if not self.quantized_kernels:  # Keras takes a restored layer for built
+        if not self.quantized_kernels:  # `built` is True for a layer that Keras has restored
             # Outside of the graph that a step may be traced in, as Keras builds its layers.
             with tf.init_scope():
                 if not is_built(self.layer):
-                    # Only the layer itself knows what to make of its arguments.
+                    # Only the layer itself knows how to build itself from its arguments.
                     self.layer(*keras.tree.map_structure(_symbolic, args),
                                **keras.tree.map_structure(_symbolic, kwargs))  # fmt: skip
                 self.build()
@@ -108,7 +108,8 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         with ReplacedValues(kernels, self._refuse_assignment) as scope:
             outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
-            # A tensor of its own: Keras tells losses apart by their tensors, not by their layers.
+            # A new tensor: keras/src/layers/layer.py collects losses by the `id` of their tensors,
+            # and would add a loss only once that several layers share.
             self.add_loss(tf.identity(loss))
         return outputs
 
@@ -161,8 +162,8 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         return cls(**{**config, "layer": layer})
 
 
-def _means(item, number, name):
-    """Whether an item of `exclude` means a kernel."""
+def _matches(item, number, name):
+    """Whether an item of `exclude` names a kernel, by pattern or by number."""
     return fnmatch.fnmatch(name, item) if isinstance(item, str) else item == number
 
 
@@ -185,7 +186,7 @@ def build_like(layer, build_config):
     if isinstance(layer, keras.Model) or not builds_when_called:
         if build_config and not is_built(layer):
             layer.build_from_config(build_config)
-        # Keras leaves it at that for models that are built by running them.
+        # Keras does not set `built` of models that are built by calling them.
         layer.built = layer.built or all(
             each.built for each in layers_inside(layer) if each is not layer
         )
