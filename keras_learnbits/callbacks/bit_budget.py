@@ -16,17 +16,17 @@ from keras_learnbits.training.fitting import check_learns_bits
 class BitBudget(keras.callbacks.Callback):
     """Steers the price of the bits so that a target is met, and meets it in the end.
 
-    While bits move, the target comes down gradually from the model's size at the start, and
-    `bit_reg` is set to the price at which the predicted losses ask for just that size: it is
-    solved for each time, so nothing winds up; `fit` ends at the compiled one. When `FreezeBits`
-    freezes the bits, or else at the end, integers are allocated exactly: the least predicted loss
-    within the target, never above it, and so full that no layer has room for one more bit.
+    While bits move, the target falls gradually from the model's size at the start, and `bit_reg` is
+    set to the price at which the predicted losses lead to that size. The price is solved for each
+    time, so no error accumulates; after `fit` it is the compiled one again. When `FreezeBits`
+    freezes the bits, or otherwise at the end, integers are allocated exactly: those with the least
+    predicted loss within the target, such that no layer could take one more bit.
 
     `val_loss` rises with the price: compare epochs by `EarlyStopping("val_task_loss", mode="min")`.
 
-    Sizes are those of the weights; the bits of activations follow the price. Give one target.
-    Each `fit` begins with bits that move. Where a callback restores weights at the end of
-    training, as `EarlyStopping` may, put the budget behind it: it restores the integers.
+    Sizes are those of the weights; the bits of activations follow the price. Each `fit` starts
+    with bits that move. If a callback restores weights at the end of training, as `EarlyStopping`
+    may, put the budget after it: the budget restores the integers.
 
     Args:
         target_bits: Mean bits per weight, over all quantized kernels.
@@ -34,26 +34,25 @@ class BitBudget(keras.callbacks.Callback):
             and float32 parameters.
         target_compression: Float32 bytes over packed bytes.
         target: Custom `keras_learnbits.callbacks.Target`, such as a subclass of `SizeTarget`.
-        max_accuracy_drop: How much lower than `float_accuracy` the accuracy on
-            `validation_data` may be when the bits freeze, e.g. 0.005. The size then is as small
-            as that allows.
-        float_accuracy: The metric of the float model on `validation_data`.
-        validation_data: Tuple `(x, y)` or dataset that `Model.evaluate` takes again and again.
-            Not the test set: these data decide.
+        max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
+            `float_accuracy` when the bits are frozen, e.g. 0.005. The model is then as small as
+            that permits.
+        float_accuracy: Metric of the float model on `validation_data`.
+        validation_data: Tuple `(x, y)` or dataset that `Model.evaluate` can read repeatedly. Not
+            the test set, because these data decide.
         metric: Name of the metric, higher is better.
-        by: Fraction of the epochs at which the target has come down, 0 <= by < 1. Before
-            `FreezeBits(at=...)`, so that bits and weights have time to settle. Not used with
+        by: Fraction of the epochs after which the target is reached, 0 <= by < 1. Make it less
+            than `FreezeBits(at=...)`, so that bits and weights have time to settle. Not used with
             `max_accuracy_drop`, which takes at each epoch what the accuracy then permits.
-        update_freq: Batches from one solution of the price to the next, at most an epoch;
-            likewise.
+        update_freq: Number of batches between two updates of the price, at most an epoch. Not
+            used with `max_accuracy_drop`.
 
     Raises:
-        ValueError: Not exactly one target is given; it is no positive number; it is smaller than
-            the model at its lowest bit-widths (on `fit`; the smallest feasible size is named);
-            a `fit` has two budgets, or the model weights that are no numbers; lower is better of
-            `metric`;
-            `max_accuracy_drop` comes without `float_accuracy` or `validation_data`; or the
-            model's `bit_gradient` does not predict losses, or no kernel of it is trainable.
+        ValueError: Not exactly one target is given; it is no positive number;
+            `max_accuracy_drop` comes without `float_accuracy` or `validation_data`. And in `fit`:
+            the target is below the size at the lowest bit-widths, which is named; there are two
+            budgets; a weight is not finite; a lower `metric` is better; the model's `bit_gradient`
+            does not predict losses; or no kernel is trainable.
 
     Examples:
         >>> model = keras_learnbits.LearnedBitSequential(
@@ -82,43 +81,25 @@ class BitBudget(keras.callbacks.Callback):
         update_freq=50,
     ):
         super().__init__()
-        targets = {
+        given = {
             "target_bits": target_bits,
             "target_bytes": target_bytes,
             "target_compression": target_compression,
             "target": target,
             "max_accuracy_drop": max_accuracy_drop,
         }
-        given = {name: value for name, value in targets.items() if value is not None}
-        least = 0 if max_accuracy_drop is not None else np.nextafter(0, 1)
-        if len(given) != 1 or not all(
-            isinstance(value, Target) if name == "target" else _is_at_least(least, value)
-            for name, value in given.items()
-        ):
-            raise ValueError(
-                f"`BitBudget` needs exactly one of {', '.join(targets)}: a positive number, or as "
-                "`target` an instance of `keras_learnbits.callbacks.Target`. "
-                f"Received: {given}"
-            )
-        if max_accuracy_drop is not None and (float_accuracy is None or validation_data is None):
-            raise ValueError(
-                "`max_accuracy_drop` needs `float_accuracy` and `validation_data`, which must not "
-                f"be the test set. Received: float_accuracy={float_accuracy}, "
-                f"validation_data={validation_data}"
-            )
-        if float_accuracy is not None:
-            check_number("float_accuracy", float_accuracy)
-        check_number("by", by, 0, below=1)
-        check_number("update_freq", update_freq, 1, integer=True)
+        _check_targets(given)
         if target is not None:
             self.target = target
-        elif max_accuracy_drop is None:
-            kind, value = next(iter(given.items()))
-            self.target = SIZE_TARGETS[kind](value)
-        else:
-            self.target = AccuracyTarget(
-                float_accuracy - max_accuracy_drop, validation_data, metric
+        elif max_accuracy_drop is not None:
+            self.target = _accuracy_target(
+                max_accuracy_drop, float_accuracy, validation_data, metric
             )
+        else:
+            kind, value = next((k, v) for k, v in given.items() if v is not None)
+            self.target = SIZE_TARGETS[kind](value)
+        check_number("by", by, 0, below=1)
+        check_number("update_freq", update_freq, 1, integer=True)
         self.by = by
         self.update_freq = update_freq
         self._begun = False
@@ -202,5 +183,34 @@ class BitBudget(keras.callbacks.Callback):
         return self._allocated
 
 
-def _is_at_least(least, value):
-    return isinstance(value, numbers.Real) and least <= value < np.inf
+def _check_targets(targets):
+    """Raises a ValueError unless exactly one target is given, of the right kind.
+
+    Args:
+        targets: Dictionary of arguments of `BitBudget` to their values.
+    """
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) == 1:
+        [(name, value)] = given.items()
+        if isinstance(value, Target) if name == "target" else _is_size(value, name):
+            return
+    raise ValueError(
+        f"`BitBudget` needs exactly one of {', '.join(targets)}: a positive number, or as "
+        f"`target` an instance of `keras_learnbits.callbacks.Target`. Received: {given}"
+    )
+
+
+def _is_size(value, name):
+    positive = 0 if name == "max_accuracy_drop" else np.nextafter(0, 1)
+    return isinstance(value, numbers.Real) and positive <= value < np.inf
+
+
+def _accuracy_target(max_accuracy_drop, float_accuracy, validation_data, metric):
+    if float_accuracy is None or validation_data is None:
+        raise ValueError(
+            "`max_accuracy_drop` needs `float_accuracy` and `validation_data`, which must not "
+            f"be the test set. Received: float_accuracy={float_accuracy}, "
+            f"validation_data={validation_data}"
+        )
+    check_number("float_accuracy", float_accuracy)
+    return AccuracyTarget(float_accuracy - max_accuracy_drop, validation_data, metric)
