@@ -15,9 +15,10 @@ import tensorflow as tf
 from keras_learnbits._version import __version__
 from keras_learnbits.conversion.to_keras import plain_copy
 from keras_learnbits.export._kernels import kernel_codes
-from keras_learnbits.export._weights import check_finite, free_name
+from keras_learnbits.export._weights import check_finite
 from keras_learnbits.layers.discovery import (
     activations_among,
+    free_name,
     quantized_kernels,
     quantized_tensors,
     unique_names,

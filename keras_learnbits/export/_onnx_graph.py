@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._function import METADATA
-from keras_learnbits.export._weights import free_name
+from keras_learnbits.layers.discovery import free_name
 
 # The highest that tf2onnx writes.
 CONVERTED_OPSET = 18

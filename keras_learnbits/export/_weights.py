@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 
-from keras_learnbits.layers.discovery import quantized_kernels
+from keras_learnbits.layers.discovery import free_name, quantized_kernels
 from keras_learnbits.layers.traversal import layers_inside
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
 from keras_learnbits.training.model import LearnedBitSubclassed
@@ -80,24 +80,6 @@ def weight_names(model):
         name = "/".join(filter(None, [paths[layer], own_name]))
         names[id(variable)] = free_name(name, taken)
     return names
-
-
-def free_name(name, taken):
-    """A name that is not taken, with a number behind it where it would be; takes it.
-
-    Args:
-        name: The name.
-        taken: Set of names, changed in place.
-
-    Examples:
-        >>> taken = set()
-        >>> [free_name(name, taken) for name in ("a", "b", "a")]
-        ['a', 'b', 'a_1']
-    """
-    numbered = (f"{name}_{number}" for number in itertools.count(1))
-    free = next(each for each in itertools.chain([name], numbered) if each not in taken)
-    taken.add(free)
-    return free
 
 
 def check_finite(model):

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits.layers.base import OwnsBits
+from keras_learnbits.layers.layer_copy import copy_layer, dtype_setting
 from keras_learnbits.layers.traversal import kernels_inside, layers_inside
 from keras_learnbits.serialization import register
 
@@ -88,7 +89,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         excluded = []
         for number, (chain, weight_name, weight) in enumerate(kernels_inside(self.layer)):
             name = "/".join([*(each.name for each in chain), weight_name])
-            if any(_means(item, number, name) for item in self.exclude):
+            if any(_matches(item, number, name) for item in self.exclude):
                 excluded.append(number)
             else:
                 self._quantize(name, chain[-1] if chain else self.layer, weight_name, weight)
@@ -162,11 +163,19 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
     def compute_output_spec(self, *args, **kwargs):
         return self.layer.compute_output_spec(*args, **kwargs)
 
+    def plain_twin(self, float32=False):
+        """A copy of the wrapped layer; it is not built.
+
+        Args:
+            float32: Whether it computes in float32 if the layer is of a mixed precision.
+        """
+        return copy_layer(self.layer, **dtype_setting(self.layer, float32))
+
     def get_build_config(self):
         return {"layer": self.layer.get_build_config()}
 
     def build_from_config(self, config):
-        if build_like(self.layer, config["layer"]):
+        if build_without_call(self.layer, config["layer"]):
             self.build()
 
     def get_config(self):
@@ -182,8 +191,8 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         return cls(**{**config, "layer": layer})
 
 
-def _means(item, number, name):
-    """Whether an item of `exclude` means a kernel."""
+def _matches(item, number, name):
+    """Whether an item of `exclude` is the number of a kernel or a pattern of its name."""
     return fnmatch.fnmatch(name, item) if isinstance(item, str) else item == number
 
 
@@ -192,15 +201,15 @@ def is_built(layer):
     return all(each.built for each in layers_inside(layer))
 
 
-def build_like(layer, build_config):
-    """Builds a layer and what it holds, as far as Keras knows how to before it is called.
+def build_without_call(layer, build_config):
+    """Builds a layer and the layers inside, as far as Keras can before the layer is called.
 
     Args:
         layer: `keras.layers.Layer`.
-        build_config: What `get_build_config` returned for a built one.
+        build_config: Dictionary, the `get_build_config` of a built layer of this kind; or None.
 
     Returns:
-        Whether all is built.
+        Whether all of them are built.
     """
     builds_when_called = type(layer).build is keras.layers.Layer.build
     if isinstance(layer, keras.Model) or not builds_when_called:
