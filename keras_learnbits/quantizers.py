@@ -27,11 +27,14 @@ class Quantizer:
     Attributes:
         fixed_range: Whether offset and highest code of its grids have no gradients but by the
             bits. A subclass that trains them sets it to False.
-        fixed_step: Likewise for the step.
+        fixed_step: Whether the step of its grids has no gradients except with respect to the bits.
+        is_mid_rise: Whether 0 lies half-way between two levels of all its grids. Files then need no
+            offsets.
     """
 
     fixed_range = False
     fixed_step = False
+    is_mid_rise = False
 
     def scale_shape(self, kernel_shape, output_axes):
         """Shape of the trained scales that broadcasts against the kernel; None without any.
@@ -141,6 +144,7 @@ class LearnedScaleQuantizer(Quantizer):
     """
 
     fixed_range = True
+    is_mid_rise = True
 
     def __init__(self, per_channel=True):
         self.per_channel = per_channel
@@ -288,6 +292,8 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         >>> print(quantizer.quantize(values, tf.constant(2.0), tf.constant(0.0)).numpy().round(3))
         [0.    0.498 0.996 1.494]
     """
+
+    is_mid_rise = False
 
     def __init__(self, signed):
         super().__init__(per_channel=False)

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from keras_learnbits._version import __version__
 from keras_learnbits.conversion.to_keras import plain_copy
-from keras_learnbits.export._kernels import kernel_codes
 from keras_learnbits.export._weights import check_finite
 from keras_learnbits.layers.discovery import (
     activations_among,
@@ -45,7 +44,7 @@ class ModelFunction:
         model: The model.
         plain: Its copy in plain Keras layers.
         specs: List of `tf.TensorSpec`, one for each input.
-        kernels: Dictionary of the names of the further arguments to `KernelCodes`.
+        kernels: Dictionary of the names of the further arguments to `StoredKernel`.
         predict: `tf.function` of the inputs and the kernels, float32 tensors, to the outputs; the
             names of its arguments are those of `specs` and `kernels`.
         inputs: Names of the inputs as users of the model know them: dictionary keys, or the names
@@ -72,7 +71,7 @@ class ModelFunction:
                     f"Received: {kernel.kernel.dtype!r} in {name!r}"
                 )
         self.kernels = {
-            f"learned_bits_kernel_{number}": kernel_codes(kernel, name)
+            f"learned_bits_kernel_{number}": kernel.stored(name)
             for number, (name, kernel) in enumerate(named)
         }
         self._variables = [copies[id(kernel.kernel)] for kernel in kernels]

@@ -131,12 +131,12 @@ def replace_kernels(graph, kernels, make):
 
     Args:
         graph: `onnx.GraphProto`, changed in place.
-        kernels: Dictionary of names of inputs to `KernelCodes`.
-        make: Function of a `KernelCodes`, and of the name of the tensor with its levels, to a
+        kernels: Dictionary of names of inputs to `StoredKernel`.
+        make: Function of a `StoredKernel`, and of the name of the tensor with its levels, to a
             dictionary of names to arrays, which become initializers, and a list of nodes.
 
     Returns:
-        Dictionary of the names of the tensors with levels to `KernelCodes`, moved.
+        Dictionary of the names of the tensors with levels to `StoredKernel`, moved.
     """
     moved = dict(_carry_out_moves(graph, name, kernel) for name, kernel in kernels.items())
     nodes, arrays = [], {}

@@ -138,7 +138,7 @@ class _Editor:
         """Puts integers and operators that decode them in the place of inputs.
 
         Args:
-            kernels: Dictionary of names of inputs to `KernelCodes`.
+            kernels: Dictionary of names of inputs to `StoredKernel`.
         """
         inputs = {self.graph.tensors[index].name.decode(): index for index in self.graph.inputs}
         moved = [self._carry_out_moves(inputs[name], kernel) for name, kernel in kernels.items()]

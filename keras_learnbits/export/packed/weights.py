@@ -97,25 +97,21 @@ def model_weights(model):
 
 
 def _packed_kernel(name, kernel):
-    codes, grid = kernel.encode()
-    codes, shape, bits = codes.numpy(), codes.shape, int(kernel.integer_bits())
-    # Steps and offsets of one shape, with as many axes as the kernel.
-    step, offset = np.broadcast_arrays(grid.step.numpy(), grid.offset.numpy())
-    step, offset = (each.reshape((1,) * (len(shape) - each.ndim) + each.shape)
-                    for each in (step, offset))  # fmt: skip
-    if not (np.isfinite([step, offset]).all() and codes.min() >= 0 and codes.max() < 2**bits):
+    stored = kernel.stored(name)
+    codes, step, offset = stored.codes, stored.step.ravel(), stored.offset.ravel()
+    in_range = codes.min() >= 0 and codes.max() <= stored.max_code
+    if not in_range or not np.isfinite([step, offset]).all():
         raise ValueError(
             f"Kernels that are packed must be finite. Received: {name!r} with weights that are not"
         )
-    mid_rise = (offset == -0.5 * (2**bits - 1)).all()
-    scales = [step.ravel()] if mid_rise else [step.ravel(), offset.ravel()]
+    scales = step if stored.is_mid_rise else np.concatenate([step, offset])
     return reader.PackedKernel(
         name,
-        tuple(shape),
-        bits,
-        "mid_rise" if mid_rise else "affine",
-        tuple(axis for axis, size in enumerate(step.shape) if size > 1),
-        {"codes": reader.pack_codes(codes, bits), "scales": np.concatenate(scales)},
+        codes.shape,
+        stored.bits,
+        "mid_rise" if stored.is_mid_rise else "affine",
+        tuple(axis for axis, size in enumerate(stored.step.shape) if size > 1),
+        {"codes": reader.pack_codes(codes, stored.bits), "scales": scales},
     )
 
 
