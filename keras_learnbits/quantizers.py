@@ -28,8 +28,8 @@ class Quantizer:
         fixed_range: Whether offset and highest code of its grids have no gradients but by the
             bits. A subclass that trains them sets it to False.
         fixed_step: Whether the step of its grids has no gradients except with respect to the bits.
-        is_mid_rise: Whether 0 lies half-way between two levels of all its grids. Files then need no
-            offsets.
+        is_mid_rise: Whether 0 lies half-way between two levels of all its grids, so that files need
+            no offsets. A subclass with other grids sets it to False.
     """
 
     fixed_range = False

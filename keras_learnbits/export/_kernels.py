@@ -4,7 +4,7 @@ import numpy as np
 
 
 def shared(array):
-    """An array cut to size 1 along the axes where it is constant.
+    """An array, cut to length 1 along each axis on which it is constant.
 
     Examples:
         >>> shared(np.array([[1, 2], [1, 2]])).tolist()
@@ -17,7 +17,7 @@ def shared(array):
 
 
 def narrowest(bits, widths):
-    """The least width of an integer type that holds codes of so many bits.
+    """The smallest width of an integer type that can hold codes of `bits` bits.
 
     Examples:
         >>> narrowest(3, widths=(2, 4, 8, 16))

@@ -50,7 +50,7 @@ class StoredKernel(NamedTuple):
     def is_mid_rise(self):
         """Whether 0 lies half-way between two levels, so that the bits alone give the offsets.
 
-        The numbers decide, whatever the quantizer says: a file must decode to these weights.
+        The numbers decide, not the quantizer, because a file must decode to these weights.
         """
         return bool(np.all(self.offset == -0.5 * self.max_code))
 
