@@ -26,10 +26,13 @@ class Quantizer:
         fixed_range: Whether offset and highest code of its grids depend on the bits alone, so that
             they have no other gradients. False unless a subclass says so.
         fixed_step: Whether the step does.
+        is_mid_rise: Whether 0 lies half-way between two levels of all its grids, so that files need
+            no offsets. False unless a subclass says so.
     """
 
     fixed_range = False
     fixed_step = False
+    is_mid_rise = False
 
     def scale_shape(self, kernel_shape, output_axes):
         """Shape of the trained scales, which broadcasts against the kernel's; None without any.
@@ -187,6 +190,7 @@ class LearnedScaleQuantizer(Quantizer):
     """
 
     fixed_range = True
+    is_mid_rise = True
 
     def __init__(self, per_channel=True):
         self.per_channel = per_channel
@@ -257,6 +261,8 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         >>> print(quantizer.quantize(values, tf.constant(2.0), tf.constant(0.0)).numpy().round(3))
         [0.    0.498 0.996 1.494]
     """
+
+    is_mid_rise = False
 
     def __init__(self, signed):
         super().__init__(per_channel=False)

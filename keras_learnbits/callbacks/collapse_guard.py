@@ -74,14 +74,14 @@ class CollapseGuard(keras.callbacks.Callback):
 
     def _diagnose(self, kernel):
         """Yields findings and what to say of them."""
-        codes, grid = kernel.encode()
-        codes = codes.numpy()
+        stored, latent = kernel.stored(), float(kernel.latent_bits())
+        codes, bits = stored.codes, stored.bits
         weights = keras.ops.convert_to_numpy(kernel.kernel.value).astype(np.float32)
-        bits, latent = int(kernel.integer_bits()), float(kernel.latent_bits())
         if weights.size > 1 and (codes == codes.flat[0]).all():
             yield "one level", f"rounds all its weights to one level of {2**bits}."
-        position = weights / grid.step - grid.offset
-        outside = float(np.mean((position < -0.5) | (position > grid.max_code + 0.5)))
+        with np.errstate(all="ignore"):  # weights may be infinite, and steps 0
+            position = weights / stored.step - stored.offset
+        outside = float(np.mean((position < -0.5) | (position > stored.max_code + 0.5)))
         if outside > self.max_saturation:
             yield "saturated", f"has {outside:.0%} of its weights beyond its grid at {bits} bits."
         norm = float(kernel.squared_norm())

@@ -1,4 +1,4 @@
-"""Which layers of a model to convert, and what is said about it."""
+"""Which layers of a model to convert, and the report about it."""
 
 import fnmatch
 import inspect
@@ -17,25 +17,30 @@ from keras_learnbits.training.fitting import LearnedBitTraining
 class Selection:
     """The layers of a model whose kernels are to be converted.
 
-    A layer is meant by what names it or a layer or model that holds it.
+    Selecting a layer or model selects all layers inside it.
 
     Args:
         model: A built Keras model.
         include: Pattern, layer, layer class, function, list of these, or None for all layers.
-        exclude: Likewise, None for no layer.
+        exclude: Pattern, layer, layer class, function, list of these, or None for no layer.
+
+    Attributes:
+        reasons: Dictionary of layer to the reason why it is not converted; None if it is.
+        names: Dictionary of layer to its path.
 
     Raises:
-        ValueError: A pattern or class meets no layer, nothing is left to convert, or a layer to
+        ValueError: A pattern or class matches no layer, nothing is left to convert, or a layer to
             convert has integer weights or LoRA.
     """
 
     def __init__(self, model, include, exclude):
         chains = layers_inside(model)
-        included = _meant(chains, include, "include") if include is not None else None
-        excluded = _meant(chains, exclude, "exclude") if exclude is not None else set()
-        # Why a layer is left as it is; None where it is converted.
+        included = None if include is None else _selected(chains, include, "include")
+        excluded = set() if exclude is None else _selected(chains, exclude, "exclude")
         self.reasons = {
-            layer: _reason(chain, included, excluded) for layer, chain in chains.items() if chain
+            layer: _reason_to_leave(chain, included, excluded)
+            for layer, chain in chains.items()
+            if chain
         }
         self.names = {layer: path_of(chain) for layer, chain in chains.items()}
         if None not in self.reasons.values():
@@ -52,20 +57,20 @@ class Selection:
         return layer in self.reasons and self.reasons[layer] is None
 
     def report(self, conversions, activations=(), sizes=None, notes=()):
-        """What becomes of each layer that has weights of its own.
+        """Says of each layer with own weights what it was converted to, or why it was not.
 
         Args:
-            conversions: Dictionary of layer to what it was converted to; others may be missing.
-            activations: Layers that were put in.
-            sizes: Numbers of the weights with learned bits, and of all weights.
-            notes: Strings: what else is to be known.
+            conversions: Dictionary of each converted layer to a string, its new class.
+            activations: List of the `LearnedBitActivation`s that were put in.
+            sizes: Number of the weights with learned bits, and of all weights; or None.
+            notes: Iterable of further strings.
 
         Returns:
             `ConversionReport`.
         """
         rows = []
         for layer, reason in self.reasons.items():
-            weights = sum(math.prod(v.shape) for v in _own(layer))
+            weights = sum(math.prod(v.shape) for v in _own_variables(layer))
             if weights:
                 conversion = f"left: {reason}" if reason else conversions.get(layer)
                 rows.append((self.names[layer], type(layer).__name__, weights, conversion))
@@ -77,11 +82,11 @@ class ConversionReport:
     """What was converted, what was not and why; prints as an aligned table.
 
     Attributes:
-        rows: Tuples of a layer's path, its class, the number of its own weights, and what it was
-            converted to or why it was left as it is.
+        rows: List of tuples: path of a layer, its class, the number of its own weights, and what it
+            was converted to or why it was left.
         learned_weights: Number of weights with learned bits; None before the conversion.
-        float_weights: Number of weights that stay float, biases among them.
-        notes: Strings: what the conversion left behind, or could not check.
+        float_weights: Number of weights that stay float, including biases.
+        notes: List of strings: what the conversion left behind, or could not check.
     """
 
     def __init__(self, rows, sizes=None, notes=()):
@@ -104,7 +109,7 @@ class ConversionReport:
     __repr__ = __str__
 
 
-# Methods of a model that a learned-bit model has of its own.
+# Methods that a learned-bit model replaces, so that those of a custom class are lost.
 REPLACED = (
     "train_step",
     "test_step",
@@ -118,7 +123,7 @@ REPLACED = (
 
 
 def left_behind(model):
-    """What a model's class has of its own that its conversion has not: strings for the report."""
+    """Notes for the report: which custom methods of a model its conversion does not have."""
     names = [
         name
         for name in REPLACED
@@ -132,8 +137,8 @@ def left_behind(model):
     return [f"left behind: {', '.join(names)} of class {type(model).__name__}"]
 
 
-def _meant(chains, items, argument):
-    """The layers that a user's patterns, classes and functions mean, with all inside them."""
+def _selected(chains, items, argument):
+    """The layers that a user's patterns, classes and functions select, with all layers inside."""
     matched = set()
     for item in items if isinstance(items, list | tuple | set) else [items]:
         matches = _matcher(item, argument)
@@ -148,7 +153,7 @@ def _meant(chains, items, argument):
 
 
 def _matcher(item, argument):
-    """Function of a layer and its chain to whether a user's item means it."""
+    """Function of a layer and its chain to whether a user's item selects it."""
     if isinstance(item, str):
         return lambda layer, chain: (
             fnmatch.fnmatch(layer.name, item) or fnmatch.fnmatch(path_of(chain), item)
@@ -165,15 +170,15 @@ def _matcher(item, argument):
     )
 
 
-def _reason(chain, included, excluded):
-    """Why a layer is left as it is; None if it is to be converted."""
+def _reason_to_leave(chain, included, excluded):
+    """Why a layer is not converted; None if it is."""
     layer = chain[-1]
     if any(isinstance(holder, OwnsBits) for holder in chain):
         return "learns its bits already"
     if not layer.built:
         return "not built"
     if not kernels_of(layer):
-        many = any(len(v.shape) > 1 for v in _own(layer) if v.trainable)
+        many = any(len(v.shape) > 1 for v in _own_variables(layer) if v.trainable)
         return "its kind has no learned-bit twin" if many else "no kernel"
     if any(isinstance(holder, keras.layers.SpectralNormalization) for holder in chain):
         return "SpectralNormalization changes its kernel in every step"
@@ -196,7 +201,7 @@ def _check_kernels(layer, name):
             )
 
 
-def _own(layer):
-    """Variables that belong to a layer and to none inside it."""
+def _own_variables(layer):
+    """Variables of a layer without those of the layers inside."""
     inside = {id(v) for other in layers_inside(layer) if other is not layer for v in other.weights}
     return [v for v in layer.weights if id(v) not in inside]

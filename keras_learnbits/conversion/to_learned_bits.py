@@ -1,21 +1,27 @@
 """`to_learned_bits`: converts a Keras model to one that learns its bit-widths."""
 
 import functools
-import itertools
 import math
 
 import keras
 
 from keras_learnbits.arguments import check_number
-from keras_learnbits.conversion.copying import Copier, build_like, from_config, is_graph
+from keras_learnbits.conversion.copying import (
+    build_copy,
+    copy_model,
+    copy_state,
+    inputs_like,
+    is_graph,
+)
 from keras_learnbits.conversion.selection import Selection, left_behind
 from keras_learnbits.conversion.verification import check_conversion
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import OwnsBits, check_bits
 from keras_learnbits.layers.checks import check_finite_weights
 from keras_learnbits.layers.compute_scope import keeping_scales
-from keras_learnbits.layers.discovery import quantized_kernels
+from keras_learnbits.layers.discovery import free_name, quantized_kernels
 from keras_learnbits.layers.float_weights import assign_all, float_weights
+from keras_learnbits.layers.layer_copy import copy_layer
 from keras_learnbits.layers.traversal import kernels_inside, layers_inside
 from keras_learnbits.layers.twins import TWINS
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
@@ -41,41 +47,39 @@ def to_learned_bits(
 ):
     """Converts a Keras model to one that learns how many bits its kernels need.
 
-    The new model has the weights of the old one, which is not touched, its layers' names,
-    dtype policies, regularizers and what is trainable; it is not compiled. Layers with a
+    The new model has the weights of the old one, its layers' names, dtype policies, regularizers
+    and `trainable` flags; it is not compiled. The old model does not change. Layers with a
     learned-bit twin become that twin, whose scales are fitted to the weights. Recurrent layers,
-    `MultiHeadAttention`, wrappers, and blocks and models of your own that hold such layers are
-    put into a `LearnedBitWrapper`, which quantizes the kernels inside. All else is copied.
-    Learned-bit layers are copied with their bits, so that a second call may convert other layers
+    `MultiHeadAttention`, wrappers, and custom blocks and models that hold such layers are put into
+    a `LearnedBitWrapper`, which quantizes the kernels inside. All other layers are copied.
+    Learned-bit layers are copied with their bits, so that a second call can convert other layers
     with other settings.
 
-    A layer is converted or not, wherever it is called: one that is shared is found under the
-    path at which it comes first.
+    A layer that is called several times is converted once, under the path of its first call.
 
     Args:
-        model: A built Keras model: Sequential, functional, or with a `call` of its own, which
-            then needs a `get_config` that its class can be made from; its own methods, as a
-            `train_step`, are left behind, and the report says which.
-        include: Which layers to convert; all by default. A pattern of names or paths
-            (`"block1/*"`), as `fnmatch` takes it, a layer, a layer class, a function of a
-            layer to whether it is meant, or a list of these.
-        exclude: Which not, likewise; before `include`.
-        x: An example, what the model is called with, on which the copy's predictions at its float
-            kernels are compared with the model's. By default random inputs of the model's shapes,
-            where it has some.
-        copy: Whether the new model is a copy. If False, layers that are not converted to a twin
-            are taken themselves, also those whose class has no `get_config`; the original shares
-            weights with the new model then, and must not be used any more. What is made in this
-            way can be trained, and its weights can be saved; Keras cannot save it whole where it
-            could not save the original.
+        model: A built Keras model: Sequential, functional, or with a custom `call`, in which case
+            its class must be able to make it from its `get_config`. Other custom methods, such as
+            `train_step`, are left behind; the report names them.
+        include: Layers to convert; all by default. A pattern of names or paths (`"block1/*"`) in
+            the syntax of `fnmatch`, a layer, a layer class, a function of a layer to whether it is
+            selected, or a list of these.
+        exclude: Layers to leave, in the same forms; it overrides `include`.
+        x: Example input of the model. The predictions of the copy, at its float kernels, are
+            compared with the model's on it. By default random inputs of the model's shapes, if
+            these are known.
+        copy: Whether the new model is a copy. If False, layers without a twin are used without
+            copying them, even if their class has no `get_config`. The original then shares weights
+            with the new model and must not be used any more. Such a model can be trained, and its
+            weights can be saved. Keras can save it whole only if it could save the original.
         bits: Bit-width to start at.
         min_bits: Lowest bit-width.
-        max_bits: Highest bit-width; 8 by default, or `bits` where that is more.
+        max_bits: Highest bit-width; by default 8, or `bits` if that is more.
         kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
-        activations: Whether to quantize what flows into each converted layer, too; or a
-            dictionary of settings of `LearnedBitActivation`, which is put before the layer. The
-            model's own inputs are not quantized where its graph reads them, but those of nested
-            models are. What flows inside a `LearnedBitWrapper` stays float.
+        activations: Whether to quantize the inputs of each converted layer, too; or a dictionary
+            of settings of `LearnedBitActivation`, which is put before the layer. The inputs of the
+            model itself stay float, but those of nested models are quantized. Activations inside a
+            `LearnedBitWrapper` stay float.
 
     Returns:
         `LearnedBitModel` or, for a Sequential model without `activations`,
@@ -84,10 +88,10 @@ def to_learned_bits(
 
     Raises:
         ValueError: The model is not built; there is nothing to convert; a pattern or class in
-            `include` or `exclude` meets no layer; a layer to convert has integer weights or
+            `include` or `exclude` matches no layer; a layer to convert has integer weights or
             LoRA; a layer is shared between models in a way that Keras cannot copy; `activations`
-            are asked for of a model with a `call` of its own; a weight is NaN or infinite; layers
-            share weights in a way that a copy loses; or the copy predicts something else.
+            are given for a model with a custom `call`; a weight is NaN or infinite; layers share
+            weights in a way that a copy loses; or the copy predicts something else.
 
     Examples:
         >>> model = keras.Sequential(
@@ -124,16 +128,31 @@ def to_learned_bits(
     check_bits(bits, min_bits, settings["max_bits"])
     if activations not in (False, None) and not is_graph(model):
         raise ValueError(
-            "`activations` are quantized in Sequential and functional models; in a `call` of your "
-            f"own use `LearnedBitActivation`. Received: model={model.name!r}"
+            "`activations` are quantized in Sequential and functional models; in a custom `call` "
+            f"use `LearnedBitActivation`. Received: model={model.name!r}"
         )
     make_activation = _make_activation(activations)
     check_finite_weights(model, "`to_learned_bits`")
     selection = Selection(model, include, exclude)
-    copier = _ToLearnedBits(selection, settings, make_activation, copies_layers=copy)
-    converted = copier.copy(model)
-    not_compared = check_conversion(model, converted, x) if copy else None
-    converted.conversion = copier.report(converted, [*left_behind(model), not_compared])
+    converter = _LayerConverter(selection, settings, reuse_layers=not copy)
+    inputs = inputs_like(model) if is_graph(model) else None
+    quantizer = _InputQuantizer(make_activation, converter.new_layers, inputs, selection.names)
+    converted, _ = copy_model(
+        model,
+        converter.replace_layer,
+        converter.replace_model,
+        _copy_weights,
+        call_layer=quantizer.call_layer if make_activation else None,
+        inputs=inputs,
+        classes=(LearnedBitModel, LearnedBitSequential),
+        reuse_layers=not copy,
+    )
+    notes = [*left_behind(model), check_conversion(model, converted, x) if copy else None]
+    learned = sum(kernel.size for kernel in quantized_kernels(converted))
+    total = sum(math.prod(weight.shape) for weight in float_weights(converted))
+    converted.conversion = selection.report(
+        converter.outcomes, quantizer.activations, (learned, total), filter(None, notes)
+    )
     return converted
 
 
@@ -151,116 +170,126 @@ def _make_activation(activations):
     return functools.partial(LearnedBitActivation, **settings)
 
 
-class _ToLearnedBits(Copier):
-    """Puts learned-bit layers in the place of those that a selection wants.
+class _LayerConverter:
+    """Makes learned-bit layers of those that a selection wants, and copies the others.
 
     Args:
         selection: `Selection`.
         settings: Dictionary of settings of the learned-bit layers.
-        make_activation: Function of a name to the layer to put before each, or None.
+        reuse_layers: Whether layers are taken without copying them.
+
+    Attributes:
+        outcomes: Dictionary of each wanted layer to a string, what it was converted to.
+        new_layers: Set of the learned-bit layers that were made.
     """
 
-    functional = LearnedBitModel
-    sequential = LearnedBitSequential
-
-    def __init__(self, selection, settings, make_activation, copies_layers):
-        super().__init__(copies_layers)
+    def __init__(self, selection, settings, reuse_layers):
         self.selection = selection
         self.settings = settings
+        self.reuse_layers = reuse_layers
+        self.outcomes = {}
+        self.new_layers = set()
+
+    def replace_layer(self, layer):
+        """The layer that takes the place of one of the original, for `copy_model`."""
+        wanted = [each for each in layers_inside(layer) if self.selection.wants(each)]
+        new = self._twin(layer) if wanted else None
+        if new is not None:
+            self.outcomes[layer] = type(new).__name__
+            self.new_layers.add(new)
+            return new
+        new = layer if self.reuse_layers else copy_layer(layer)
+        if not wanted:
+            return new
+        self.outcomes |= dict.fromkeys(wanted, f"in LearnedBitWrapper {layer.name!r}")
+        excluded = [
+            number
+            for number, (chain, _, _) in enumerate(kernels_inside(layer))
+            if (chain[-1] if chain else layer) not in wanted
+        ]
+        new = LearnedBitWrapper(new, exclude=excluded, **self.settings)
+        self.new_layers.add(new)
+        return new
+
+    def _twin(self, layer):
+        """The learned-bit twin of a Keras layer; None if there is none."""
+        if type(layer) not in TWINS:
+            return None
+        try:
+            return copy_layer(layer, TWINS[type(layer)], **self.settings)
+        except ValueError:
+            if self.reuse_layers:
+                return None  # its configuration has a function that cannot be copied: it is wrapped
+            raise
+
+    def replace_model(self, model):
+        """The copy of a model with a custom `call`, for `copy_model`."""
+        wrapper = self.replace_layer(model)
+        if wrapper.layer is not model:
+            build_copy(model, wrapper.layer)
+        wrapper.build()
+        # TensorFlow's outermost scopes must not begin with `_`; models in training open one each.
+        return LearnedBitSubclassed(wrapper, name=model.name.lstrip("_") or None)
+
+
+class _InputQuantizer:
+    """Puts a `LearnedBitActivation` before converted layers.
+
+    A tensor that several layers read is quantized once.
+
+    Args:
+        make_activation: Function of `name` and `dtype` to a `LearnedBitActivation`, or None.
+        converted: Set of the layers whose inputs are quantized; it may grow.
+        inputs: Structure of symbolic inputs of the model, which stay float.
+        layers: Layers of the model, whose names are taken.
+
+    Attributes:
+        activations: List of the layers that were put in.
+    """
+
+    def __init__(self, make_activation, converted, inputs, layers):
         self.make_activation = make_activation
-        self.conversions = {}
-        self.converted = set()
+        self.converted = converted
+        self.names = {layer.name for layer in layers}
         self.activations = []
-        self.names = {layer.name for layer in selection.names}
-        self.quantized = {}  # `id` of a tensor to itself and what takes its place
+        # `id` of a tensor to the tensor, kept so that its `id` stays its own, and its replacement.
+        self.replacements = {id(each): (each, each) for each in keras.tree.flatten(inputs)}
 
-    def rewires(self, model):
-        return self.make_activation is not None
-
-    def call(self, layer, *args, **kwargs):
-        if self.make_activation and layer in self.converted:
+    def call_layer(self, layer, *args, **kwargs):
+        """Calls a layer of the copy, for `copy_model`."""
+        if layer in self.converted:
             args, kwargs = keras.tree.map_structure(
                 lambda value: self._quantized(value, layer), (args, kwargs)
             )
         outputs = layer(*args, **kwargs)
         if isinstance(layer, LearnedBitActivation):
-            self.quantized[id(outputs)] = outputs, outputs
+            self.replacements[id(outputs)] = outputs, outputs  # it is quantized already
         return outputs
 
     def _quantized(self, value, layer):
-        """What a converted layer is called with in the place of a value."""
-        is_float = isinstance(value, keras.KerasTensor) and "float" in value.dtype
-        if not is_float or any(value is given for given in keras.tree.flatten(self.inputs)):
+        """What a converted layer is called with instead of a value."""
+        if not isinstance(value, keras.KerasTensor) or "float" not in value.dtype:
             return value
-        if id(value) not in self.quantized:
-            activation = self.make_activation(name=self._free_name(layer), dtype=value.dtype)
+        if id(value) not in self.replacements:
+            name = free_name(f"{layer.name}_input", self.names)
+            activation = self.make_activation(name=name, dtype=value.dtype)
             self.activations.append(activation)
-            self.quantized[id(value)] = value, activation(value)
-        return self.quantized[id(value)][1]
+            self.replacements[id(value)] = value, activation(value)
+        return self.replacements[id(value)][1]
 
-    def _free_name(self, layer):
-        name = base = f"{layer.name}_input"
-        for number in itertools.count(1):
-            if name not in self.names:
-                self.names.add(name)
-                return name
-            name = f"{base}_{number}"
 
-    def layer(self, layer):
-        wanted = [each for each in layers_inside(layer) if self.selection.wants(each)]
-        if not wanted:
-            return self.like(layer)
-        twin = self._twin(layer)
-        if twin is not None:
-            self.conversions[layer] = type(twin).__name__
-            self.converted.add(twin)
-            return twin
-        self.conversions |= dict.fromkeys(wanted, f"in LearnedBitWrapper {layer.name!r}")
-        unwanted = [
-            number
-            for number, (chain, _, _) in enumerate(kernels_inside(layer))
-            if (chain[-1] if chain else layer) not in wanted
-        ]
-        new = LearnedBitWrapper(self.like(layer), exclude=unwanted, **self.settings)
-        self.converted.add(new)
-        return new
-
-    def _twin(self, layer):
-        """A learned-bit layer in the place of one of Keras's; None where there is none."""
-        if type(layer) not in TWINS:
-            return None
-        try:
-            return from_config(TWINS[type(layer)], layer, self.settings)
-        except ValueError:
-            if self.copies_layers:
-                raise
-            return None  # it has a function that cannot be copied, and is wrapped as it is
-
-    def holder(self, model):
-        wrapper = self.layer(model)
-        if wrapper.layer is not model:
-            build_like(model, wrapper.layer)
-        wrapper.build()
-        # TensorFlow's outermost scopes, and so the names of models in training, begin otherwise.
-        return LearnedBitSubclassed(wrapper, name=model.name.lstrip("_") or None)
-
-    def fill(self, old, new):
-        if isinstance(new, LearnedBitSubclassed):
-            new = new.wrapper
-        if isinstance(new, OwnsBits) and not isinstance(old, OwnsBits):
-            if isinstance(new, LearnedBitWrapper):
-                self.copy_state(old, new.layer)
-            else:
-                with keeping_scales():
-                    assign_all(float_weights(new), old.weights)
-            for kernel in new.quantized_kernels.values():
-                kernel.fit_scale()
-        elif not is_graph(old):
-            self.copy_state(old, new)
-
-    def report(self, converted, notes):
-        kernels = quantized_kernels(converted)
-        learned = sum(kernel.size for kernel in kernels)
-        total = sum(math.prod(v.shape) for v in float_weights(converted))
-        notes = [note for note in notes if note]
-        return self.selection.report(self.conversions, self.activations, (learned, total), notes)
+def _copy_weights(layer, copy):
+    """Copies weights, and fits the scales of converted layers to them, for `copy_model`."""
+    if isinstance(copy, LearnedBitSubclassed) and not isinstance(layer, LearnedBitSubclassed):
+        copy = copy.wrapper
+    if isinstance(layer, OwnsBits) or not isinstance(copy, OwnsBits):
+        return copy_state(layer, copy)
+    copies = {}
+    if isinstance(copy, LearnedBitWrapper):
+        copies = copy_state(layer, copy.layer)
+    else:
+        with keeping_scales():
+            assign_all(float_weights(copy), layer.weights)
+    for kernel in copy.quantized_kernels.values():
+        kernel.fit_scale()
+    return copies

@@ -1,4 +1,4 @@
-"""Does a converted model predict what the original does? Both are run on an example."""
+"""Compares the predictions of a converted model with those of the original."""
 
 import keras
 import numpy as np
@@ -6,9 +6,9 @@ import numpy as np
 from keras_learnbits.layers.compute_scope import computing_with_float_kernels
 from keras_learnbits.layers.traversal import layers_inside
 
-# Largest difference, as a share of the largest output, of sums in another order.
+# Largest relative difference that comes from summing in another order.
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
-# Examples of a batch, and sizes tried in turn for other dimensions that are not fixed.
+# Batch size, and the sizes that are tried in turn for other open dimensions.
 BATCH, SIZES = 2, (8, 32, 64)
 
 
@@ -18,13 +18,13 @@ def check_conversion(model, converted, x=None):
     Args:
         model: The original.
         converted: Its conversion.
-        x: What to call them with; by default random inputs of the model's shapes.
+        x: Input of both; by default random inputs of the model's shapes.
 
     Returns:
         None, or a string that says why they could not be compared.
 
     Raises:
-        ValueError: They predict something else; or the original cannot be called with `x`.
+        ValueError: Their predictions differ; or the original cannot be called with `x`.
     """
     examples = list(_random_examples(model)) if x is None else [x]
     example, outputs = _first_that_runs(model, examples, given=x is not None)
@@ -37,12 +37,12 @@ def check_conversion(model, converted, x=None):
     tolerance = max([1e-3, *(TOLERANCE.get(dtype, 0) for dtype in dtypes)])
     if difference > tolerance:
         raise ValueError(
-            "The copy predicts something else than the model, as where a layer keeps state in a "
-            "`tf.Variable` or an array, which Keras does not copy, or where `get_config` leaves an "
-            "argument of `__init__` out. Keep state in `add_weight`, have `get_config` return all "
-            "that the layer is made from, or take the layers as they are, with "
-            f"`copy=False`. Received: model={model.name!r}, with outputs that differ by "
-            f"{difference:.2g} times the largest"
+            "The copy predicts something else than the model. Either a layer keeps state in a "
+            "`tf.Variable` or an array, which Keras does not copy: create it with `add_weight`. Or "
+            "a `get_config` leaves out an argument of `__init__`: have it return all of them. Or "
+            "use `copy=False`, which takes layers without copying them. "
+            f"Received: model={model.name!r}, with outputs that differ by {difference:.2g} times "
+            "the largest"
         )
     return None
 
@@ -52,7 +52,7 @@ def _first_that_runs(model, examples, given):
     for example in examples:
         try:
             return example, _float_outputs(model, example)
-        except Exception as error:  # whatever a layer raises on inputs that do not suit it
+        except Exception as error:  # custom layers may raise anything
             if given:
                 raise ValueError(
                     f"`x` must be what the model can be called with. Received: {error}"
@@ -61,7 +61,7 @@ def _first_that_runs(model, examples, given):
 
 
 def _random_examples(model):
-    """Yields structures of random inputs: numbers of both signs first, then 0 and 1."""
+    """Yields structures of random inputs: normal numbers, then zeros and ones, of each size."""
     specs = _inputs_of(model)
     shapes = keras.tree.flatten(specs)
     if not shapes or any(each.dtype == "string" or each.sparse for each in shapes):
@@ -81,7 +81,7 @@ def _random_examples(model):
 
 
 def _inputs_of(model):
-    """Structure of `keras.KerasTensor`s that a built model is called with; empty if not known."""
+    """Structure of `keras.KerasTensor`s like the inputs of a built model; empty if not known."""
     if isinstance(model, keras.Sequential):
         return model.inputs[0]
     if getattr(model, "inputs", None):
@@ -100,7 +100,7 @@ def _inputs_of(model):
 
 
 def _float_outputs(model, example):
-    """Outputs with all kernels float; neither statistics nor seeds change."""
+    """Outputs with float kernels, a list of arrays; statistics and seeds do not change."""
     with computing_with_float_kernels(), keras.StatelessScope(initialize_variables=False):
         outputs = model(example, training=False)
     return [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]

@@ -1,4 +1,4 @@
-"""`warm_start`: begin at the weights of a trained float model."""
+"""`warm_start`: starts at the weights of a trained float model."""
 
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels
@@ -9,15 +9,15 @@ from keras_learnbits.layers.traversal import finalize_inside
 def warm_start(model, float_model):
     """Gives a learned-bit model the weights of a float one, and fits its scales to them.
 
-    Layers are matched by name; bit-widths stay as they are.
+    Layers are matched by name; bit-widths do not change.
 
     Args:
         model: A built Keras model with learned-bit layers.
-        float_model: A built Keras model of the same layers, quantized or not.
+        float_model: A built Keras model with the same layers, quantized or not.
 
     Raises:
-        ValueError: A layer with weights is in one model only, or weights differ in shape. Nothing
-            is changed then.
+        ValueError: A layer with weights is in one model only, or weights differ in shape. The model
+            does not change then.
 
     Examples:
         >>> plain = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, name="head")])
@@ -51,6 +51,6 @@ def warm_start(model, float_model):
 
 
 def _weights_by_layer(model):
-    """Names of layers with weights to their weights, without bits and scales."""
+    """Dictionary of the name of each layer with weights to its weights, without bits and scales."""
     weights = {layer.name: float_weights(layer) for layer in model.layers}
     return {name: variables for name, variables in weights.items() if variables}

@@ -1,9 +1,9 @@
-"""What the exporters share: a model as a function of its inputs and its quantized kernels.
+"""A model as a function of its inputs and its quantized kernels, for all exporters.
 
 Converters fold constants: a batch norm into the kernel before it, a transposition into the
-kernel itself. Integers would be lost, or would have to be found again. So a model is converted
-with its quantized kernels among its *inputs*, where no converter can touch them; then an exporter
-puts integers, and what decodes them, in the place of each such input.
+kernel itself. Integers would be lost in this way. So a model is converted
+with its quantized kernels among its *inputs*, which no converter can fold. Then an exporter
+replaces each such input by integers and the operators that decode them.
 """
 
 import json
@@ -14,10 +14,10 @@ import tensorflow as tf
 
 from keras_learnbits._version import __version__
 from keras_learnbits.conversion.to_keras import plain_copy
-from keras_learnbits.export._kernels import kernel_codes
-from keras_learnbits.export._weights import check_finite, free_name
+from keras_learnbits.export._weights import check_finite
 from keras_learnbits.layers.discovery import (
     activations_among,
+    free_name,
     quantized_kernels,
     quantized_tensors,
     unique_names,
@@ -34,27 +34,26 @@ class ModelFunction:
     """A model's predictions as a function of its inputs and its quantized kernels.
 
     Args:
-        model: A built Keras model with learned-bit layers and float32 kernels. Where it computes
-            in a mixed precision, the function computes in float32.
-        input_signature: Structure of `tf.TensorSpec`, the argument that the model is called
-            with; by default that of the model's symbolic inputs, or one of the shapes that a
-            model with a `call` of its own was built for.
+        model: A built Keras model with learned-bit layers and float32 kernels. If it computes in a
+            mixed precision, the function computes in float32.
+        input_signature: Structure of `tf.TensorSpec` like the argument of the model; by default
+            like its symbolic inputs, or float32 of the shapes that a model with a custom `call`
+            was built for.
 
     Attributes:
-        model: The model.
+        model: Model that was given.
         plain: Its copy in plain Keras layers.
         specs: List of `tf.TensorSpec`, one for each input.
-        kernels: Dictionary of the names of the further arguments to `KernelCodes`.
+        kernels: Dictionary of the names of the further arguments to `StoredKernel`.
         predict: `tf.function` of the inputs and the kernels, float32 tensors, to the outputs; the
             names of its arguments are those of `specs` and `kernels`.
-        inputs: Names of the inputs as users of the model know them: dictionary keys, or the names
-            of the model's `Input`s.
-        outputs: Names of the outputs: dictionary keys, or the names of the layers they come from.
+        inputs: List of names of the inputs: dictionary keys, or the names of the model's `Input`s.
+        outputs: List of names of the outputs: dictionary keys, or names of the last layers.
 
     Raises:
         ValueError: The model has no learned-bit layer or cannot be converted to plain Keras
-            layers; a weight is not finite; a kernel is not of float32; the shape of the inputs is
-            not known and there is no `input_signature`.
+            layers; a weight is not finite; a kernel is not float32; the shape of the inputs is
+            unknown and there is no `input_signature`.
     """
 
     def __init__(self, model, input_signature=None):
@@ -71,7 +70,7 @@ class ModelFunction:
                     f"Received: {kernel.kernel.dtype!r} in {name!r}"
                 )
         self.kernels = {
-            f"learned_bits_kernel_{number}": kernel_codes(kernel, name)
+            f"learned_bits_kernel_{number}": kernel.stored(name)
             for number, (name, kernel) in enumerate(named)
         }
         self._variables = [copies[id(kernel.kernel)] for kernel in kernels]
@@ -80,7 +79,7 @@ class ModelFunction:
         self._signature = input_signature
         given = keras.tree.flatten(self._signature)
         self.inputs = _names(self._signature, [spec.name for spec in given], "input")
-        # Exporters give the inputs these names last: names in TensorFlow's graphs take no spaces.
+        # Names in TensorFlow's graphs must not have spaces, so exporters set the real names last.
         self.specs = [
             tf.TensorSpec(spec.shape, spec.dtype, f"learned_bits_input_{number}")
             for number, spec in enumerate(given)
@@ -89,7 +88,7 @@ class ModelFunction:
             tf.TensorSpec(kernel.codes.shape, name=name) for name, kernel in self.kernels.items()
         ]
         self.predict = tf.function(self._predict, input_signature=arguments)
-        self.predict.get_concrete_function()  # notes the structure of the outputs
+        self.predict.get_concrete_function()  # the trace sets `self._structure`
         self.outputs = _names(self._structure, _output_names(model), "output")
 
     def _predict(self, *tensors):
@@ -101,10 +100,10 @@ class ModelFunction:
         return keras.tree.flatten(outputs)
 
     def predictions(self, inputs):
-        """What a file must predict.
+        """The predictions that a file must make.
 
-        These are the model's own predictions, or those of its float32 copy if the model computes
-        in a mixed precision.
+        They are the model's, or those of its float32 copy if the model computes in a mixed
+        precision.
 
         Args:
             inputs: List of arrays, one for each input.
@@ -129,22 +128,22 @@ class ModelFunction:
         """The layer that a node of TensorFlow's graph comes from, for errors.
 
         Args:
-            node: Name of the node: the scopes of the layers that it lies in, e.g.
+            node: Name of the node, which begins with the scopes of its layers, e.g.
                 `"functional_1/block_1/dense_1/Erfc"`.
 
         Returns:
-            Name of the innermost layer; that of the node if it lies in none.
+            Name of the innermost layer; that of the node if no layer is found.
         """
         layers = {layer.name for layer in layers_inside(self.plain) if layer is not self.plain}
         for scope in reversed(node.split("/")):
-            # A call opens the scope of its layer twice, so that TensorFlow adds a number to it.
+            # TensorFlow numbers the scope of a layer, since a call opens it twice.
             for name in (re.sub(r"_\d+$", "", scope), scope):
                 if name in layers:
                     return name
         return node
 
     def metadata(self):
-        """What a file says of itself: JSON of the library, its version, and the bits."""
+        """JSON for the metadata of a file: library, version, and the bits of each layer."""
         tensors = activations_among(quantized_tensors(self.model))
         widths = [int(tensor.integer_bits()) for tensor in tensors]
         entries = {
@@ -157,12 +156,12 @@ class ModelFunction:
 
 
 def predictions_of(model, signature, inputs):
-    """What a model predicts, with the states of stateful layers at zero; nothing in it changes.
+    """Predictions of a model with its recurrent states at zero; the model does not change.
 
     Args:
         model: A built Keras model.
-        signature: Structure that the model is called with.
-        inputs: List of arrays, one for each of the signature.
+        signature: Structure of the model's argument.
+        inputs: List of arrays, one for each leaf of the signature.
 
     Returns:
         List of arrays, one for each output.
@@ -182,7 +181,7 @@ def input_signature_of(model):
         model: A built Keras model.
 
     Raises:
-        ValueError: It is not known.
+        ValueError: The shapes are unknown.
     """
     if hasattr(model, "inputs"):
         # A Sequential that was built and not yet called has no `input`.
@@ -191,15 +190,15 @@ def input_signature_of(model):
     shapes = (model.get_build_config() or {}).get("input_shape")
     if shapes is None:
         raise ValueError(
-            "A model with a `call` of its own needs an `input_signature`, a structure of "
-            "`tf.TensorSpec` that it can be called with, if its `get_build_config` does not have "
-            f"the shape of a single argument. Received: model={model.name!r}"
+            "A model with a custom `call` needs an `input_signature`, a structure of "
+            "`tf.TensorSpec` like its argument, unless its `get_build_config` has the shape of a "
+            f"single argument. Received: model={model.name!r}"
         )
     return _specs_of(shapes)
 
 
 def _specs_of(shapes):
-    """Specs of float32 tensors of a structure of shapes, with any number of examples."""
+    """Structure of float32 `tf.TensorSpec`s for a structure of shapes; batch sizes are open."""
     if isinstance(shapes, dict):
         return {key: _specs_of(each) for key, each in shapes.items()}
     if all(size is None or isinstance(size, int) for size in shapes):
@@ -208,19 +207,19 @@ def _specs_of(shapes):
 
 
 def _output_names(model):
-    """Names of the layers that a model's outputs come from, in order; none if it has no graph."""
+    """Names of the layers that return a model's outputs, in order; none if it has no graph."""
     if isinstance(model, keras.Sequential):
         return [model.layers[-1].name]
     return getattr(model, "output_names", [])
 
 
 def _names(structure, known, otherwise):
-    """Different names for what is in a structure, in order.
+    """Unique names for the leaves of a structure, in order.
 
     Args:
         structure: Nested dictionaries, lists and tuples.
-        known: As many names, which take the place of keys where there are none, or None.
-        otherwise: Name where neither is known; numbered if there are several.
+        known: List of names for leaves without a key. It is ignored if its length is wrong.
+        otherwise: Name of leaves that have neither; numbered if there are several leaves.
     """
     paths = [path for path, _ in keras.tree.flatten_with_path(structure)]
     names, taken = [], set()

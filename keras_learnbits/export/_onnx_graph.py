@@ -1,13 +1,13 @@
-"""What the exporters to ONNX and QONNX share: a float graph, and its kernels replaced."""
+"""Float ONNX graphs, and the replacement of their kernels; for ONNX and QONNX."""
 
 import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._function import METADATA
-from keras_learnbits.export._weights import free_name
+from keras_learnbits.layers.discovery import free_name
 
-# The highest that tf2onnx writes.
+# The highest opset that tf2onnx writes.
 CONVERTED_OPSET = 18
 
 
@@ -37,8 +37,8 @@ def float_model(function):
     if unknown:
         missing = [f"{node.op_type} in {function.layer_of(node.name)!r}" for node in unknown]
         raise ValueError(
-            "tf2onnx must find an ONNX operator for all that a model does; it finds none for "
-            "grouped convolutions, for one. Do without it, or export to LiteRT. "
+            "tf2onnx must find an ONNX operator for every operation of a model; it has none for "
+            "grouped convolutions, for example. Avoid the operation, or export to LiteRT. "
             f"Received: model={function.model.name!r}, with {', '.join(dict.fromkeys(missing))}"
         )
     _make_initializers(proto.graph, _captured(concrete))
@@ -48,7 +48,7 @@ def float_model(function):
 
 
 def in_onnxruntime(model, inputs):
-    """What an ONNX model predicts in onnxruntime.
+    """Loads an ONNX model in onnxruntime.
 
     Args:
         model: Path of a file, or its bytes.
@@ -59,16 +59,16 @@ def in_onnxruntime(model, inputs):
     """
     onnxruntime = import_extra("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; what is worth a warning shows in the predictions
+    options.log_severity_level = 3  # errors only, because predictions are compared anyway
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda arrays: session.run(None, dict(zip(inputs, arrays, strict=True)))
 
 
 def _convert_erfc(graph, node, name, arguments):
-    """`Erfc`, of which Keras's exact GELU consists and which ONNX lacks, as `1 - Erf`.
+    """Writes `Erfc` as `1 - Erf`.
 
-    tf2onnx 1.17 has a handler for `Erf` only. It calls this one as it calls all
-    `custom_op_handlers`: https://github.com/onnx/tensorflow-onnx
+    Keras's exact GELU uses `Erfc`, which ONNX does not have, and tf2onnx 1.17 converts `Erf` only.
+    This is one of its `custom_op_handlers`: https://github.com/onnx/tensorflow-onnx
     """
     one = graph.make_const(f"{name}/one", np.ones((), "float32"))
     erf = graph.make_node("Erf", node.input, name=f"{name}/erf")
@@ -81,7 +81,7 @@ def _name_inputs_and_outputs(graph, function):
     names = dict(zip((spec.name for spec in function.specs), function.inputs, strict=True))
     taken = set(names.values())
     for each, name in zip(graph.output, function.outputs, strict=True):
-        # A tensor has one name: an output must not be called as an input is.
+        # Tensors need different names, also an input and an output that users gave one name.
         names[each.name] = free_name(f"{name}_output" if name in taken else name, taken)
     _rename(graph, names)
     for each in [*graph.input, *graph.output]:
@@ -91,7 +91,7 @@ def _name_inputs_and_outputs(graph, function):
 
 
 def _rename(graph, names):
-    """Renames tensors, also in the graphs that nodes hold; others of these names make way."""
+    """Renames tensors, also in graphs inside nodes; other tensors with the new names, too."""
     used = {name for node in all_nodes(graph) for name in [*node.input, *node.output]}
     used |= {each.name for each in graph.initializer}
     for name in used & set(names.values()) - names.keys():
@@ -110,7 +110,7 @@ def _rename(graph, names):
 
 
 def _captured(function):
-    """Constants of a model that are no variables, e.g. of `Normalization`: names and arrays."""
+    """Dictionary of name to array of constants that are not variables, e.g. of `Normalization`."""
     captured = function.captured_inputs
     inner = function.inputs[len(function.inputs) - len(captured) :]
     pairs = zip(inner, captured, strict=True)
@@ -118,25 +118,25 @@ def _captured(function):
 
 
 def _make_initializers(graph, arrays):
-    """Turns inputs, as which tf2onnx takes such constants, into initializers."""
+    """Turns such constants, which tf2onnx takes for inputs, into initializers."""
     taken = {each.name for each in graph.input} & arrays.keys()
     _assign(graph.input, [each for each in graph.input if each.name not in taken])
     graph.initializer.extend(_tensor(name, arrays[name]) for name in sorted(taken))
 
 
 def replace_kernels(graph, kernels, make):
-    """Puts nodes in the place of the inputs that hold kernels.
+    """Replaces the inputs that are kernels by nodes.
 
-    Transpositions and reshapes of a kernel are carried out, so that they need no nodes.
+    Transpositions and reshapes of a kernel are applied to it and removed.
 
     Args:
         graph: `onnx.GraphProto`, changed in place.
-        kernels: Dictionary of names of inputs to `KernelCodes`.
-        make: Function of a `KernelCodes`, and of the name of the tensor with its levels, to a
+        kernels: Dictionary of names of inputs to `StoredKernel`.
+        make: Function of a `StoredKernel` and the name of the tensor of its levels. It returns a
             dictionary of names to arrays, which become initializers, and a list of nodes.
 
     Returns:
-        Dictionary of the names of the tensors with levels to `KernelCodes`, moved.
+        Dictionary of the names of the tensors of levels to `StoredKernel`, moved.
     """
     moved = dict(_carry_out_moves(graph, name, kernel) for name, kernel in kernels.items())
     nodes, arrays = [], {}
@@ -154,7 +154,7 @@ def replace_kernels(graph, kernels, make):
 
 
 def all_nodes(graph):
-    """The nodes of a graph, and those of the graphs in their attributes."""
+    """Yields the nodes of a graph, and of the graphs inside their attributes."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -162,7 +162,7 @@ def all_nodes(graph):
 
 
 def _carry_out_moves(graph, name, kernel):
-    """The tensor after the transpositions and reshapes that follow a kernel, and the kernel."""
+    """Applies the moves after a kernel to it; returns the name of the last tensor, and it."""
     constants = {each.name: each for each in graph.initializer}
     while True:
         users = [node for node in all_nodes(graph) if name in node.input]
@@ -174,7 +174,7 @@ def _carry_out_moves(graph, name, kernel):
 
 
 def _move(node, constants):
-    """What a node does to an array if it only moves elements, else None."""
+    """Function of arrays that a node computes if it only moves elements, else None."""
     numpy_helper = import_extra("onnx.numpy_helper")
     if node.op_type == "Transpose":
         permutation = node.attribute[0].ints

@@ -1,4 +1,4 @@
-"""What all writers ask of a model's weights: a name for each, and that all are finite."""
+"""Names of a model's weights, and a check that all are finite; for all writers of files."""
 
 import itertools
 import re
@@ -6,26 +6,26 @@ import re
 import keras
 import numpy as np
 
-from keras_learnbits.layers.discovery import quantized_kernels
+from keras_learnbits.layers.discovery import free_name, quantized_kernels
 from keras_learnbits.layers.traversal import layers_inside
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
 from keras_learnbits.training.model import LearnedBitSubclassed
 
-# What Keras calls a weight that was added without a name; it numbers those of a whole process.
+# Keras's name of a weight that was added without one. The numbers run on through a process.
 UNNAMED = re.compile(r"variable(_\d+)?")
 
 
 def layer_paths(model):
-    """Names of the layers that lead to each layer of a model, joined by `/`; each path once.
+    """A unique path of each layer of a model: names of the layers that lead to it, joined by `/`.
 
-    Layers of equal names within one holder are numbered. A `LearnedBitWrapper` has the path of
-    what holds it, so that paths are those of the plain Keras copy.
+    Layers of one name inside one layer are numbered. A `LearnedBitWrapper` has the path of the
+    layer around it, so that paths are the same as in the plain Keras copy.
 
     Args:
         model: A built Keras model.
 
     Returns:
-        Dictionary of layer to path; that of the model itself is empty.
+        Dictionary of layer to path; the path of the model is empty.
     """
     root = model.wrapper.layer if isinstance(model, LearnedBitSubclassed) else model
     paths, taken = {root: ""}, set()
@@ -39,17 +39,16 @@ def layer_paths(model):
 
 
 def _is_graph_of(layer, holder):
-    """Whether a layer is the functional model that Keras makes of a Sequential's layers."""
+    """Whether a layer is the functional model that Keras keeps inside a Sequential one."""
     return isinstance(holder, keras.Sequential) and layer not in holder.layers
 
 
 def weight_names(model):
-    """Names of a model's weights: the names of the layers that lead to each, then its own.
+    """Unique names of a model's weights: the path of the layer, then the name of the weight.
 
-    `variable.path` says in which scope a weight was created, which repeats and which differs in a
-    copy of the model. These names are unique, and depend on the tree of layers alone: a model made
-    from this model's configuration has them, too. Weights without a name are numbered within their
-    layer.
+    `variable.path` is the scope in which a weight was created: it may repeat, and differs in a copy
+    of the model. These names depend only on the tree of layers, so a model made from the same
+    configuration has the same ones. Weights without a name are numbered within their layer.
 
     Args:
         model: A built Keras model.
@@ -65,7 +64,7 @@ def weight_names(model):
     """
     paths = layer_paths(model)
     owners = {}
-    for layer in paths:  # which also list the weights of the layers that they hold
+    for layer in paths:  # `layer.weights` includes the weights of layers inside
         held = {id(v) for each in layers_inside(layer) if each is not layer for v in each.weights}
         for variable in layer.weights:
             if id(variable) not in held:
@@ -82,35 +81,17 @@ def weight_names(model):
     return names
 
 
-def free_name(name, taken):
-    """A name that is not taken, with a number behind it where it would be; takes it.
-
-    Args:
-        name: The name.
-        taken: Set of names, changed in place.
-
-    Examples:
-        >>> taken = set()
-        >>> [free_name(name, taken) for name in ("a", "b", "a")]
-        ['a', 'b', 'a_1']
-    """
-    numbered = (f"{name}_{number}" for number in itertools.count(1))
-    free = next(each for each in itertools.chain([name], numbered) if each not in taken)
-    taken.add(free)
-    return free
-
-
 def check_finite(model):
     """Raises a ValueError if a weight of a model is NaN or infinite.
 
-    A runtime would compute with it without a word, or fail far from where it came from.
+    A runtime would compute with it silently, or fail far from its origin.
 
     Args:
         model: A built Keras model.
     """
     names = weight_names(model)
     weights = [(v, v.numpy()) for v in model.weights if "float" in v.dtype]
-    # Finite kernels and scales may still give infinite levels, and the other way round.
+    # Finite kernels and scales may give infinite levels, and infinite kernels finite levels.
     weights += [(each.kernel, each.quantized().numpy()) for each in quantized_kernels(model)]
     for variable, array in weights:
         with np.errstate(over="ignore"):

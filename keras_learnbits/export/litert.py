@@ -26,9 +26,9 @@ def export_litert(model, path, *, input_signature=None, check=True):
 
     Each kernel is stored as its codes, in the narrowest type that holds them (2, 4, 8 or 16 bits
     wide), and decoded to the quantized weights of the model, `step * (code + offset)`: by
-    DEQUANTIZE with scale 1, an ADD and a MUL. That is exact bit for bit (but for the 16-bit codes
-    of a `MinMaxQuantizer`, whose offset is rounded once more). All else is float32: biases,
-    activations, arithmetic.
+    DEQUANTIZE with scale 1, an ADD and a MUL. That is exact bit for bit, except for the 16-bit
+    codes of a `MinMaxQuantizer`, whose offset is rounded once more. Biases, activations and
+    arithmetic are float32.
 
     The file has a signature, `"serving_default"`, with the names of the model's inputs (its
     `Input`s or dictionary keys) and outputs (their layers or keys). Its metadata have the version
@@ -40,10 +40,10 @@ def export_litert(model, path, *, input_signature=None, check=True):
     Args:
         model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
             converts. The file computes in float32, also where the model does in a mixed precision.
-        path: Where the file goes.
+        path: Path of the file.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
             a fixed batch size. By default that of its symbolic inputs, or float32 tensors
-            of the shapes that a model with a `call` of its own was built for.
+            of the shapes that a model with a custom `call` was built for.
         check: Whether to run the file in LiteRT's interpreter with random inputs, and to refuse it
             if its predictions are not the model's.
 
@@ -97,15 +97,15 @@ def _converted(converter, function):
         if not missing:
             raise
         raise ValueError(
-            "LiteRT must have an operator for all that a model does; of recurrent layers it has "
-            "those that are unrolled (`unroll=True`) or have a fixed batch size "
-            f"(`input_signature`). Received: model={function.model.name!r}, "
+            "LiteRT must have an operator for every operation of a model. Recurrent layers need "
+            "`unroll=True`, or a fixed batch size in `input_signature`. "
+            f"Received: model={function.model.name!r}, "
             f"with {', '.join(dict.fromkeys(missing))}"
         ) from error
 
 
 def _in_litert(path, function):
-    """What a file predicts in LiteRT's interpreter, through its signature.
+    """Loads a file in LiteRT's interpreter, by its signature.
 
     Returns:
         Function of a list of arrays, the inputs, to a list of arrays, the outputs.
@@ -124,7 +124,7 @@ class _Editor:
     """Edits the main graph of a LiteRT model.
 
     Attributes:
-        schema: Module of the classes that the file format consists of.
+        schema: Module with the classes of the file format.
         model: `schema.ModelT`, changed in place.
         graph: `schema.SubGraphT`, the first of the model.
     """
@@ -135,10 +135,10 @@ class _Editor:
         self.graph = model.subgraphs[0]
 
     def replace_kernels(self, kernels):
-        """Puts integers and operators that decode them in the place of inputs.
+        """Replaces inputs by integers and the operators that decode them.
 
         Args:
-            kernels: Dictionary of names of inputs to `KernelCodes`.
+            kernels: Dictionary of names of inputs to `StoredKernel`.
         """
         inputs = {self.graph.tensors[index].name.decode(): index for index in self.graph.inputs}
         moved = [self._carry_out_moves(inputs[name], kernel) for name, kernel in kernels.items()]
@@ -147,7 +147,7 @@ class _Editor:
         self.graph.inputs = [index for name, index in inputs.items() if name not in kernels]
 
     def add_signature(self, function):
-        """Names inputs and outputs as the model does, which users and other runtimes go by.
+        """Gives inputs and outputs the names of the model.
 
         Args:
             function: `ModelFunction`.
@@ -178,7 +178,7 @@ class _Editor:
         self.model.metadata = [*(self.model.metadata or []), entry]
 
     def _carry_out_moves(self, index, kernel):
-        """The tensor after the transpositions and reshapes that follow a kernel, and the kernel."""
+        """Applies the moves after a kernel to it; returns the index of the last tensor, and it."""
         while True:
             users = [each for each in self.graph.operators if index in each.inputs]
             move = self._move(users[0]) if len(users) == 1 else None
@@ -188,7 +188,7 @@ class _Editor:
             index, kernel = int(users[0].outputs[0]), kernel.moved(move)
 
     def _move(self, operator):
-        """What an operator does to an array if it only moves elements, else None."""
+        """Function of arrays that an operator computes if it only moves elements, else None."""
         codes = self.schema.BuiltinOperator
         function = {codes.TRANSPOSE: np.transpose, codes.RESHAPE: np.reshape}.get(
             self.model.operatorCodes[operator.opcodeIndex].builtinCode
@@ -197,7 +197,7 @@ class _Editor:
         return None if argument is None else lambda array: function(array, argument)
 
     def _constant(self, index):
-        """The int32 values of a tensor, or None if it is none or computed."""
+        """The values of a constant int32 tensor; None for other tensors."""
         tensor = self.graph.tensors[index]
         data = self.model.buffers[tensor.buffer].data
         if data is None or tensor.type != self.schema.TensorType.INT32:
@@ -205,7 +205,7 @@ class _Editor:
         return np.frombuffer(bytes(data), "<i4")
 
     def _decoded(self, index, kernel):
-        """Operators that decode a kernel into a tensor; adds its constants."""
+        """Adds the constants of a kernel; returns the operators that decode it into a tensor."""
         width = narrowest(kernel.bits, WIDTHS)
         # The zero point of 16-bit integers must be 0.
         lowest = 0 if 8 < kernel.bits < 16 else -(2 ** (width - 1))
@@ -235,8 +235,8 @@ class _Editor:
         ]
 
     def _tensor(self, name, shape, dtype=0, data=None):
-        """Adds a tensor, a constant one if it has data (bytes, uint8); returns its index."""
-        buffer = 0  # of no data
+        """Adds a tensor, which is constant if `data` (uint8) is given; returns its index."""
+        buffer = 0  # the empty one
         if data is not None:
             buffer = len(self.model.buffers)
             self.model.buffers.append(self.schema.BufferT(data=data.ravel()))
@@ -266,7 +266,7 @@ class _Editor:
 
 
 def packed_integers(values, width):
-    """Two's complement integers of so many bits in bytes, the first in the lowest bits.
+    """Bytes of integers of `width` bits in two's complement, the first in the lowest bits.
 
     Examples:
         >>> packed_integers(np.array([1, -1, -8]), 4).tolist()

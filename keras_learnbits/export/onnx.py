@@ -39,10 +39,10 @@ def export_onnx(model, path, *, input_signature=None, opset=25, check=True):
     Args:
         model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
             converts. The file computes in float32, also where the model does in a mixed precision.
-        path: Where the file goes.
+        path: Path of the file.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
             a fixed batch size. By default that of its symbolic inputs, or float32 tensors
-            of the shapes that a model with a `call` of its own was built for.
+            of the shapes that a model with a custom `call` was built for.
         opset: Version of the ONNX operators, 21 or higher. Runtimes that do not have opset 25
             take 21, which has no 2-bit integers: kernels of 1 and 2 bits then take 4.
         check: Whether to run the file in onnxruntime with random inputs, and to refuse it if its

@@ -37,10 +37,10 @@ def export_qonnx(model, path, *, input_signature=None, zero_point=True, check=Tr
     Args:
         model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
             converts. The file computes in float32, also where the model does in a mixed precision.
-        path: Where the file goes.
+        path: Path of the file.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
             a fixed batch size, which many compilers need. By default that of its symbolic inputs,
-            or float32 tensors of the shapes that a model with a `call` of its own was built for.
+            or float32 tensors of the shapes that a model with a custom `call` was built for.
         zero_point: Whether `Quant` nodes may have a zero point other than 0.
         check: Whether to run the file with random inputs, its `Quant` nodes in `qonnx` and the rest
             in onnxruntime, and to refuse it if its predictions are not the model's.

@@ -197,20 +197,18 @@ def bit_table(model):
         )
     rows = []
     for kernel, name in zip(kernels, unique_names(kernels), strict=True):
-        _, grid = kernel.encode()
+        stored = kernel.stored(name)
         norm = float(kernel.squared_norm())
-        learned_scales = 0 if kernel.log_scale is None else math.prod(kernel.log_scale.shape)
-        bits = int(kernel.integer_bits())
+        arrays_of_scales = 1 if kernel.quantizer.is_mid_rise else 2  # steps, and offsets
         rows.append(
             BitRow(
                 layer=name,
-                shape=tuple(kernel.kernel.shape),
+                shape=stored.codes.shape,
                 weights=kernel.size,
-                bits=bits,
+                bits=stored.bits,
                 error=float(kernel.squared_error()) / norm if norm else 0.0,
-                code_bytes=math.ceil(kernel.size * bits / 8),
-                # An affine grid stores its step and its offset.
-                scale_bytes=FLOAT_BYTES * (learned_scales or grid.step.shape.num_elements() * 2),
+                code_bytes=stored.code_bytes,
+                scale_bytes=FLOAT_BYTES * arrays_of_scales * stored.step.size,
             )
         )
     tensors = quantized_tensors(model)

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_learnbits.layers.base import ClipBits, check_bits, check_loaded_bits
+from keras_learnbits.layers.checks import is_masked
 from keras_learnbits.layers.discovery import mark_variables, quantized_tensor_of
 from keras_learnbits.layers.quantized_tensors import QuantizedTensor
 from keras_learnbits.quantizers import ActivationQuantizer
@@ -187,6 +188,26 @@ class LearnedBitActivation(keras.layers.Layer):
         position = keras.ops.cast(inputs, "float32") * float(1.0 / self.grid().step) - offset
         codes = keras.ops.clip(keras.ops.floor(position + 0.5), 0.0, max_code)
         return keras.ops.cast((codes + offset) * step, dtype or self.compute_dtype)
+
+    def plain_twin(self, float32=False):
+        """Function of a tensor that computes what this layer does, with `keras.ops` alone.
+
+        It ignores other arguments, and raises a ValueError for a tensor with a mask.
+
+        Args:
+            float32: Whether the result is float32 if this layer is of a mixed precision.
+        """
+
+        def compute(inputs, **ignored):
+            if is_masked(inputs):
+                raise ValueError(
+                    "Operations of `keras.ops` do not pass on masks, so `to_keras` cannot convert "
+                    "a quantized activation behind a layer that masks. "
+                    f"Received: layer={self.name!r}"
+                )
+            return self.plain(inputs, "float32" if float32 else None)
+
+        return compute
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -25,6 +25,7 @@ from keras_learnbits.layers.compute_scope import (
 )
 from keras_learnbits.layers.discovery import mark_variables
 from keras_learnbits.layers.float_weights import TakesFloatWeights
+from keras_learnbits.layers.layer_copy import dtype_setting
 from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 from keras_learnbits.numerics import grids
 
@@ -166,6 +167,18 @@ class OwnsBits(TakesFloatWeights):
         mark_variables(quantized_kernel, bits, log_scale)
         self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
 
+    def plain_weights(self):
+        """Values of the weights of the plain twin, in its order: kernels are quantized.
+
+        Returns:
+            List of tensors for the kernels, and of `keras.Variable` for all other weights.
+        """
+        kernels = self.quantized_kernels.values()
+        left_out = {id(variable) for k in kernels for variable in (k.bits, k.log_scale)}
+        quantized = {id(k.kernel): k.quantized() for k in kernels}
+        weights = [weight for weight in self.weights if id(weight) not in left_out]
+        return [quantized.get(id(weight), weight) for weight in weights]
+
     save_own_variables = save_variables
 
     def load_own_variables(self, store):
@@ -251,6 +264,15 @@ class LearnedBitMixin(OwnsBits):
         if self.quantized_kernels[name].log_scale is not None:
             follow_kernel(self.quantized_kernels[name])
         return kernel
+
+    def plain_twin(self, float32=False):
+        """A layer of the Keras class with the same configuration; it is not built.
+
+        Args:
+            float32: Whether it computes in float32 if this layer is of a mixed precision.
+        """
+        config = super(OwnsBits, self).get_config()  # without the settings of bits
+        return keras_twin(type(self)).from_config({**config, **dtype_setting(self, float32)})
 
     def enable_lora(self, rank, **kwargs):
         raise ValueError(

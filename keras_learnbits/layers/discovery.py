@@ -1,5 +1,7 @@
 """How the quantized tensors of a model are found and named."""
 
+import itertools
+
 from keras_learnbits._keras import mark, marked
 from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 
@@ -63,6 +65,24 @@ def unique_names(tensors):
         names = [tensor.name(of_layer=tensor.layer.path) for tensor in tensors]
     repeated = {name for name in names if names.count(name) > 1}
     return [f"{name}_{index}" if name in repeated else name for index, name in enumerate(names)]
+
+
+def free_name(name, taken):
+    """The name, or the name with the lowest number behind it that is not taken.
+
+    Args:
+        name: String.
+        taken: Set of names. The new one is added.
+
+    Examples:
+        >>> taken = set()
+        >>> [free_name(name, taken) for name in ("a", "b", "a")]
+        ['a', 'b', 'a_1']
+    """
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    free = next(each for each in itertools.chain([name], numbered) if each not in taken)
+    taken.add(free)
+    return free
 
 
 def mark_variables(tensor, *variables):

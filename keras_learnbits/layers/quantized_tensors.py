@@ -3,10 +3,12 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_learnbits.layers.compute_scope import uses_float_kernels, wants_bit_gradients
 from keras_learnbits.layers.rounding_scope import once
+from keras_learnbits.layers.stored_kernel import StoredKernel
 from keras_learnbits.numerics import grids
 
 
@@ -120,6 +122,27 @@ class QuantizedKernel(QuantizedTensor):
     def encode(self):
         """Integer codes (int32, the kernel's shape) and the `Grid` that decodes them."""
         return self.quantizer.encode(*self._float32())
+
+    def stored(self, name=None):
+        """The kernel as files store it.
+
+        Args:
+            name: Name for files and tables; by default `name()`.
+
+        Returns:
+            `StoredKernel`. Its steps and offsets are broadcast to one shape, with as many axes as
+            the kernel.
+        """
+        codes, grid = self.encode()
+        step, offset = np.broadcast_arrays(grid.step.numpy(), grid.offset.numpy())
+        shape = (1,) * (codes.shape.rank - step.ndim) + step.shape
+        return StoredKernel(
+            self.name() if name is None else name,
+            int(self.integer_bits()),
+            codes.numpy(),
+            step.reshape(shape),
+            offset.reshape(shape),
+        )
 
     def rounded(self):
         """The kernel at its bit-width, `RoundedKernel`; within `rounding_once` the same each time.

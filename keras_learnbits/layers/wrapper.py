@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_learnbits._keras import ReplacedValues, set_hidden
 from keras_learnbits.layers.base import OwnsBits
+from keras_learnbits.layers.layer_copy import copy_layer, dtype_setting
 from keras_learnbits.layers.traversal import kernels_inside, layers_inside
 from keras_learnbits.serialization import register
 
@@ -142,11 +143,19 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
     def compute_output_spec(self, *args, **kwargs):
         return self.layer.compute_output_spec(*args, **kwargs)
 
+    def plain_twin(self, float32=False):
+        """A copy of the wrapped layer; it is not built.
+
+        Args:
+            float32: Whether it computes in float32 if the layer is of a mixed precision.
+        """
+        return copy_layer(self.layer, **dtype_setting(self.layer, float32))
+
     def get_build_config(self):
         return {"layer": self.layer.get_build_config()}
 
     def build_from_config(self, config):
-        if build_like(self.layer, config["layer"]):
+        if build_without_call(self.layer, config["layer"]):
             self.build()
 
     def get_config(self):
@@ -172,15 +181,15 @@ def is_built(layer):
     return all(each.built for each in layers_inside(layer))
 
 
-def build_like(layer, build_config):
-    """Builds a layer and what it holds, as far as Keras knows how to before it is called.
+def build_without_call(layer, build_config):
+    """Builds a layer and the layers inside, as far as Keras can before the layer is called.
 
     Args:
         layer: `keras.layers.Layer`.
-        build_config: What `get_build_config` returned for a built one.
+        build_config: Dictionary, the `get_build_config` of a built layer of this kind; or None.
 
     Returns:
-        Whether all is built.
+        Whether all of them are built.
     """
     builds_when_called = type(layer).build is keras.layers.Layer.build
     if isinstance(layer, keras.Model) or not builds_when_called:

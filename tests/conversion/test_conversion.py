@@ -537,6 +537,18 @@ def test_a_model_with_a_call_of_its_own_goes_there_and_back_at_once(sequences):
     assert_close(klb.to_keras(learned)(sequences), learned(sequences), 1e-5)
 
 
+def test_a_converted_model_with_a_call_of_its_own_inside_another_keeps_its_bits(sequences):
+    model = UserModel()
+    model(sequences)
+    inner = klb.to_learned_bits(model, bits=3)
+    inputs = keras.Input(sequences.shape[1:])
+    outer = keras.Model(inputs, L.Dense(2, name="outer")(inner(inputs)))
+    learned = klb.to_learned_bits(outer, bits=16)
+    assert sorted({float(kernel.bits) for kernel in quantized_kernels(learned)}) == [3, 16]
+    assert_close(learned(sequences), outer(sequences), 1e-3)
+    assert_close(klb.to_keras(learned)(sequences), learned(sequences), 1e-5)
+
+
 def test_a_weight_that_a_graph_takes_as_an_argument_is_refused():
     tokens = keras.Input((7,), dtype="int32")
     embedding = L.Embedding(9, 8, name="tokens")

@@ -10,9 +10,10 @@ import tensorflow as tf
 from export_models import dense_model, image_model, normalized_model, text_model
 
 import keras_learnbits as klb
-from keras_learnbits.export import _check, _function
+from keras_learnbits.export import _check
 from keras_learnbits.export._check import DRAWS, check_file, difference, examples
 from keras_learnbits.export._function import ModelFunction
+from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:qonnx")
 L = keras.layers
@@ -20,26 +21,27 @@ EXPORTERS = [klb.export_onnx, klb.export_litert, klb.export_qonnx]
 every_exporter = pytest.mark.parametrize("export", EXPORTERS)
 
 
-def with_another_code(codes):
-    """`kernel_codes`, with one code of the kernel one level higher or lower."""
+@pytest.fixture
+def changed_code(monkeypatch):
+    """Kernels are stored with one code one level higher or lower."""
+    stored = QuantizedKernel.stored
 
     def changed(kernel, name):
-        found = codes(kernel, name)
-        array = found.codes.copy()
-        array.flat[0] += 1 if array.flat[0] == 0 else -1
-        return found._replace(codes=array)
+        right = stored(kernel, name)
+        codes = right.codes.copy()
+        codes.flat[0] += 1 if codes.flat[0] == 0 else -1
+        return right._replace(codes=codes)
 
-    return changed
+    monkeypatch.setattr(QuantizedKernel, "stored", changed)
 
 
 @every_exporter
 @pytest.mark.parametrize("make", [functools.partial(dense_model, bits=8), image_model])
 def test_a_file_that_predicts_something_else_is_refused_and_an_old_one_stays(
-    export, make, tmp_path, monkeypatch
+    export, make, tmp_path, changed_code
 ):
     path = tmp_path / "model"
     path.write_bytes(b"old")
-    monkeypatch.setattr(_function, "kernel_codes", with_another_code(_function.kernel_codes))
     model = make()
     with pytest.raises(ValueError, match=r"must predict what its model.* off by up to .*check=Fal"):
         export(model, path)
@@ -50,8 +52,7 @@ def test_a_file_that_predicts_something_else_is_refused_and_an_old_one_stays(
 
 
 @every_exporter
-def test_a_file_that_is_wrong_is_not_there_where_none_was(export, tmp_path, monkeypatch):
-    monkeypatch.setattr(_function, "kernel_codes", with_another_code(_function.kernel_codes))
+def test_a_file_that_is_wrong_is_not_there_where_none_was(export, tmp_path, changed_code):
     with pytest.raises(ValueError, match="Received: model="):
         export(dense_model(bits=2), tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from export_models import (
 
 import keras_learnbits as klb
 from keras_learnbits.export._function import ModelFunction
-from keras_learnbits.export._kernels import kernel_codes, narrowest, shared
+from keras_learnbits.export._kernels import narrowest, shared
 from keras_learnbits.export.onnx import export_onnx
 from keras_learnbits.layers.discovery import quantized_kernels
 
@@ -176,7 +176,7 @@ def test_models_of_half_precision_and_plain_ones_are_refused(tmp_path):
 def test_codes_follow_the_moves_of_their_kernel():
     layer = klb.LearnedBitDepthwiseConv2D(3, depth_multiplier=2, bits=3)
     layer.build((None, 8, 8, 4))
-    kernel = kernel_codes(layer.quantized_kernels["kernel"], "d")
+    kernel = layer.quantized_kernels["kernel"].stored("d")
     np.testing.assert_array_equal(kernel.levels, quantized(layer))
     moved = kernel.moved(lambda array: array.reshape(3, 3, 8).transpose(2, 0, 1))
     np.testing.assert_array_equal(

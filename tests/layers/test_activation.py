@@ -479,7 +479,7 @@ def test_activations_of_a_model_with_a_call_of_its_own_are_refused():
 
     model = Own()
     model(np.ones((1, 3)))
-    with pytest.raises(ValueError, match="in a `call` of your own use `LearnedBitActivation`"):
+    with pytest.raises(ValueError, match="in a custom `call` use `LearnedBitActivation`"):
         klb.to_learned_bits(model, activations=True)
 
 

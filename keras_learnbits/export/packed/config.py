@@ -14,7 +14,7 @@ from keras_learnbits.export._weights import layer_paths
 from keras_learnbits.export.packed import weights
 from keras_learnbits.layers.traversal import layers_inside
 
-# Layers whose vocabulary is no weight: Keras saves what they have adapted to in files of its own.
+# Layers whose vocabulary is not a weight: Keras saves it in a separate file.
 VOCABULARIES = (
     keras.layers.TextVectorization,
     keras.layers.StringLookup,

@@ -23,8 +23,8 @@ def matched(found, names, older_names):
         List of an index into `found` for each of `names`.
 
     Raises:
-        ValueError: They agree in part; or all differ, and a weight is called otherwise in its layer
-            than that at its place in the file.
+        ValueError: They agree in part; or all differ, and the names within layers do not agree in
+            the order of the file.
 
     Examples:
         >>> names = ["dense/bias", "head/bias"]
@@ -58,13 +58,13 @@ def _own_stem(name):
 
 
 def _by_name(found, names):
-    """Where each name is in `found`; None if the names are others."""
-    places = {name: place for place, name in enumerate(found)}
-    return [places[name] for name in names] if places.keys() == set(names) else None
+    """The index of each name in `found`; None if the names differ."""
+    indices = {name: index for index, name in enumerate(found)}
+    return [indices[name] for name in names] if indices.keys() == set(names) else None
 
 
 def _agree(found, names):
-    """Whether each name that is in both lists is at one place."""
+    """Whether each name that is in both lists has the same index in both."""
     both = set(found) & set(names)
     return all(
         one == other or not {one, other} & both for one, other in zip(found, names, strict=True)

@@ -1,4 +1,4 @@
-"""The weights of a model as a packed file holds them: taken from a model, and put into one."""
+"""The weights of packed files: taken from a model, and put into a model."""
 
 import itertools
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from keras_learnbits.layers.discovery import quantized_kernels
 from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 from keras_learnbits.layers.traversal import finalize_inside
 
-# How far rounding may carry a scale from where its formula is solved, in units in the last place.
+# Rounding moves a scale by at most this many units in the last place from the exact solution.
 SEARCHED_ULPS = 8
 
 
@@ -22,10 +22,10 @@ class ModelWeight(NamedTuple):
     """A weight of a model.
 
     Attributes:
-        name: Its name in files.
-        older_name: Its name in older files: `variable.path`, with its place where that repeats.
+        name: Name in files.
+        older_name: Name in older files: `variable.path`, with its index if that repeats.
         variable: `keras.Variable`.
-        kernel: Its `QuantizedKernel`, or None.
+        kernel: `QuantizedKernel` of a kernel, otherwise None.
     """
 
     name: str
@@ -35,18 +35,18 @@ class ModelWeight(NamedTuple):
 
 
 def packed_weights(model, float_dtype):
-    """The weights of a model, in its order, without bit-widths and logarithms of scales.
+    """The weights of a model in a packed file, in the model's order, without bits and scales.
 
     Args:
         model: A built Keras model with learned-bit layers.
-        float_dtype: `"float32"` or `"bfloat16"`, for arrays that are not quantized.
+        float_dtype: `"float32"` or `"bfloat16"`, the type of arrays that are not quantized.
 
     Returns:
         List of `reader.PackedKernel` and `reader.PackedArray`.
 
     Raises:
-        ValueError: A kernel is quantized by two layers, or a weight is not finite in the type that
-            the file has.
+        ValueError: A kernel is quantized by two layers, or a weight is not finite in the type of
+            the file.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
@@ -62,7 +62,7 @@ def packed_weights(model, float_dtype):
 
 
 def model_weights(model):
-    """The weights of a model that files hold, in its order.
+    """The weights of a model that belong in a file, in the model's order.
 
     Args:
         model: A built Keras model.
@@ -97,25 +97,21 @@ def model_weights(model):
 
 
 def _packed_kernel(name, kernel):
-    codes, grid = kernel.encode()
-    codes, shape, bits = codes.numpy(), codes.shape, int(kernel.integer_bits())
-    # Steps and offsets of one shape, with as many axes as the kernel.
-    step, offset = np.broadcast_arrays(grid.step.numpy(), grid.offset.numpy())
-    step, offset = (each.reshape((1,) * (len(shape) - each.ndim) + each.shape)
-                    for each in (step, offset))  # fmt: skip
-    if not (np.isfinite([step, offset]).all() and codes.min() >= 0 and codes.max() < 2**bits):
+    stored = kernel.stored(name)
+    codes, step, offset = stored.codes, stored.step.ravel(), stored.offset.ravel()
+    in_range = codes.min() >= 0 and codes.max() <= stored.max_code
+    if not in_range or not np.isfinite([step, offset]).all():
         raise ValueError(
             f"Kernels that are packed must be finite. Received: {name!r} with weights that are not"
         )
-    mid_rise = (offset == -0.5 * (2**bits - 1)).all()
-    scales = [step.ravel()] if mid_rise else [step.ravel(), offset.ravel()]
+    scales = step if stored.is_mid_rise else np.concatenate([step, offset])
     return reader.PackedKernel(
         name,
-        tuple(shape),
-        bits,
-        "mid_rise" if mid_rise else "affine",
-        tuple(axis for axis, size in enumerate(step.shape) if size > 1),
-        {"codes": reader.pack_codes(codes, bits), "scales": np.concatenate(scales)},
+        codes.shape,
+        stored.bits,
+        "mid_rise" if stored.is_mid_rise else "affine",
+        tuple(axis for axis, size in enumerate(stored.step.shape) if size > 1),
+        {"codes": reader.pack_codes(codes, stored.bits), "scales": scales},
     )
 
 
@@ -135,18 +131,18 @@ def _packed_array(name, variable, float_dtype):
 
 
 def fill(model, weights):
-    """Gives a model the weights of a packed file.
+    """Sets the weights of a model to those of a packed file.
 
     They are matched by name, as `matching.matched` says.
 
     Args:
-        model: A built Keras model with the layers of the one that was packed; of learned bits,
-            or plain, whose kernels then hold the quantized weights.
+        model: A built Keras model with the layers of the one that was packed. They learn their
+            bits, or are plain and get the quantized weights.
         weights: List of `reader.PackedKernel` and `reader.PackedArray`.
 
     Raises:
-        ValueError: The model has other weights, or kernels that cannot hold these: of other
-            quantizers, bounds of bits, or a type too narrow. Nothing is changed then.
+        ValueError: The model has other weights, or its kernels cannot represent these, because
+            quantizer, bounds of bits or dtype differ. The model does not change then.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
@@ -168,7 +164,7 @@ def fill(model, weights):
 
 
 def _matched(model, weights):
-    """Pairs of `ModelWeight` and the weight of the file that belongs there."""
+    """Pairs of `ModelWeight` and its weight in the file."""
     targets = model_weights(model)
     if len(weights) != len(targets):
         raise ValueError(
@@ -199,7 +195,7 @@ def _matched(model, weights):
 
 
 def _kernel_values(target, weight):
-    """Values of kernel, bits and scales such that the model computes with the file's weights."""
+    """Values for kernel, bits and scales that make the model compute with the file's weights."""
     kernel, levels = target.kernel, weight.array()
     if not kernel.layer.min_bits <= weight.bits <= kernel.layer.max_bits:
         raise ValueError(
@@ -214,7 +210,7 @@ def _kernel_values(target, weight):
         floats, log_scale = levels, _log_scale(kernel, bits, weight)
     quantized = kernel.quantizer.quantize(_stored(kernel, floats), bits, log_scale)
     fits = log_scale is None or log_scale.shape == tuple(kernel.log_scale.shape)
-    # On another machine `exp` may round a step in another way.
+    # `exp` may round a step differently on another machine.
     if not fits or not np.allclose(quantized, levels, rtol=1e-6, atol=0):
         raise ValueError(
             "The model must be able to quantize its kernels as in the file. "
@@ -226,12 +222,12 @@ def _kernel_values(target, weight):
 
 
 def _stored(kernel, floats):
-    """What a kernel's variable makes of float32 values."""
+    """Float32 values, rounded to the dtype of a kernel."""
     return tf.cast(tf.cast(floats, kernel.kernel.dtype), tf.float32)
 
 
 def _log_scale(kernel, bits, weight):
-    """Logarithms of the scales that give the steps of the file; the nearest ones if none do."""
+    """Logarithms of the scales whose steps are equal, or nearest, to those of the file."""
     step, _ = weight.step_and_offset()
 
     def step_of(log_scale):
@@ -250,12 +246,11 @@ def _log_scale(kernel, bits, weight):
 
 
 def _on_range(kernel, bits, weight):
-    """The levels of the file, their ends moved so that the quantizer reads the file's grid there.
+    """The levels of the file, with ends from which the quantizer computes the file's grid.
 
-    Between the ends of a kernel a `MinMaxQuantizer` finds a step and an offset, from which the
-    levels at the ends come out a rounding away from where the kernel had them. If the kernel
-    spreads over less than a hundredth of its size, there may be no such ends; levels then differ
-    in the last place.
+    A `MinMaxQuantizer` computes step and offset from the ends of a kernel. Its outermost levels
+    differ from these ends by rounding, so the ends are searched nearby. If the range of a kernel is
+    below a hundredth of its magnitude, there may be none; levels then differ in the last place.
     """
     levels, codes = weight.array(), weight.codes()
     step, offset = weight.step_and_offset()
