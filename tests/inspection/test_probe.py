@@ -111,7 +111,7 @@ def test_batches_weigh_by_their_examples(model, data):
 
 def test_other_and_unbuilt_models_are_refused(data):
     plain = keras.Sequential([keras.Input((6,)), klb.LearnedBitDense(2)])
-    with pytest.raises(TypeError, match="needs a compiled LearnedBitModel"):
+    with pytest.raises(TypeError, match="needs a LearnedBitModel"):
         klb.probe_bits(plain, *data)
     unbuilt = klb.LearnedBitSequential([klb.LearnedBitDense(2)])
     unbuilt.compile("sgd", "mse")
