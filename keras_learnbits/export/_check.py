@@ -18,15 +18,19 @@ BATCH_SIZES = (3, 1)
 # or that they cannot halve often enough; then the next ones are tried.
 SIZES = (5, 8, 16, 32, 64, 96, 128, 224)
 # Two programs for one formula sum in different orders and approximate `exp` and `tanh` in their own
-# ways, which changes each result by some units in the last place, 2**-24 of it. What comes of that
-# at the outputs depends on the model, so it is measured: inputs and kernels are changed by up to
-# 2**-16 of themselves, which is more than the rounding of any layer, and a file may be off by four
-# times what this moves the outputs. Right files of 60 small models were off by 0.2 times at most.
-# 2**-16 of the largest output is permitted in any case, and an absolute 2**-22: sigmoids that
-# saturate are exact to a unit in the last place of 1 only (onnxruntime gives 0 for all below 2e-8).
-PERTURBATION = 2.0**-16
+# ways, which changes each result by some units in the last place, 2**-24 of it. What that does to
+# the outputs depends on the model, so it is measured: inputs and kernels are changed by up to a
+# share of themselves, which is more than the rounding of any layer, and a file may be off by
+# `TIMES_MOVED` times what this moves the outputs. Right files of 60 small models were off by 0.2
+# times at most. The same share of the largest output is permitted in any case, and an absolute
+# 2**-22: sigmoids that saturate are exact to a unit in the last place of 1 only (onnxruntime gives
+# 0 for all below 2e-8).
+FLOAT_ARITHMETIC = 2.0**-16
+# Integer arithmetic rounds the inputs of a layer to 8 bits of their range, by up to 2**-9 of the
+# largest. Most inputs are several times smaller than that, and inputs and kernels enter a product
+# alike, so kernels are changed by up to 2**-6 of themselves.
+INT8_ARITHMETIC = 2.0**-6
 TIMES_MOVED = 4.0
-RELATIVE_TOLERANCE = 2.0**-16
 ABSOLUTE_TOLERANCE = 2.0**-22
 # Quantized activations round some value in thousands to the next level after such a change, which
 # moves an output by more; and on sizes that leave a window nothing, runtimes fail where TensorFlow
@@ -35,7 +39,7 @@ ABSOLUTE_TOLERANCE = 2.0**-22
 DRAWS = 3
 
 
-def check_file(path, function, load):
+def check_file(path, function, load, arithmetic=FLOAT_ARITHMETIC):
     """Raises a ValueError if a file does not predict what its model does.
 
     It runs on two batch sizes, and on two sizes of the dimensions that are open, if there are any.
@@ -46,6 +50,7 @@ def check_file(path, function, load):
         function: `ModelFunction`.
         load: Function of the path to a function of a list of arrays, the inputs, to a list of
             arrays, the outputs.
+        arithmetic: Share by which the file's arithmetic may change inputs and kernels.
     """
     for seed in range(DRAWS):
         tried = examples(function.model, function.specs, function.predictions, seed)
@@ -58,7 +63,7 @@ def check_file(path, function, load):
                 stacklevel=2,
             )
             return
-        fault = _fault(path, function, load, tried)
+        fault = _fault(path, function, load, tried, arithmetic)
         if fault is None:
             return
     raise ValueError(
@@ -68,7 +73,7 @@ def check_file(path, function, load):
     )
 
 
-def _fault(path, function, load, tried):
+def _fault(path, function, load, tried, arithmetic):
     """What a file does wrong with examples, in words; None if nothing."""
     shapes = [[each.shape for each in inputs] for inputs, _ in tried]
     try:
@@ -79,10 +84,10 @@ def _fault(path, function, load, tried):
     except Exception as error:  # runtimes have exceptions of their own
         said = str(error).strip().partition("\n")[0][:300]
         return f"whose file fails on inputs of shapes {shapes}: {said}"
-    moved = [_moved(function, inputs) for inputs, _ in tried]
+    moved = [_moved(function, inputs, arithmetic) for inputs, _ in tried]
     for index, name in enumerate(function.outputs):
         expected = [outputs[index] for _, outputs in tried]
-        tolerance = ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * max(map(largest, expected))
+        tolerance = ABSOLUTE_TOLERANCE + arithmetic * max(map(largest, expected))
         tolerance += TIMES_MOVED * max(largest(each[index]) for each in moved)
         for shape, wanted, outputs in zip(shapes, expected, found, strict=True):
             fault = difference(outputs[index], wanted, tolerance)
@@ -158,14 +163,14 @@ def _drawn(rng, spec, batch_size, size, integers, below):
     raise TypeError(f"Inputs must be numbers to be drawn. Received: {spec.dtype}")
 
 
-def _moved(function, inputs):
+def _moved(function, inputs, share):
     """How far a small change of inputs and kernels moves each output, a list of arrays."""
     rng = np.random.default_rng(0)
 
     def changed(array):
         if array.dtype.kind != "f":
             return array
-        change = rng.uniform(-PERTURBATION, PERTURBATION, array.shape)
+        change = rng.uniform(-share, share, array.shape)
         return (array * (1 + change)).astype(array.dtype)
 
     kernels = [kernel.levels for kernel in function.kernels.values()]

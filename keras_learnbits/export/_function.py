@@ -99,6 +99,28 @@ class ModelFunction:
         self._structure = keras.tree.map_structure(lambda _: None, outputs)
         return keras.tree.flatten(outputs)
 
+    def frozen(self):
+        """The function of the inputs alone, with all weights as constants.
+
+        Converters fold constants, and runtimes prepare them when they load a file; neither does so
+        with variables.
+
+        Returns:
+            Concrete function.
+        """
+        values = {id(v): v.numpy() for v in self.plain.weights}
+        levels = (kernel.levels for kernel in self.kernels.values())
+        values |= dict(zip(map(id, self._variables), levels, strict=True))
+
+        def predict(*tensors):
+            inputs = keras.tree.pack_sequence_as(self._signature, tensors)
+            constants = [(v, tf.constant(values[id(v)])) for v in self.plain.weights]
+            with keras.StatelessScope(constants, initialize_variables=False):
+                return keras.tree.flatten(self.plain(inputs, training=False))
+
+        function = tf.function(predict, input_signature=self.specs, autograph=False)
+        return function.get_concrete_function()
+
     def predictions(self, inputs):
         """The predictions that a file must make.
 

@@ -2,89 +2,114 @@
 
 import functools
 
-import flatbuffers
-import numpy as np
 import tensorflow as tf
 
-from keras_learnbits.export._check import check_file
+from keras_learnbits.arguments import choose
+from keras_learnbits.export._check import FLOAT_ARITHMETIC, INT8_ARITHMETIC, check_file
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._files import write_atomically
+from keras_learnbits.export._filters import exact_integers, find_kernel, nearest_integers
 from keras_learnbits.export._function import METADATA, ModelFunction
-from keras_learnbits.export._kernels import narrowest, shared
+from keras_learnbits.export._litert_graph import LiteRTGraph
+from keras_learnbits.export._report import ExportReport
 
-# Bits of the signed integers that the DEQUANTIZE operator takes.
-WIDTHS = (2, 4, 8, 16)
-FILE_IDENTIFIER = b"TFL3"
-# The first version of the operator that takes integers below 8 bits.
-DEQUANTIZE_VERSION = 6
 # The key that TensorFlow gives the signature of a model that has one.
 SIGNATURE = "serving_default"
+# Operators with a filter: which input it is, and the axis of its output channels.
+FILTERS = {
+    "CONV_2D": (1, 0),
+    "DEPTHWISE_CONV_2D": (1, 3),
+    "FULLY_CONNECTED": (1, 0),
+    "TRANSPOSE_CONV": (1, 0),
+}
+# Operators whose kernels take integer weights and float activations, and which of their types of
+# integers XNNPACK takes over; 4-bit and 2-bit convolutions are slow or wrong in LiteRT 2.3.
+INTEGER_OPERATORS = {
+    "float": {},
+    "int8": {"CONV_2D": (8,), "TRANSPOSE_CONV": (8,), "FULLY_CONNECTED": (4, 8)},
+}
+# Filters with fewer elements stay in float arithmetic, as in LiteRT's own conversion: to round
+# their inputs to 8 bits takes longer than it saves.
+SMALLEST_INTEGER_FILTER = 1024
+# The width up to which kernels are rounded to 8 bits for integer arithmetic.
+ROUNDED_BITS = 8
 
 
-def export_litert(model, path, *, input_signature=None, check=True):
+def export_litert(model, path, *, arithmetic="float", input_signature=None, check=True):
     """Writes a model as a LiteRT file whose quantized kernels are integers.
 
-    Each kernel is stored as its codes, in the narrowest type that holds them (2, 4, 8 or 16 bits
-    wide), and decoded to the quantized weights of the model, `step * (code + offset)`: by
-    DEQUANTIZE with scale 1, an ADD and a MUL. That is exact bit for bit, except for the 16-bit
-    codes of a `MinMaxQuantizer`, whose offset is rounded once more. Biases, activations and
-    arithmetic are float32.
+    Batch normalization is folded into the filter before it. Filters of kernels of up to 7 bits are
+    int8 with one scale per output channel and zero point 0: a level of `LearnedScaleQuantizer` is
+    half a step times an odd integer, so these integers are the codes, and the weights are the
+    model's bit for bit (times the factor of a batch normalization). Kernels of 8 bits and more,
+    whose odd integers need 9 bits, and those of `MinMaxQuantizer`, whose zero point is not an
+    integer, are stored as float32.
+
+    With `arithmetic="float"` the integers are decoded when the file is loaded, and a prediction
+    takes as long as with the float model. With `"int8"` convolutions and dense layers multiply in
+    8 bits: LiteRT rounds their inputs to 8 bits at each call, with a range for each example. Dense
+    layers of up to 3 bits are int4. Kernels of 8 bits, and of a `MinMaxQuantizer` of up to 8 bits,
+    are then rounded to the nearest of 255 levels. Depthwise convolutions, which LiteRT does not
+    compute in this way, filters of less than 1,024 elements, and kernels of more than 8 bits are
+    used in float arithmetic.
 
     The file has a signature, `"serving_default"`, with the names of the model's inputs (its
     `Input`s or dictionary keys) and outputs (their layers or keys). Its metadata have the version
-    of this library and the bits of each layer, as JSON under `"keras_learnbits"`.
-
-    The file uses LiteRT's own operators only. Recurrent layers need a fixed batch size, or
-    `unroll=True`.
+    of this library and the bits of each layer, as JSON under `"keras_learnbits"`. It uses LiteRT's
+    own operators only. Recurrent layers need a fixed batch size, or `unroll=True`.
 
     Args:
         model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
             converts. The file computes in float32, also where the model does in a mixed precision.
         path: Path of the file.
+        arithmetic: `"float"` or `"int8"`.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
             a fixed batch size. By default that of its symbolic inputs, or float32 tensors
             of the shapes that a model with a custom `call` was built for.
         check: Whether to run the file in LiteRT's interpreter with random inputs, and to refuse it
-            if its predictions are not the model's.
+            if its predictions are not the model's, within the rounding of the arithmetic.
+
+    Returns:
+        `ExportReport`: print it to see how each kernel is stored and used.
 
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
-        ValueError: The model has no learned-bit layer, kernels that are not float32, weights that
-            are not finite, inputs of unknown shape and no `input_signature`, or something that
-            LiteRT has no operator for; or the file does not predict what the model does. Then no
-            file is written, and an old one stays.
+        ValueError: `arithmetic` is unknown; the model has no learned-bit layer, kernels that are
+            not float32, weights that are not finite, inputs of unknown shape and no
+            `input_signature`, or something that LiteRT has no operator for; or the file does not
+            predict what the model does. Then no file is written, and an old one stays.
         OSError: The file cannot be written. An old one stays.
 
     Examples:
-        >>> export_litert(model, "model.tflite")  # doctest: +SKIP
+        >>> print(export_litert(model, "model.tflite", arithmetic="int8"))  # doctest: +SKIP
         >>> interpreter = ai_edge_litert.interpreter.Interpreter("model.tflite")  # doctest: +SKIP
         >>> predict = interpreter.get_signature_runner()  # doctest: +SKIP
     """
-    schema = import_extra("ai_edge_litert.schema_py_generated")
+    integer_operators = choose(arithmetic, INTEGER_OPERATORS, "arithmetic")
     function = ModelFunction(model, input_signature)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [function.predict.get_concrete_function()]
-    )
-    # Batched products lose a ReLU that follows them (TensorFlow 2.21).
-    converter.unfold_batchmatmul = True
-    flat = schema.ModelT.InitFromPackedBuf(_converted(converter, function), 0)
-    editor = _Editor(schema, flat)
-    editor.replace_kernels(function.kernels)
-    editor.add_signature(function)
-    editor.add_metadata(METADATA, function.metadata())
-    builder = flatbuffers.Builder()
-    builder.Finish(flat.Pack(builder), FILE_IDENTIFIER)
+    graph = LiteRTGraph(_converted(function))
+    kernels = list(function.kernels.values())
+    used = _use_integers(graph, kernels, integer_operators)
+    names = (spec.name for spec in function.specs)
+    graph.set_signature(SIGNATURE, dict(zip(names, function.inputs, strict=True)), function.outputs)
+    graph.add_metadata(METADATA, function.metadata())
+    content = graph.packed()
     load = functools.partial(_in_litert, function=function)
-    predicts_alike = functools.partial(check_file, function=function, load=load)
-    write_atomically(path, bytes(builder.Output()), predicts_alike if check else None)
+    tolerance = INT8_ARITHMETIC if integer_operators else FLOAT_ARITHMETIC
+    checked = functools.partial(check_file, function=function, load=load, arithmetic=tolerance)
+    write_atomically(path, content, checked if check else None)
+    return ExportReport(_report_rows(kernels, used, arithmetic), len(content))
 
 
-def _converted(converter, function):
-    """The bytes of a LiteRT model whose kernels are inputs.
+def _converted(function):
+    """The bytes of the float model, as LiteRT's converter makes them.
 
     Raises:
         ValueError: LiteRT has no operator for something in the model.
     """
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.frozen()])
+    # Batched products lose a ReLU that follows them (TensorFlow 2.21).
+    converter.unfold_batchmatmul = True
     try:
         return converter.convert()
     except Exception as error:  # the class of the converter's errors is not public
@@ -104,6 +129,96 @@ def _converted(converter, function):
         ) from error
 
 
+def _use_integers(graph, kernels, integer_operators):
+    """Replaces the filters of a graph by integers.
+
+    Args:
+        graph: `LiteRTGraph` with float filters, edited in place.
+        kernels: List of `StoredKernel`.
+        integer_operators: Dictionary of operators with integer arithmetic to the widths of
+            integers that they take.
+
+    Returns:
+        Dictionary of the name of a kernel to its stored type, arithmetic, and a note.
+    """
+    used, decoded = {}, {}
+    for operator in list(graph.graph.operators):
+        kind = graph.kind_of(operator)
+        if kind == "GATHER":
+            used |= _gather_integers(graph, operator, kernels)
+        if kind not in FILTERS:
+            continue
+        position, axis = FILTERS[kind]
+        index = int(operator.inputs[position])
+        if index in decoded:
+            continue
+        array = graph.constant(index)
+        kernel = None if array is None else find_kernel(array, axis, kernels)
+        if kernel is None:
+            continue
+        widths = integer_operators.get(kind, ())
+        large = array.size >= SMALLEST_INTEGER_FILTER and len(graph.users(index)) == 1
+        found = exact_integers(array, axis, kernel)
+        note = ""
+        if found is None and widths and large and kernel.bits <= ROUNDED_BITS:
+            found = nearest_integers(array, axis, kernel)
+            note = "rounded to 255 levels"
+        if found is None:
+            used[kernel.name] = "float32", "float32", "no 8-bit integers"
+            continue
+        width = _narrowest_width(found.integers, widths if large else ())
+        integers = graph.add_integers(
+            f"{kernel.name}/codes", found.integers, width, found.scale, axis
+        )
+        if widths and large:
+            graph.replace_input(operator, index, integers)
+            used[kernel.name] = f"int{width}", "int8", note
+        else:
+            graph.decode_before_use(index, integers)
+            decoded[index] = kernel
+            used[kernel.name] = f"int{width}", "float32", note
+    return used
+
+
+def _gather_integers(graph, operator, kernels):
+    """Has a lookup read integers, of which only the rows that it finds are decoded."""
+    index = int(operator.inputs[0])
+    array = graph.constant(index)
+    if array is None or array.ndim != 2:
+        return {}
+    kernel = find_kernel(array, 1, kernels)
+    found = None if kernel is None else exact_integers(array, 1, kernel)
+    if found is None:
+        return {} if kernel is None else {kernel.name: ("float32", "float32", "no 8-bit integers")}
+    integers = graph.add_integers(f"{kernel.name}/codes", found.integers, 8, [1.0])
+    graph.replace_input(operator, index, integers)
+    graph.decode_result(operator, found.scale, kernel.name)
+    return {kernel.name: ("int8", "float32", "")}
+
+
+def _narrowest_width(integers, widths):
+    """The narrowest of the widths that holds integers; 8 by default.
+
+    XNNPACK takes 4-bit weights of an even number of inputs only.
+    """
+    fits = [8]
+    if 4 in widths and abs(integers).max() < 8 and integers.shape[-1] % 2 == 0:
+        fits.append(4)
+    return min(fits)
+
+
+def _report_rows(kernels, used, arithmetic):
+    rows = []
+    for kernel in kernels:
+        stored, computed, note = used.get(
+            kernel.name, ("float32", "float32", "no operator that takes integers")
+        )
+        if arithmetic == "int8" and computed == "float32" and stored != "float32":
+            note = note or "decoded when loaded"
+        rows.append((kernel.name, kernel.bits, stored, computed, note))
+    return rows
+
+
 def _in_litert(path, function):
     """Loads a file in LiteRT's interpreter, by its signature.
 
@@ -118,162 +233,3 @@ def _in_litert(path, function):
         return [outputs[name] for name in function.outputs]
 
     return run
-
-
-class _Editor:
-    """Edits the main graph of a LiteRT model.
-
-    Attributes:
-        schema: Module with the classes of the file format.
-        model: `schema.ModelT`, changed in place.
-        graph: `schema.SubGraphT`, the first of the model.
-    """
-
-    def __init__(self, schema, model):
-        self.schema = schema
-        self.model = model
-        self.graph = model.subgraphs[0]
-
-    def replace_kernels(self, kernels):
-        """Replaces inputs by integers and the operators that decode them.
-
-        Args:
-            kernels: Dictionary of names of inputs to `StoredKernel`.
-        """
-        inputs = {self.graph.tensors[index].name.decode(): index for index in self.graph.inputs}
-        moved = [self._carry_out_moves(inputs[name], kernel) for name, kernel in kernels.items()]
-        operators = [each for index, kernel in moved for each in self._decoded(index, kernel)]
-        self.graph.operators = operators + self.graph.operators
-        self.graph.inputs = [index for name, index in inputs.items() if name not in kernels]
-
-    def add_signature(self, function):
-        """Gives inputs and outputs the names of the model.
-
-        Args:
-            function: `ModelFunction`.
-        """
-        inputs = {self.graph.tensors[index].name.decode(): index for index in self.graph.inputs}
-        names = zip((spec.name for spec in function.specs), function.inputs, strict=True)
-        given = {name: inputs[own] for own, name in names}
-        for name, index in given.items():
-            self.graph.tensors[index].name = name
-
-        def named(indices):
-            return [
-                self.schema.TensorMapT(name=name, tensorIndex=index)
-                for name, index in indices.items()
-            ]
-
-        results = dict(zip(function.outputs, self.graph.outputs, strict=True))
-        self.model.signatureDefs = [
-            self.schema.SignatureDefT(
-                inputs=named(given), outputs=named(results), signatureKey=SIGNATURE
-            )
-        ]
-
-    def add_metadata(self, name, text):
-        """Adds an entry to the metadata of the file."""
-        self.model.buffers.append(self.schema.BufferT(data=np.frombuffer(text.encode(), "uint8")))
-        entry = self.schema.MetadataT(name=name, buffer=len(self.model.buffers) - 1)
-        self.model.metadata = [*(self.model.metadata or []), entry]
-
-    def _carry_out_moves(self, index, kernel):
-        """Applies the moves after a kernel to it; returns the index of the last tensor, and it."""
-        while True:
-            users = [each for each in self.graph.operators if index in each.inputs]
-            move = self._move(users[0]) if len(users) == 1 else None
-            if move is None:
-                return index, kernel
-            self.graph.operators = [each for each in self.graph.operators if each is not users[0]]
-            index, kernel = int(users[0].outputs[0]), kernel.moved(move)
-
-    def _move(self, operator):
-        """Function of arrays that an operator computes if it only moves elements, else None."""
-        codes = self.schema.BuiltinOperator
-        function = {codes.TRANSPOSE: np.transpose, codes.RESHAPE: np.reshape}.get(
-            self.model.operatorCodes[operator.opcodeIndex].builtinCode
-        )
-        argument = None if function is None else self._constant(operator.inputs[1])
-        return None if argument is None else lambda array: function(array, argument)
-
-    def _constant(self, index):
-        """The values of a constant int32 tensor; None for other tensors."""
-        tensor = self.graph.tensors[index]
-        data = self.model.buffers[tensor.buffer].data
-        if data is None or tensor.type != self.schema.TensorType.INT32:
-            return None
-        return np.frombuffer(bytes(data), "<i4")
-
-    def _decoded(self, index, kernel):
-        """Adds the constants of a kernel; returns the operators that decode it into a tensor."""
-        width = narrowest(kernel.bits, WIDTHS)
-        # The zero point of 16-bit integers must be 0.
-        lowest = 0 if 8 < kernel.bits < 16 else -(2 ** (width - 1))
-        zero_point, shift = (lowest, 0) if width < 16 else (0, -lowest)
-        offset, step = shared(kernel.offset) + np.float32(shift), shared(kernel.step)
-        types, shape = self.schema.TensorType, kernel.codes.shape
-        codes = self._tensor(
-            f"{kernel.name}/codes",
-            shape,
-            getattr(types, f"INT{width}"),
-            packed_integers(kernel.codes + lowest, width),
-        )
-        self.graph.tensors[codes].quantization = self.schema.QuantizationParametersT(
-            scale=[1.0], zeroPoint=[zero_point]
-        )
-        integers, shifted = (
-            self._tensor(f"{kernel.name}/{part}", shape) for part in ("integers", "shifted")
-        )
-        constants = (
-            self._tensor(f"{kernel.name}/{part}", array.shape, data=array.view("uint8"))
-            for part, array in (("offset", offset.ravel()), ("step", step))
-        )
-        return [
-            self._operator("DEQUANTIZE", DEQUANTIZE_VERSION, [codes], integers),
-            self._operator("ADD", 1, [integers, next(constants)], shifted),
-            self._operator("MUL", 1, [shifted, next(constants)], index),
-        ]
-
-    def _tensor(self, name, shape, dtype=0, data=None):
-        """Adds a tensor, which is constant if `data` (uint8) is given; returns its index."""
-        buffer = 0  # the empty one
-        if data is not None:
-            buffer = len(self.model.buffers)
-            self.model.buffers.append(self.schema.BufferT(data=data.ravel()))
-        self.graph.tensors.append(
-            self.schema.TensorT(shape=list(shape), type=dtype, buffer=buffer, name=name)
-        )
-        return len(self.graph.tensors) - 1
-
-    def _operator(self, name, version, inputs, output):
-        code = getattr(self.schema.BuiltinOperator, name)
-        known = [each.builtinCode for each in self.model.operatorCodes]
-        if code not in known:
-            self.model.operatorCodes.append(
-                self.schema.OperatorCodeT(
-                    builtinCode=code, deprecatedBuiltinCode=code, version=version
-                )
-            )
-            known.append(code)
-        options = f"{name.capitalize()}Options"
-        return self.schema.OperatorT(
-            opcodeIndex=known.index(code),
-            inputs=inputs,
-            outputs=[output],
-            builtinOptionsType=getattr(self.schema.BuiltinOptions, options),
-            builtinOptions=getattr(self.schema, f"{options}T")(),
-        )
-
-
-def packed_integers(values, width):
-    """Bytes of integers of `width` bits in two's complement, the first in the lowest bits.
-
-    Examples:
-        >>> packed_integers(np.array([1, -1, -8]), 4).tolist()
-        [241, 8]
-    """
-    if width >= 8:
-        return values.astype(f"<i{width // 8}").ravel().view("uint8")
-    in_byte = 8 // width
-    fields = np.pad(values.ravel() % 2**width, (0, -values.size % in_byte)).reshape(-1, in_byte)
-    return (fields << (width * np.arange(in_byte))).sum(axis=1).astype("uint8")

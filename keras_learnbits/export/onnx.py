@@ -2,8 +2,6 @@
 
 import functools
 
-import numpy as np
-
 from keras_learnbits.export._check import check_file
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._files import write_atomically
@@ -11,7 +9,7 @@ from keras_learnbits.export._function import ModelFunction
 from keras_learnbits.export._kernels import narrowest, shared
 from keras_learnbits.export._onnx_graph import float_model, in_onnxruntime, replace_kernels
 
-# Bits of the unsigned integers that `DequantizeLinear` takes, by the opset that brought them.
+# Bits of the unsigned integers that `Cast` takes, by the opset that brought them.
 WIDTHS = {21: (4, 8, 16), 25: (2, 4, 8, 16)}
 
 
@@ -20,21 +18,17 @@ def export_onnx(model, path, *, input_signature=None, opset=25, check=True):
 
     Each kernel is stored as its codes, in the narrowest type that holds them (2, 4, 8 or 16 bits
     wide), and decoded bit for bit to the quantized weights of the model, `step * (code + offset)`:
-    by `DequantizeLinear` with scale 1, an `Add` and a `Mul`. All else is float32: biases,
-    activations, arithmetic.
+    by `Cast`, `Add` and `Mul`. onnxruntime computes these when it loads the file, since they have
+    constants only, and then folds a batch normalization into the kernel; a prediction takes as
+    long as with the float model. Biases, activations and arithmetic are float32.
 
-    `DequantizeLinear` alone would not do: its zero point is an integer, and the grids of
-    `LearnedScaleQuantizer` have their middle half-way between two levels, those of
-    `MinMaxQuantizer` anywhere. Doubled codes need no zero point but one bit more, and onnxruntime
-    replaces a `DequantizeLinear` in front of a `MatMul` by an operator that rounds activations
-    to 8 bits.
+    `DequantizeLinear` would not do: its zero point is an integer, and the middle of the grids of
+    `LearnedScaleQuantizer` lies half-way between two levels, that of `MinMaxQuantizer` anywhere.
+    onnxruntime also decodes it again at each call.
 
     Inputs have the names of the model's `Input`s or dictionary keys, outputs those of the layers
     they come from or their keys, and open first dimensions are called `batch`. The metadata has the
     version of this library and the bits of each layer, as JSON under `"keras_learnbits"`.
-
-    onnxruntime decodes the kernels again for each batch; once, when it loads the file, with
-    `SessionOptions.add_session_config_entry("session.disable_quant_qdq", "1")`.
 
     Args:
         model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
@@ -82,19 +76,17 @@ def _decoded(kernel, output, widths):
     onnx = import_extra("onnx")
     width = narrowest(kernel.bits, widths)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, f"UINT{width}"))
-    codes, one, offset, step, integers, shifted = (
-        f"{kernel.name}/{part}"
-        for part in ("codes", "one", "offset", "step", "integers", "shifted")
+    codes, offset, step, floats, shifted = (
+        f"{kernel.name}/{part}" for part in ("codes", "offset", "step", "floats", "shifted")
     )
     constants = {
         codes: kernel.codes.astype(dtype),
-        one: np.float32(1),
         offset: shared(kernel.offset),
         step: shared(kernel.step),
     }
     nodes = [
-        onnx.helper.make_node("DequantizeLinear", [codes, one], [integers]),
-        onnx.helper.make_node("Add", [integers, offset], [shifted]),
+        onnx.helper.make_node("Cast", [codes], [floats], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Add", [floats, offset], [shifted]),
         onnx.helper.make_node("Mul", [shifted, step], [output]),
     ]
     return constants, nodes

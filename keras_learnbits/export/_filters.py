@@ -1,0 +1,149 @@
+"""Which kernel a constant of a converted graph comes from, and its integers.
+
+Converters fold a batch normalization into the filter before it, and transpose and reshape filters.
+Each output channel of a filter is then a multiple of the same channel of a kernel, whose elements
+were moved. That is looked for among all kernels and all orders of their axes. A filter for which it
+is not found stays as it is, so nothing depends on what a converter does.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_learnbits.layers.stored_kernel import StoredKernel
+
+# The product of a channel and its factor is rounded once, to 2**-24 of itself.
+TOLERANCE = 2.0**-22
+# Integers of the int8 type that runtimes take as weights.
+LARGEST = 127
+
+
+class IntegerFilter(NamedTuple):
+    """A filter in integers: `scale * integers`, with one scale for each output channel.
+
+    Attributes:
+        kernel: `StoredKernel` that it comes from.
+        integers: Int32 array of the filter's shape, within -127 and 127.
+        scale: Float32 array, one positive number for each index of the channels' axis.
+        exact: Whether the integers are the codes of the kernel; otherwise they are the nearest of
+            255 levels.
+    """
+
+    kernel: StoredKernel
+    integers: np.ndarray
+    scale: np.ndarray
+    exact: bool
+
+
+def find_kernel(filter_, axis, kernels):
+    """The kernel that a filter comes from.
+
+    Args:
+        filter_: Float32 array.
+        axis: Axis of its output channels.
+        kernels: List of `StoredKernel`.
+
+    Returns:
+        `StoredKernel` whose elements are in the filter's order, or None.
+    """
+    channels = _by_channel(filter_, axis)
+    for kernel in kernels:
+        if kernel.codes.size != filter_.size:
+            continue
+        for axes in itertools.permutations(range(kernel.codes.ndim)):
+
+            def move(array, axes=axes):
+                return array.transpose(axes).reshape(filter_.shape)
+
+            moved = kernel.moved(move)
+            levels = _by_channel(moved.levels, axis)
+            if all(_is_multiple(channels[part], levels[part]) for part in (slice(1), slice(None))):
+                return moved
+    return None
+
+
+def exact_integers(filter_, axis, kernel):
+    """A filter in the integers of its kernel's codes; None if there are none of 8 bits.
+
+    A mid-rise level is `step * (code - (2**bits - 1) / 2)`, which is half a step times an odd
+    integer, `2 * code - (2**bits - 1)`. Halving a float32 is exact, so without a batch
+    normalization the product is the weight bit for bit. Grids are closed under negation, so that
+    channels with a negative factor have integers, too.
+
+    Args:
+        filter_: Float32 array.
+        axis: Axis of its output channels.
+        kernel: Result of `find_kernel`.
+
+    Returns:
+        `IntegerFilter` or None.
+
+    Examples:
+        >>> codes = np.array([[0, 1], [3, 2]])
+        >>> kernel = StoredKernel("dense", 2, codes, np.full((1, 1), 0.5), np.full((1, 1), -1.5))
+        >>> exact_integers(kernel.levels, 1, kernel).integers.tolist()
+        [[-3, -1], [3, 1]]
+    """
+    if not kernel.is_mid_rise or kernel.max_code > LARGEST:
+        return None
+    odd = _by_channel(2 * kernel.codes - kernel.max_code, axis)
+    channels = _by_channel(filter_, axis)
+    step = _by_channel(np.broadcast_to(kernel.step, filter_.shape), axis)
+    scale = np.float32(0.5) * step[:, 0]
+    if not np.array_equal(scale[:, None] * odd.astype("float32"), channels):
+        scale = _factors(channels, odd.astype("float32"))
+        product = scale[:, None] * odd
+        if not _is_close(channels, product):
+            return None
+    signs = np.where(scale < 0, -1, 1)
+    integers = _from_channels(signs[:, None] * odd, filter_.shape, axis)
+    return IntegerFilter(kernel, integers, np.abs(scale), exact=True)
+
+
+def nearest_integers(filter_, axis, kernel):
+    """A filter in the nearest of 255 levels of each channel, as runtimes round their weights.
+
+    Args:
+        filter_: Float32 array.
+        axis: Axis of its output channels.
+        kernel: Result of `find_kernel`.
+
+    Returns:
+        `IntegerFilter`.
+    """
+    channels = _by_channel(filter_, axis)
+    scale = np.abs(channels).max(axis=1) / np.float32(LARGEST)
+    scale = np.where(scale > 0, scale, 1.0).astype("float32")
+    integers = np.rint(channels / scale[:, None]).astype("int32")
+    return IntegerFilter(kernel, _from_channels(integers, filter_.shape, axis), scale, exact=False)
+
+
+def _by_channel(array, axis):
+    """An array with one row for each output channel."""
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+
+
+def _from_channels(rows, shape, axis):
+    """An array of a shape from one row for each output channel."""
+    moved = [shape[axis], *np.delete(shape, axis)]
+    return np.moveaxis(rows.reshape(moved), 0, axis)
+
+
+def _is_multiple(rows, others):
+    """Whether each row is a multiple of the other's."""
+    return _is_close(rows, _factors(rows, others)[:, None] * others)
+
+
+def _factors(rows, others):
+    """The factor between two arrays in each row, taken where the other is largest, float32."""
+    largest = np.abs(others).argmax(axis=1)[:, None]
+    at_largest = np.take_along_axis(others, largest, 1)[:, 0]
+    of_rows = np.take_along_axis(rows, largest, 1)[:, 0]
+    safe = np.where(at_largest == 0, 1.0, at_largest)
+    return (of_rows / safe).astype("float32")
+
+
+def _is_close(rows, others):
+    tolerance = TOLERANCE * np.abs(rows).max(axis=1, keepdims=True)
+    return bool(np.all(np.abs(rows - others) <= tolerance))
