@@ -44,12 +44,14 @@ def to_keras(model, float32=False):
     return plain_copy(model, float32)[0]
 
 
-def plain_copy(model, float32=False):
+def plain_copy(model, float32=False, activation_twin=None):
     """`to_keras`, which also returns the copy of each weight.
 
     Args:
         model: A built Keras model with learned-bit layers.
         float32: Whether layers of a mixed precision compute in float32 in the new model.
+        activation_twin: Function of a `LearnedBitActivation` to the layer or function that
+            replaces it; by default its `plain_twin`.
 
     Returns:
         The plain model, and a dictionary of the `id` of each weight of the model, except
@@ -67,6 +69,8 @@ def plain_copy(model, float32=False):
     def replace_layer(layer):
         if isinstance(layer, LearnedBitSubclassed):
             layer = layer.wrapper
+        if activation_twin is not None and isinstance(layer, LearnedBitActivation):
+            return activation_twin(layer)
         if isinstance(layer, LEARNED_BIT_LAYERS):
             return layer.plain_twin(float32)
         return copy_layer(layer, **dtype_setting(layer, float32))

@@ -99,24 +99,28 @@ class ModelFunction:
         self._structure = keras.tree.map_structure(lambda _: None, outputs)
         return keras.tree.flatten(outputs)
 
-    def frozen(self):
+    def frozen(self, activation_twin=None):
         """The function of the inputs alone, with all weights as constants.
 
         Converters fold constants, and runtimes prepare them when they load a file; neither does so
         with variables.
 
+        Args:
+            activation_twin: Function of a `LearnedBitActivation` to what computes it; by default
+                operations of `keras.ops`.
+
         Returns:
             Concrete function.
         """
-        values = {id(v): v.numpy() for v in self.plain.weights}
-        levels = (kernel.levels for kernel in self.kernels.values())
-        values |= dict(zip(map(id, self._variables), levels, strict=True))
+        plain = self.plain
+        if activation_twin is not None:
+            plain, _ = plain_copy(self.model, True, activation_twin)
+        constants = [(variable, variable.numpy()) for variable in plain.weights]
 
         def predict(*tensors):
             inputs = keras.tree.pack_sequence_as(self._signature, tensors)
-            constants = [(v, tf.constant(values[id(v)])) for v in self.plain.weights]
             with keras.StatelessScope(constants, initialize_variables=False):
-                return keras.tree.flatten(self.plain(inputs, training=False))
+                return keras.tree.flatten(plain(inputs, training=False))
 
         function = tf.function(predict, input_signature=self.specs, autograph=False)
         return function.get_concrete_function()

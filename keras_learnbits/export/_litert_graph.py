@@ -10,7 +10,7 @@ FILE_IDENTIFIER = b"TFL3"
 # https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/lite/schema/schema.fbs
 LARGEST_OLD_CODE = 127
 # Versions of the operators that are added; those that take integers per channel.
-VERSIONS = {"DEQUANTIZE": 5, "MUL": 1}
+VERSIONS = {"DEQUANTIZE": 5, "MUL": 1, "QUANTIZE": 2}
 
 
 class LiteRTGraph:
@@ -61,6 +61,14 @@ class LiteRTGraph:
         if data is None or tensor.type != self.schema.TensorType.FLOAT32:
             return None
         return np.frombuffer(bytes(data), "<f4").reshape(tensor.shape)
+
+    def tensor(self, index):
+        """The `schema.TensorT` of an index."""
+        return self.graph.tensors[int(index)]
+
+    def operators_of(self, kind):
+        """List of the operators of a kind."""
+        return [each for each in self.graph.operators if self.kind_of(each) == kind]
 
     def users(self, index):
         """The operators that read a tensor."""
@@ -116,10 +124,43 @@ class LiteRTGraph:
         )
         return len(self.graph.tensors) - 1
 
-    def _quantize(self, index, scale, axis):
-        self.graph.tensors[index].quantization = self.schema.QuantizationParametersT(
+    def add_bias(self, name, integers, scale):
+        """Adds a constant int32 tensor with one scale for each element; returns its index."""
+        index = self.add_tensor(name, integers.shape, "INT32", integers.view("uint8"))
+        self._quantize(index, scale, 0)
+        return index
+
+    def set_quantized(self, index, scale, zero_point):
+        """Makes a computed tensor one of int8 integers with a scale and a zero point."""
+        self.tensor(index).type = self.schema.TensorType.INT8
+        self._quantize(index, [scale], 0, zero_point)
+
+    def fuse_relu(self, operator):
+        """Has an operator cut off negative results, unless it does so already."""
+        functions = self.schema.ActivationFunctionType
+        if operator.builtinOptions.fusedActivationFunction == functions.NONE:
+            operator.builtinOptions.fusedActivationFunction = functions.RELU
+
+    def insert_after(self, operator, new):
+        """Adds an operator right after another one."""
+        self.graph.operators.insert(self._position(operator) + 1, new)
+
+    def move_before(self, operator, other):
+        """Moves an operator right before another one."""
+        self.remove(operator)
+        self.graph.operators.insert(self._position(other), operator)
+
+    def remove(self, operator):
+        """Removes an operator."""
+        del self.graph.operators[self._position(operator)]
+
+    def _position(self, operator):
+        return next(i for i, each in enumerate(self.graph.operators) if each is operator)
+
+    def _quantize(self, index, scale, axis, zero_point=0):
+        self.tensor(index).quantization = self.schema.QuantizationParametersT(
             scale=np.asarray(scale, "float32"),
-            zeroPoint=np.zeros(len(scale), "int64"),
+            zeroPoint=np.full(len(scale), zero_point, "int64"),
             quantizedDimension=axis,
         )
 
@@ -177,8 +218,8 @@ class LiteRTGraph:
         integers = self.add_result(f"{name}/gathered", output, "INT8")
         floats = self.add_result(f"{name}/floats", output)
         operator.outputs = [integers]
-        at = next(i for i, each in enumerate(self.graph.operators) if each is operator)
-        self.graph.operators[at + 1 : at + 1] = [
+        after = self._position(operator) + 1
+        self.graph.operators[after:after] = [
             self.operator("DEQUANTIZE", [integers], floats),
             self.operator("MUL", [floats, self.add_floats(f"{name}/scale", scale)], output),
         ]

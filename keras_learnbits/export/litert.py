@@ -11,6 +11,11 @@ from keras_learnbits.export._files import write_atomically
 from keras_learnbits.export._filters import exact_integers, find_kernel, nearest_integers
 from keras_learnbits.export._function import METADATA, ModelFunction
 from keras_learnbits.export._litert_graph import LiteRTGraph
+from keras_learnbits.export._litert_integers import (
+    IntegerActivations,
+    activation_grids,
+    fake_quantized,
+)
 from keras_learnbits.export._report import ExportReport
 
 # The key that TensorFlow gives the signature of a model that has one.
@@ -87,9 +92,17 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
     """
     integer_operators = choose(arithmetic, INTEGER_OPERATORS, "arithmetic")
     function = ModelFunction(model, input_signature)
-    graph = LiteRTGraph(_converted(function))
+    twin = fake_quantized if integer_operators else None
+    graph = LiteRTGraph(_converted(function, function.frozen(twin)))
     kernels = list(function.kernels.values())
-    used = _use_integers(graph, kernels, integer_operators)
+    used = {}
+    if integer_operators:
+        activations = IntegerActivations(
+            graph, activation_grids(model), functools.partial(_eight_bits, kernels)
+        )
+        activations.rewrite()
+        used |= activations.used
+    used |= _use_integers(graph, kernels, integer_operators)
     names = (spec.name for spec in function.specs)
     graph.set_signature(SIGNATURE, dict(zip(names, function.inputs, strict=True)), function.outputs)
     graph.add_metadata(METADATA, function.metadata())
@@ -101,15 +114,17 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
     return ExportReport(_report_rows(kernels, used, arithmetic), len(content))
 
 
-def _converted(function):
+def _converted(function, frozen):
     """The bytes of the float model, as LiteRT's converter makes them.
+
+    Args:
+        function: `ModelFunction`, for errors.
+        frozen: Concrete function without variables.
 
     Raises:
         ValueError: LiteRT has no operator for something in the model.
     """
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.frozen()])
-    # Batched products lose a ReLU that follows them (TensorFlow 2.21).
-    converter.unfold_batchmatmul = True
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
     try:
         return converter.convert()
     except Exception as error:  # the class of the converter's errors is not public
@@ -178,6 +193,14 @@ def _use_integers(graph, kernels, integer_operators):
             decoded[index] = kernel
             used[kernel.name] = f"int{width}", "float32", note
     return used
+
+
+def _eight_bits(kernels, array, axis, kind):
+    """The integers of a filter for whole-integer arithmetic; None if it has none of 8 bits."""
+    kernel = find_kernel(array, axis, kernels)
+    if kernel is None or kernel.bits > ROUNDED_BITS:
+        return None
+    return exact_integers(array, axis, kernel) or nearest_integers(array, axis, kernel)
 
 
 def _gather_integers(graph, operator, kernels):

@@ -17,8 +17,8 @@ from export_models import (
 )
 
 import keras_learnbits as klb
-from keras_learnbits.export.litert import export_litert, packed_integers
-from keras_learnbits.layers.discovery import quantized_kernels
+from keras_learnbits.export._litert_graph import packed_integers
+from keras_learnbits.export.litert import export_litert
 
 QUANTIZERS = ("learned_scale", "min_max")
 
@@ -68,10 +68,12 @@ def test_litert_predicts_what_the_model_predicts_at_every_width(tmp_path, bits, 
 )
 def test_litert_predicts_what_the_model_predicts_for_all_kinds_of_layers(tmp_path, make):
     model = make()
-    export_litert(model, tmp_path / "model.tflite")
+    report = export_litert(model, tmp_path / "model.tflite")
     assert_predicts_alike(tmp_path / "model.tflite", model)
+    assert [row[0] for row in report.rows] == [row.layer for row in klb.bit_table(model).rows]
     codes = [name for name in tensors_of(tmp_path / "model.tflite") if name.endswith("/codes")]
-    assert sorted(codes) == sorted(f"{row.layer}/codes" for row in klb.bit_table(model).rows)
+    integers = [name for name, _, stored, *_ in report.rows if stored != "float32"]
+    assert sorted(codes) == sorted(f"{name}/codes" for name in integers)
 
 
 def test_recurrent_layers_need_a_fixed_batch_size(tmp_path):
@@ -79,32 +81,6 @@ def test_recurrent_layers_need_a_fixed_batch_size(tmp_path):
     signature = tf.TensorSpec((1, 7, 5), name="sequence")
     export_litert(model, tmp_path / "model.tflite", input_signature=signature)
     assert_predicts_alike(tmp_path / "model.tflite", model, examples=1)
-
-
-@pytest.mark.parametrize("kernel_quantizer", QUANTIZERS)
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8, 12, 16])
-def test_the_file_holds_the_models_codes_in_the_narrowest_type(tmp_path, bits, kernel_quantizer):
-    model = dense_model(bits, kernel_quantizer)
-    export_litert(model, tmp_path / "model.tflite")
-    tensors = tensors_of(tmp_path / "model.tflite")
-    width = min(width for width in (2, 4, 8, 16) if width >= bits)
-    for kernel in quantized_kernels(model):
-        codes, _ = kernel.encode()
-        tensor, data = tensors[f"{kernel.layer.name}/codes"]
-        assert tensor.type == getattr(schema.TensorType, f"INT{width}")
-        stored = unpacked(data, width)[: kernel.size].reshape(codes.shape[::-1]).T
-        lowest = 0 if bits == 12 else -(2 ** (width - 1))
-        np.testing.assert_array_equal(stored - lowest, codes)
-        step, offset = (
-            np.frombuffer(bytes(tensors[f"{kernel.layer.name}/{part}"][1]), "float32")
-            for part in ("step", "offset")
-        )
-        integers = stored - tensor.quantization.zeroPoint[0]
-        decoded = (integers.astype("float32") + offset) * step
-        if bits == 16 and kernel_quantizer == "min_max":  # one rounding more, in the offset
-            np.testing.assert_allclose(decoded, kernel.quantized(), atol=step[0] / 100)
-        else:
-            np.testing.assert_array_equal(decoded, kernel.quantized())
 
 
 def test_kernels_are_the_only_inputs_that_go(tmp_path):
@@ -126,13 +102,14 @@ def test_kernels_are_the_only_inputs_that_go(tmp_path):
 
 
 def test_files_shrink_by_the_width_of_the_integers(tmp_path):
-    sizes = {}
-    for bits in (2, 4, 8, 16):
-        export_litert(dense_model(bits, units=4096), tmp_path / "model.tflite")
-        sizes[bits] = (tmp_path / "model.tflite").stat().st_size
-    weights = 12 * 4096 + 4096 * 3
-    for narrow, wide in ((2, 4), (4, 8), (8, 16)):
-        assert sizes[wide] - sizes[narrow] == pytest.approx(weights * narrow / 8, abs=100)
+    weights, sizes = 12 * 4096 + 4096 * 3, {}
+    for bits, arithmetic in ((8, "float"), (7, "float"), (7, "int8"), (3, "int8")):
+        model = dense_model(bits, units=4096)
+        report = export_litert(model, tmp_path / "model.tflite", arithmetic=arithmetic)
+        sizes[bits, arithmetic] = report.size
+    assert sizes[8, "float"] - sizes[7, "float"] == pytest.approx(3 * weights, rel=0.15)
+    assert sizes[7, "int8"] == pytest.approx(sizes[7, "float"], rel=0.02)
+    assert sizes[7, "int8"] - sizes[3, "int8"] == pytest.approx(weights / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("width", [2, 4, 8, 16])

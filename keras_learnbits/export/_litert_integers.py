@@ -1,0 +1,242 @@
+"""Whole-integer arithmetic in a LiteRT graph with quantized activations.
+
+LiteRT's converter writes a quantized activation as QUANTIZE and DEQUANTIZE, with float operators
+between them. An operator whose input comes from a DEQUANTIZE and whose output goes to a QUANTIZE
+alone is computed in integers instead, as LiteRT's specification says:
+https://ai.google.dev/edge/litert/models/quantization_spec
+
+An activation of B bits has `2**B` codes, and int8 has 256. So that no value exceeds the highest
+code, that is the highest integer, 127, where integer operators saturate. Below, an unsigned
+activation is cut off by a fused ReLU. A signed one of less than 8 bits is quantized twice: first
+with its lowest code at -128, where the operator saturates, too.
+"""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits.layers.discovery import activations_among, quantized_tensors
+
+LOWEST, HIGHEST = -128, 127
+# Operators that move values, take the largest of some or add zeros: they commute with rounding.
+MONOTONE = ("MAX_POOL_2D", "PAD", "RESHAPE")
+# Operators with a filter that XNNPACK computes in integers: the axis of the output channels.
+FILTERS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+
+
+class ActivationGrid(NamedTuple):
+    """The grid of a quantized activation.
+
+    Attributes:
+        name: Name of the `LearnedBitActivation`.
+        bits: Its bit-width.
+        step: Float32 number, the distance between two levels.
+        signed: Whether half of its codes are negative.
+    """
+
+    name: str
+    bits: int
+    step: np.float32
+    signed: bool
+
+    @property
+    def lowest_code(self):
+        return -(2 ** (self.bits - 1)) if self.signed else 0
+
+    @property
+    def zero_point(self):
+        """The int8 integer of 0, with the highest code at 127."""
+        return HIGHEST - (self.lowest_code + 2**self.bits - 1)
+
+    @property
+    def saturates(self):
+        """Whether the lowest code is -128, so that int8 operators saturate there."""
+        return self.zero_point + self.lowest_code == LOWEST
+
+
+def grid_of(activation):
+    """The `ActivationGrid` of a `LearnedBitActivation`."""
+    step, offset, max_code = activation.grid()
+    bits = int(max_code + 1).bit_length() - 1
+    return ActivationGrid(activation.name, bits, np.float32(step), bool(offset < 0))
+
+
+def activation_grids(model):
+    """List of the `ActivationGrid` of each `LearnedBitActivation` of a model."""
+    return [grid_of(tensor.layer) for tensor in activations_among(quantized_tensors(model))]
+
+
+def fake_quantized(activation):
+    """Function of a tensor that LiteRT's converter takes for a `LearnedBitActivation`.
+
+    The converter chooses its integers by the range of the operator. It is that of all int8
+    integers at the step and the zero point of the activation.
+    """
+    grid = grid_of(activation)
+    low, high = (float(grid.step * (each - grid.zero_point)) for each in (LOWEST, HIGHEST))
+
+    class FakeQuantize(keras.layers.Layer):
+        def call(self, inputs):
+            return tf.quantization.fake_quant_with_min_max_args(inputs, low, high)
+
+    layer = FakeQuantize(name=activation.name, dtype="float32")
+    layer.supports_masking = True
+    return lambda inputs, **ignored: layer(inputs)
+
+
+class IntegerActivations:
+    """Rewrites a graph so that operators between quantized activations compute in integers.
+
+    Args:
+        graph: `LiteRTGraph`, edited in place.
+        grids: List of `ActivationGrid`, those of the model.
+        find_integers: Function of a filter, the axis of its channels, and its operator's kind to an
+            `IntegerFilter` of at most 8 bits, or None.
+    """
+
+    def __init__(self, graph, grids, find_integers):
+        self.graph = graph
+        self.find_integers = find_integers
+        self.used = {}  # kernels whose operators compute in integers
+        self._grid_of = {}
+        for operator in graph.operators_of("QUANTIZE"):
+            self._make_int8(operator, grids)
+
+    def _make_int8(self, operator, grids):
+        """Gives the output of a QUANTIZE an int8 type, and the grid of its activation."""
+        tensor = self.graph.tensor(operator.outputs[0])
+        scale, zero_point = tensor.quantization.scale[0], int(tensor.quantization.zeroPoint[0])
+        grid = min(
+            (each for each in grids if each.zero_point == zero_point + LOWEST),
+            key=lambda each: abs(each.step - scale),
+        )
+        self._grid_of[int(operator.outputs[0])] = grid
+        self.graph.set_quantized(operator.outputs[0], grid.step, grid.zero_point)
+
+    def rewrite(self):
+        """Rewrites as many operators as possible."""
+        for quantize in self.graph.operators_of("QUANTIZE"):
+            quantize = self._moved_up(quantize)
+            if not self._fused(quantize) and not self._grid_of[int(quantize.outputs[0])].saturates:
+                self._quantize_twice(quantize)
+
+    def _producer(self, index):
+        return next((each for each in self.graph.graph.operators if index in each.outputs), None)
+
+    def _integers_behind(self, index):
+        """The int8 tensor of which a tensor is the DEQUANTIZE, or None."""
+        producer = self._producer(index)
+        if producer is None or self.graph.kind_of(producer) != "DEQUANTIZE":
+            return None
+        integers = int(producer.inputs[0])
+        return integers if integers in self._grid_of else None
+
+    def _moved_up(self, quantize):
+        """Moves a QUANTIZE before the operators that commute with it; returns the first one."""
+        while True:
+            index = int(quantize.inputs[0])
+            producer = self._producer(index)
+            if producer is None or len(self.graph.users(index)) > 1:
+                return quantize
+            if self.graph.kind_of(producer) not in MONOTONE:
+                return quantize
+            before, after = int(producer.inputs[0]), int(quantize.outputs[0])
+            if len(self.graph.users(before)) > 1:
+                return quantize
+            grid = self._grid_of[after]
+            integers = self.graph.add_result(f"{grid.name}/before", before, "INT8")
+            self.graph.set_quantized(integers, grid.step, grid.zero_point)
+            self._grid_of[integers] = grid
+            producer.inputs = [integers, *map(int, producer.inputs[1:])]
+            producer.outputs = [after]
+            quantize.inputs, quantize.outputs = [before], [integers]
+            self.graph.move_before(quantize, producer)
+
+    def _fused(self, quantize):
+        """Computes the operator before a QUANTIZE in integers; returns whether it can be."""
+        index, output = int(quantize.inputs[0]), int(quantize.outputs[0])
+        operator, grid = self._producer(index), self._grid_of[output]
+        if operator is None or len(self.graph.users(index)) > 1:
+            return False
+        kind = self.graph.kind_of(operator)
+        if kind == "ADD":
+            integers = [self._integers_behind(int(each)) for each in operator.inputs]
+            if None in integers:
+                return False
+            operator.inputs = integers
+        elif kind in FILTERS:
+            if not self._filter_in_integers(operator, kind):
+                return False
+        else:
+            return False
+        self._clip(operator, grid, output)
+        return True
+
+    def _filter_in_integers(self, operator, kind):
+        """Gives an operator integer inputs, filter and bias, if they exist."""
+        inputs = [int(each) for each in operator.inputs]
+        integers, array = self._integers_behind(inputs[0]), self.graph.constant(inputs[1])
+        if integers is None or array is None or len(self.graph.users(inputs[1])) > 1:
+            return False
+        found = self.find_integers(array, FILTERS[kind], kind)
+        bias = self.graph.constant(inputs[2]) if len(inputs) > 2 and inputs[2] >= 0 else None
+        if found is None or (bias is None and len(inputs) > 2 and inputs[2] >= 0):
+            return False
+        # A bias is an int32 at the product of the scales of input and filter, which is too coarse
+        # for kernels of few bits: their integers are multiplied by a power of two, and their scales
+        # divided by it.
+        factor = 2 ** int(np.log2(HIGHEST // abs(found.integers).max()))
+        filter_scale = found.scale / np.float32(factor)
+        scale = filter_scale * self._grid_of[integers].step
+        if bias is None:
+            bias = np.zeros(array.shape[FILTERS[kind]], "float32")
+        name = found.kernel.name
+        filter_ = self.graph.add_integers(
+            f"{name}/codes", factor * found.integers, 8, filter_scale, FILTERS[kind]
+        )
+        rounded = np.clip(np.rint(bias / scale), -(2**31) + 1, 2**31 - 1).astype("int32")
+        operator.inputs = [
+            integers,
+            filter_,
+            self.graph.add_bias(f"{name}/bias", rounded, scale),
+        ]
+        self.used[name] = "int8", "int8", "" if found.exact else "rounded to 255 levels"
+        return True
+
+    def _clip(self, operator, grid, output):
+        """Has an integer operator write an activation, clipped to the grid's range."""
+        if not grid.signed:
+            self.graph.fuse_relu(operator)
+        elif not grid.saturates:
+            first = self._lowest_first(grid, output)
+            operator.outputs = [first]
+            self._replace_quantize(output, self.graph.operator("QUANTIZE", [first], output))
+            return
+        operator.outputs = [output]
+        self._replace_quantize(output, None)
+
+    def _quantize_twice(self, quantize):
+        """Clips what a QUANTIZE writes at the lowest code, too."""
+        output = int(quantize.outputs[0])
+        first = self._lowest_first(self._grid_of[output], output)
+        quantize.outputs = [first]
+        self.graph.insert_after(quantize, self.graph.operator("QUANTIZE", [first], output))
+
+    def _lowest_first(self, grid, output):
+        """A tensor like an activation with its lowest code at -128."""
+        first = self.graph.add_result(f"{grid.name}/lowest", output, "INT8")
+        self.graph.set_quantized(first, grid.step, LOWEST - grid.lowest_code)
+        return first
+
+    def _replace_quantize(self, output, new):
+        """Replaces the QUANTIZE of float inputs that writes a tensor by another one, or by none."""
+        old = next(
+            each
+            for each in self.graph.operators_of("QUANTIZE")
+            if int(each.outputs[0]) == output and each is not new
+        )
+        if new is not None:
+            self.graph.insert_after(old, new)
+        self.graph.remove(old)
