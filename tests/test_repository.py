@@ -1,0 +1,18 @@
+"""Files beside the package say what the package and CI do."""
+
+import pathlib
+import re
+
+import keras_learnbits as klb
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def text_of(path):
+    return (ROOT / path).read_text()
+
+
+def test_the_citation_has_the_version_of_the_package():
+    assert re.findall(r"^version: (.+)$", text_of("CITATION.cff"), re.MULTILINE) == [
+        klb.__version__
+    ]
