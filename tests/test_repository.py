@@ -16,3 +16,9 @@ def test_the_citation_has_the_version_of_the_package():
     assert re.findall(r"^version: (.+)$", text_of("CITATION.cff"), re.MULTILINE) == [
         klb.__version__
     ]
+
+
+def test_hooks_before_a_commit_are_the_linters_that_ci_runs():
+    entries = re.findall(r"entry: (ruff \w+)", text_of(".pre-commit-config.yaml"))
+    linters = re.findall(r"^(ruff \w+)", text_of(".ci/run"), re.MULTILINE)
+    assert entries == linters == ["ruff check", "ruff format"]
