@@ -22,3 +22,10 @@ def test_hooks_before_a_commit_are_the_linters_that_ci_runs():
     entries = re.findall(r"entry: (ruff \w+)", text_of(".pre-commit-config.yaml"))
     linters = re.findall(r"^(ruff \w+)", text_of(".ci/run"), re.MULTILINE)
     assert entries == linters == ["ruff check", "ruff format"]
+
+
+def test_ci_runs_the_command_for_all_tests_that_readme_names():
+    (command,) = re.findall(r"^pytest .*?(?= --durations)", text_of(".ci/run"), re.MULTILINE)
+    assert "thorough or not thorough" in command
+    for page in ("README.md", "BUILD.md", "CONTRIBUTING.md"):
+        assert command in text_of(page)
