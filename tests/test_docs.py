@@ -37,12 +37,14 @@ def test_every_public_name_is_in_the_reference_once():
             assert sum(each is public for each in described) == 1, name
 
 
+@pytest.mark.thorough
 def test_nothing_is_in_the_reference_twice(site):
     pages = [page.read_text() for page in (site / "docs" / "api").rglob("*.html")]
     for name in DESCRIBED:
         assert sum(page.count(f'id="{name}"') for page in pages) == 1, name
 
 
+@pytest.mark.thorough
 def test_all_links_of_the_site_lead_somewhere(site):
     pages = set(site.rglob("*.html")) - {site / "404.html"}  # which is shown under any path
     assert len(pages) > 10
@@ -53,6 +55,7 @@ def test_all_links_of_the_site_lead_somewhere(site):
                 assert (page.parent / urllib.parse.unquote(target.path)).exists(), (page, link)
 
 
+@pytest.mark.thorough
 def test_the_examples_of_the_reference_are_set_as_code(site):
     for page in (site / "docs" / "api").rglob("*.html"):
         text = page.read_text()

@@ -1,3 +1,6 @@
+"""The programs of `experiments/`, each in a process of its own where that matters."""
+
+import importlib
 import json
 import os
 import pathlib
@@ -9,6 +12,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import app
+from absl.testing import flagsaver
 
 import keras_learnbits as klb
 
@@ -19,7 +24,7 @@ RESULT_KEYS = {
 }  # fmt: skip
 
 
-def run(program, *arguments, **environment):
+def in_a_process(program, *arguments, **environment):
     return subprocess.run(
         [sys.executable, ROOT / "experiments" / program, *arguments],
         capture_output=True,
@@ -29,9 +34,38 @@ def run(program, *arguments, **environment):
     )
 
 
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Programs import their neighbours, as if they had been started in their folder."""
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs a program here, which spares the seconds in which a process starts.
+
+    It returns what the process would exit with, None, a number or a message for stderr, and
+    what was printed.
+    """
+
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{program}.py", *map(str, arguments)])
+        common, module = map(importlib.import_module, ("common", program))
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            common.run(module.PROBLEM) if hasattr(module, "PROBLEM") else app.run(module.main)
+        return end.value.code, capsys.readouterr()
+
+    return run
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.thorough
 def test_training_holds_at_most_five_bytes_a_weight_more_than_plain_keras():
     def peak(kind):
-        process = run(
+        process = in_a_process(
             "scaling.py",
             f"--peak_of={kind}",
             "--weights=4e6",
@@ -46,17 +80,17 @@ def test_training_holds_at_most_five_bytes_a_weight_more_than_plain_keras():
     assert peak("learned bits") < plain + 5 * 4e6
 
 
-def test_the_digits_program_leaves_its_files(tmp_path):
-    process = run("digits.py", "--epochs=3", f"--output_dir={tmp_path}")
-    assert process.returncode == 0, process.stderr
-    result = json.loads((tmp_path / "result.json").read_text())
+def test_the_digits_program_leaves_its_files(run, tmp_path):
+    code, printed = run("digits", "--epochs=3", f"--output_dir={tmp_path}")
+    assert code is None
+    result = result_of(tmp_path)
     assert result.keys() >= RESULT_KEYS
     assert result["epochs"] == 3
     assert set(result["bits"]) == {"conv1", "conv2", "dense1", "dense2"}
     assert 1 <= result["mean_bits"] <= 8
     assert result["packed_bytes"] < result["float_bytes"] / 4
     assert 0.5 < result["float_test_accuracy"] <= 1
-    assert f"{result['packed_bytes']:,} bytes packed" in process.stdout
+    assert f"{result['packed_bytes']:,} bytes packed" in printed.out
     assert (tmp_path / "bits.png").read_bytes().startswith(b"\x89PNG")
     model = keras.models.load_model(tmp_path / "model.keras")
     assert type(model).__name__ == "LearnedBitFunctional"
@@ -65,37 +99,24 @@ def test_the_digits_program_leaves_its_files(tmp_path):
     assert len(arrays) == len(result["bits"]) + 4 == 8  # with the biases
 
 
-@pytest.mark.parametrize(
-    ("arguments", "bits"),
-    [(["--fixed_bits=2", "--nobaseline"], {"dense": 2}), (["--float"], {})],
-    ids=str,
-)
-def test_baselines_come_from_the_same_program(arguments, bits, tmp_path):
-    arguments = [*arguments, "--model=logistic", "--epochs=1", f"--output_dir={tmp_path}"]
-    process = run("digits.py", *arguments)
-    assert process.returncode == 0, process.stderr
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["bits"] == bits
-    assert result["command"].startswith("python experiments/digits.py ")
-
-
-def test_first_and_last_layer_may_have_bits_of_their_own(tmp_path):
+@pytest.mark.thorough
+def test_bits_may_be_fixed_and_those_of_first_and_last_layer_apart(run, tmp_path):
     arguments = ["--fixed_bits=1", "--end_bits=8", "--nobaseline", "--epochs=1"]
-    process = run("digits.py", *arguments, "--train_examples=64", f"--output_dir={tmp_path}")
-    assert process.returncode == 0, process.stderr
-    bits = json.loads((tmp_path / "result.json").read_text())["bits"]
-    assert bits == {"conv1": 8, "conv2": 1, "dense1": 1, "dense2": 8}
+    code, _ = run("digits", *arguments, "--train_examples=64", f"--output_dir={tmp_path}")
+    assert code is None
+    result = result_of(tmp_path)
+    assert result["bits"] == {"conv1": 8, "conv2": 1, "dense1": 1, "dense2": 8}
+    assert result["command"].startswith("python experiments/digits.py --fixed_bits=1 ")
 
 
 @pytest.mark.parametrize("flag", ["--fixed_bits=2", "--end_bits=8", "--target_bits=2"])
-def test_a_float_net_has_no_bits_to_set(flag, tmp_path):
-    process = run("digits.py", "--float", flag, f"--output_dir={tmp_path}")
-    assert process.returncode != 0
-    assert flag.split("=")[0] in process.stderr + process.stdout
+def test_a_float_net_has_no_bits_to_set(flag, run, tmp_path):
+    code, printed = run("digits", "--float", flag, f"--output_dir={tmp_path}")
+    assert code
+    assert flag.split("=")[0] in printed.err + printed.out
 
 
-def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
+def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before():
     import curves
 
     falls, rises = np.linspace(8, 5, 31), np.linspace(5, 6, 11)
@@ -110,39 +131,41 @@ def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before(monkeypatch):
     assert curves.direction_changes(logger, freeze_step=260) is None
 
 
-def test_a_float_net_goes_on_from_a_float_net(tmp_path):
+@pytest.mark.thorough
+def test_a_float_net_goes_on_from_a_float_net(run, tmp_path):
+    arguments = ["--float", "--model=logistic", "--epochs=1"]
     for name, more in (
         ("first", ()),
         ("second", (f"--init_from={tmp_path / 'first/model.keras'}",)),
     ):
-        arguments = ["--float", "--model=logistic", "--epochs=1", f"--output_dir={tmp_path / name}"]
-        process = run("digits.py", *arguments, *more)
-        assert process.returncode == 0, process.stderr
-    first, second = (
-        json.loads((tmp_path / name / "result.json").read_text()) for name in ("first", "second")
-    )
+        code, _ = run("digits", *arguments, f"--output_dir={tmp_path / name}", *more)
+        assert code is None
+    first, second = (result_of(tmp_path / name) for name in ("first", "second"))
     assert second["test_loss"] < first["test_loss"]
-    assert second["bits"] == {}
+    assert first["bits"] == second["bits"] == {}
+    assert first["command"].startswith("python experiments/digits.py --float ")
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+@pytest.mark.thorough
+def test_an_interrupted_run_goes_on_where_it_was(run, tmp_path):
     arguments = ["--model=logistic", "--float", "--resume", "--epochs=100"]
-    arguments = [sys.executable, "-u", ROOT / "experiments" / "digits.py", *arguments]
     arguments += [f"--output_dir={tmp_path}"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    command = [sys.executable, "-u", ROOT / "experiments" / "digits.py", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         for line in process.stdout:
             if line.startswith("Epoch 3/"):
                 process.kill()
     assert not (tmp_path / "result.json").exists()
-    second = run("digits.py", *arguments[3:])
-    assert second.returncode == 0, second.stderr
-    epochs = [line for line in second.stdout.splitlines() if line.startswith("Epoch ")]
+    code, printed = run("digits", *arguments)
+    assert code is None
+    epochs = [line for line in printed.out.splitlines() if line.startswith("Epoch ")]
     assert epochs[0] != "Epoch 1/100"
     assert epochs[-1] == "Epoch 100/100"
-    assert json.loads((tmp_path / "result.json").read_text())["test_accuracy"] > 0.9
+    assert result_of(tmp_path)["test_accuracy"] > 0.9
 
 
-def test_the_pareto_study_does_what_is_missing_and_no_more(tmp_path):
+@pytest.mark.thorough
+def test_the_pareto_study_does_what_is_missing_and_no_more(run, tmp_path):
     arguments = ["--program=digits", "--model=logistic", "--float_epochs=3", "--finetune_epochs=2"]
     arguments += [
         "--budgets=2",
@@ -152,9 +175,9 @@ def test_the_pareto_study_does_what_is_missing_and_no_more(tmp_path):
         "--start_seed=3",
         f"--output_dir={tmp_path}",
     ]
-    first = run("pareto.py", *arguments)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.count("digits.py") == 4  # the float net, it trained on, two of 2 bits
+    code, printed = run("pareto", *arguments)
+    assert code is None
+    assert printed.out.count("digits.py") == 4  # the float net, it trained on, two of 2 bits
     study = json.loads((tmp_path / "pareto.json").read_text())
     assert [point["kind"] for point in study["points"]] == ["learned", "uniform", "float"]
     learned, uniform, _ = study["points"]
@@ -162,14 +185,13 @@ def test_the_pareto_study_does_what_is_missing_and_no_more(tmp_path):
     assert (tmp_path / "start-seed3" / "model.keras").exists()
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
     os.remove(tmp_path / "uniform2-seed0" / "result.json")
-    second = run("pareto.py", *arguments)
-    assert second.returncode == 0, second.stderr
-    assert second.stdout.count("digits.py") == 1
+    code, printed = run("pareto", *arguments)
+    assert code is None
+    assert printed.out.count("digits.py") == 1
     assert json.loads((tmp_path / "pareto.json").read_text())["points"] == study["points"]
 
 
-def test_a_way_is_compared_with_uniform_nets_on_the_line_between_them(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
+def test_a_way_is_compared_with_uniform_nets_on_the_line_between_them():
     import pareto
 
     def run_of(kind, size, kilobytes, accuracy):
@@ -192,8 +214,7 @@ def test_a_way_is_compared_with_uniform_nets_on_the_line_between_them(monkeypatc
     assert above[("uniform", "2")] is None
 
 
-def test_sensitivity_is_the_loss_that_one_layer_adds_when_it_alone_is_rounded(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
+def test_sensitivity_is_the_loss_that_one_layer_adds_when_it_alone_is_rounded():
     from sensitivity import sensitivities
 
     keras.utils.set_random_seed(0)
@@ -219,8 +240,7 @@ def test_sensitivity_is_the_loss_that_one_layer_adds_when_it_alone_is_rounded(mo
         np.testing.assert_array_equal(old, new)
 
 
-def test_augmented_images_are_shifts_of_the_image_with_reflected_edges(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
+def test_augmented_images_are_shifts_of_the_image_with_reflected_edges():
     from loading import shifted
 
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 6, 3), "uint8")
@@ -236,8 +256,7 @@ def test_augmented_images_are_shifts_of_the_image_with_reflected_edges(monkeypat
     assert 16 < flips < 48
 
 
-def test_each_image_loses_one_square_and_nothing_else(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
+def test_each_image_loses_one_square_and_nothing_else():
     from loading import cut_out
 
     images = np.random.default_rng(0).integers(1, 256, (64, 12, 10, 3), "uint8")
@@ -255,24 +274,18 @@ def test_each_image_loses_one_square_and_nothing_else(monkeypatch):
     assert len(places) > 20
 
 
-@pytest.mark.parametrize("program", ["mnist.py", "cifar10.py"])
-def test_without_data_a_program_says_in_one_line_what_to_do(program, tmp_path):
-    process = run(program, f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'run'}")
-    assert process.returncode == 1
-    last = process.stderr.strip().splitlines()[-1]
+@pytest.mark.parametrize("program", ["mnist", "cifar10"])
+def test_without_data_a_program_says_in_one_line_what_to_do(program, run, tmp_path):
+    message, _ = run(program, f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'run'}")
     for part in ("--data_dir", "TFDS_DATA_DIR", "digits.py"):
-        assert part in last
-    assert "Traceback" not in process.stderr
+        assert part in message.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("features", "policy"),
     [("fma avx2", "float32"), ("avx2 amx_bf16 fma", "mixed_bfloat16"), (None, "float32")],
 )
-def test_bfloat16_is_the_default_only_where_the_processor_has_it(
-    features, policy, monkeypatch, tmp_path
-):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
+def test_bfloat16_is_the_default_only_where_the_processor_has_it(features, policy, tmp_path):
     from recipes import fast_policy
 
     if features is not None:
@@ -280,17 +293,20 @@ def test_bfloat16_is_the_default_only_where_the_processor_has_it(
     assert fast_policy(tmp_path / "cpuinfo") == policy
 
 
-def test_an_unknown_net_is_refused(tmp_path):
-    process = run("digits.py", "--model=typo", f"--output_dir={tmp_path}")
-    assert process.returncode == 1
-    assert "--model must be one of cnn, logistic. Received: typo" in process.stderr
+def test_an_unknown_net_is_refused(run, tmp_path):
+    code, printed = run("digits", "--model=typo", f"--output_dir={tmp_path}")
+    assert code == 1
+    assert "--model must be one of cnn, logistic. Received: typo" in printed.err + printed.out
 
 
+@pytest.mark.thorough
 def test_two_workers_learn_the_bits_of_one_process_with_the_global_batch():
     """On the loopback address, by the loop that stands in for `fit`."""
     ends = []
     for workers in (1, 2):
-        process = run("multi_worker.py", "--model=logistic", "--epochs=3", f"--workers={workers}")
+        process = in_a_process(
+            "multi_worker.py", "--model=logistic", "--epochs=3", f"--workers={workers}"
+        )
         assert process.returncode == 0, process.stderr
         lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
         assert len(lines) == workers

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 from keras_learnbits import quantizers
 from keras_learnbits.numerics import grids
@@ -28,7 +29,7 @@ def state_of(quantizer, kernel):
     return None if shape is None else quantizer.initial_log_scale(kernel, shape)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("bits", [1, 3, 16, *thorough(2, 8)])
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("quantizer", [LearnedScaleQuantizer(), MinMaxQuantizer()], ids=repr)
 def test_codes_decode_to_the_levels_of_training(quantizer, name, bits):

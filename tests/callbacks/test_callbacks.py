@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.layers.discovery import quantized_kernels
@@ -75,6 +76,7 @@ def test_the_csv_file_has_a_column_for_each_layer(make_model, data, tmp_path):
     assert all(float(row["loss"]) > float(row["task_loss"]) for row in rows)
 
 
+@pytest.mark.thorough
 def test_bits_of_layers_with_two_kernels_have_two_names(tmp_path):
     inputs = keras.Input((8, 8, 3))
     model = klb.LearnedBitModel(inputs, klb.LearnedBitSeparableConv2D(2, 3, name="sep")(inputs))
@@ -103,6 +105,7 @@ def test_layers_of_the_same_name_are_told_apart_by_their_paths(data):
     assert [row.layer for row in klb.bit_table(model).rows] == names
 
 
+@pytest.mark.thorough
 def test_steps_are_training_steps_under_steps_per_execution(make_model, data):
     model = compiled(make_model(), steps_per_execution=4)
     logger = klb.BitLogger(update_freq=4)
@@ -124,7 +127,7 @@ def test_an_unknown_update_freq_is_refused(update_freq):
         klb.BitLogger(update_freq=update_freq)
 
 
-@pytest.mark.parametrize("at", [0.5, 2])
+@pytest.mark.parametrize("at", [0.5, *thorough(2)])
 def test_freeze_bits_stops_them_at_integers(at, make_model, data):
     model = compiled(make_model(), bit_optimizer=klb.SignSGD(0.3))
     callbacks = [klb.FreezeBits(at=at), klb.BitLogger()]
@@ -133,7 +136,7 @@ def test_freeze_bits_stops_them_at_integers(at, make_model, data):
     assert bits[2:] == [7.0, 7.0]
 
 
-@pytest.mark.parametrize(("at", "epochs"), [(0.75, 1), (0.75, 2), (0.75, 3), (0.9, 5)])
+@pytest.mark.parametrize(("at", "epochs"), [(0.75, 1), (0.75, 3), *thorough((0.75, 2), (0.9, 5))])
 def test_a_short_training_ends_frozen_with_its_last_epoch_for_the_weights(
     at, epochs, make_model, data
 ):
@@ -158,6 +161,7 @@ def test_early_stopping_leaves_integers_though_it_restores_bits_of_before(make_m
     assert all(float(model.get_layer(name).bits).is_integer() for name in ("hidden", "head"))
 
 
+@pytest.mark.thorough
 def test_each_fit_begins_with_bits_that_move(make_model, data):
     model = compiled(make_model())
     logger = klb.BitLogger()
@@ -190,6 +194,7 @@ def test_freezing_a_plain_keras_model_is_refused(data):
         model.fit(*data, callbacks=[klb.FreezeBits()], verbose=0)
 
 
+@pytest.mark.thorough
 def test_freezing_works_on_two_replicas(strategy, make_model, data):
     with strategy.scope():
         model = compiled(make_model())
@@ -209,6 +214,7 @@ def test_learning_rate_scheduler_sets_the_weights_rate_only(make_model, data):
     assert float(model.get_layer("head").bits) == 8 - 2 * 0.25
 
 
+@pytest.mark.thorough
 def test_reduce_lr_on_plateau_acts_on_the_weights_rate_only(make_model, data):
     model = compiled(make_model(), keras.optimizers.SGD(0.5))
     x, y = data
@@ -220,7 +226,7 @@ def test_reduce_lr_on_plateau_acts_on_the_weights_rate_only(make_model, data):
     assert float(model.optimizer.bit_optimizer.learning_rate) == 0.25
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["float32", *thorough("mixed_float16")])
 def test_tensorboard_draws_the_weights_learning_rate(policy, make_model, data, tmp_path):
     keras.config.set_dtype_policy(policy)
     model = compiled(make_model(), keras.optimizers.Adam(0.5))
@@ -272,6 +278,7 @@ def test_backup_and_restore_brings_back_bits_and_price(make_model, data, tmp_pat
         np.testing.assert_allclose(before, after, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_at_the_freeze_each_layer_takes_the_cheaper_integer_beside_its_latent_bits(
     make_model, data
 ):
@@ -298,7 +305,7 @@ def test_the_weight_of_the_error_ramps_up_from_the_freeze_on(make_model, data):
     assert float(model.quantization_reg) == 1.0
 
 
-@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("validate", [True, *thorough(False)])
 def test_batch_norm_is_estimated_before_the_last_validation(validate, data):
     x, y = data
     inputs = keras.Input((6,))
@@ -320,6 +327,7 @@ def test_batch_norm_is_estimated_before_the_last_validation(validate, data):
         )
 
 
+@pytest.mark.thorough
 def test_batch_norm_is_estimated_for_the_averages_that_keras_leaves(data):
     x, _ = data
     inputs = keras.Input((6,))
@@ -337,6 +345,7 @@ def test_batch_norm_is_estimated_for_the_averages_that_keras_leaves(data):
     np.testing.assert_allclose(normalize.moving_mean, means, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_ramp_goes_on_where_it_was_interrupted(make_model, data, tmp_path):
     def train(epochs, backup):
         keras.utils.set_random_seed(0)
@@ -365,6 +374,7 @@ def test_the_ramp_goes_on_where_it_was_interrupted(make_model, data, tmp_path):
     np.testing.assert_allclose([after, after_rest], 0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_ramp_that_was_broken_off_begins_at_the_compiled_weight_again(
     saved, make_model, data, tmp_path
@@ -393,6 +403,7 @@ def test_a_ramp_that_was_broken_off_begins_at_the_compiled_weight_again(
     assert float(model.quantization_reg) == 1.0
 
 
+@pytest.mark.thorough
 def test_a_weight_of_the_error_set_by_hand_stays_where_there_is_no_ramp(make_model, data):
     model = compiled(make_model(), quantization_reg=1.0)
     model.quantization_reg.assign(5.0)

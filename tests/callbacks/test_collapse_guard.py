@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from thorough import thorough
 
 import keras_learnbits as klb
 
@@ -44,14 +45,14 @@ def test_a_broken_layer_is_named(weights, log_scale, finding, message):
     assert (-1, "broken", finding) in guard.findings
 
 
-@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("bits", [4, *thorough(1, 8)])
 def test_a_healthy_layer_is_not(bits):
     guard = klb.CollapseGuard()
     fit(model_of(HEALTHY, bits=bits), guard)  # warnings are errors here
     assert guard.findings == []
 
 
-@pytest.mark.parametrize(("bits", "bound"), [(1, "lowest"), (8, "highest")])
+@pytest.mark.parametrize(("bits", "bound"), [(1, "lowest"), *thorough((8, "highest"))])
 def test_a_layer_on_its_bound_is_named_on_request(bits, bound):
     guard = klb.CollapseGuard(bounds=True)
     with pytest.warns(UserWarning, match=f"'broken' sits on its {bound} bit-width"):
@@ -66,6 +67,7 @@ def test_a_finding_is_warned_of_once_and_listed_each_time():
     assert [f[0] for f in guard.findings if f[2] == "one level"] == [-1, 0, 1]
 
 
+@pytest.mark.thorough
 def test_bits_are_raised_on_request_but_not_when_frozen():
     model = model_of(HEALTHY, 3.0, bits=2)
     with pytest.warns(UserWarning, match="error"):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 
@@ -259,7 +260,7 @@ class NoConfigModel(keras.Model):
         return self.scale * self.dense(x)
 
 
-@pytest.mark.parametrize("kind", ["layer", "model", "lambda"])
+@pytest.mark.parametrize("kind", ["layer", *thorough("model", "lambda")])
 def test_what_has_no_config_is_converted_as_it_is_and_trained(kind, tmp_path):
     make = {
         "layer": lambda: net(NoConfig(L.Dense(8), 2.0), L.Dense(8)),

@@ -70,6 +70,7 @@ def largest_difference(ys, others):
     return max(np.abs(y - z).max() for y, z in zip(ys, others, strict=True)) / scale
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", range(4))  # for as many processes
 def test_two_hundred_random_graphs_are_converted_go_back_and_come_back_from_files(part, tmp_path):
     @seed(part)

@@ -5,17 +5,18 @@ import keras_site_models as site
 import keras_site_vision as vision
 import numpy as np
 import pytest
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.layers.discovery import quantized_kernels
 
-EXAMPLES = [
+EXAMPLE = site.memory_efficient_embeddings
+MORE_EXAMPLES = [
     vision.vision_transformer, vision.swin_transformer, vision.involutional_network,
     vision.perceiver, vision.point_net, vision.zero_dce, vision.variational_autoencoder,
     vision.vq_vae, vision.pixel_cnn, vision.diffusion_net, site.real_nvp, site.captcha_reader,
     site.translation, site.masked_language_model, site.miniature_gpt, site.speech_recognition,
-    site.gated_residual_network, site.decision_forest, site.graph_attention,
-    site.memory_efficient_embeddings,
+    site.decision_forest, site.graph_attention, site.gated_residual_network,
 ]  # fmt: skip
 CLASSES = {
     name: value
@@ -76,7 +77,9 @@ def has_a_file(example, path):
 
 # Keras warns of layers that `build` cannot build, and of masks, in some originals, too.
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.__name__)
+@pytest.mark.parametrize(
+    "example", [EXAMPLE, *thorough(*MORE_EXAMPLES)], ids=lambda example: example.__name__
+)
 def test_an_example_of_the_keras_site_is_converted_trained_and_loaded_or_refused_with_a_way_out(
     example, tmp_path
 ):

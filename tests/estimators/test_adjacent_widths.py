@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import BIT_GRADIENTS, Difference, Measured, get
@@ -12,7 +13,7 @@ from keras_learnbits.estimators.adjacent_widths import error_changes
 from keras_learnbits.estimators.decisions import adjacent_gradients
 from keras_learnbits.layers.discovery import quantized_kernels
 
-ESTIMATORS = ["difference", "measured"]
+ESTIMATORS = ["measured", *thorough("difference")]
 
 
 def compiled(model, data, bit_gradient, **settings):
@@ -98,6 +99,7 @@ def test_a_look_in_fit_differs_from_its_step_in_nothing_but_the_bits(data):
     np.testing.assert_allclose(changes, 0.0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_state_that_moves_with_each_pass_is_not_charged_to_a_bit(data):
     """Renormalization has moving statistics in its outputs, and updates them."""
     inputs = keras.Input((6,))
@@ -203,27 +205,34 @@ def test_at_fixed_sensitivities_moves_end_where_no_single_bit_improves():
         layers[-1].fit_scale()
     sensitivity = tf.constant([[3.0], [0.1], [0.003]])
     price = 0.2
+    widths = np.arange(1, 9)
+    totals = [
+        each * np.array([float(k.squared_error_at(tf.constant(float(b)))) for b in widths])
+        + price * widths
+        for k, each in zip(layers, sensitivity.numpy()[:, 0], strict=True)
+    ]
+
+    @tf.function
+    def moves():
+        low = [kernel.bits.value > 1 for kernel in layers]
+        high = [kernel.bits.value < 8 for kernel in layers]
+        prices = tf.constant([[-price, price]] * 3)
+        return adjacent_gradients(sensitivity * error_changes(layers), prices, low, high)
+
     for start in itertools.product((1, 4, 8), repeat=3):
         for kernel, bits in zip(layers, start, strict=True):
             kernel.bits.assign(bits)
         for _ in range(30):
-            low = [float(k.bits) > 1 for k in layers]
-            high = [float(k.bits) < 8 for k in layers]
-            prices = tf.constant([[-price, price]] * 3)
-            moves = adjacent_gradients(sensitivity * error_changes(layers), prices, low, high)
-            if not moves.numpy().any():
+            found = moves().numpy()
+            if not found.any():
                 break
-            for kernel, move in zip(layers, moves.numpy(), strict=True):
+            for kernel, move in zip(layers, found, strict=True):
                 kernel.bits.assign_sub(move)
         else:
             pytest.fail("the bits still move")
-        for kernel, each in zip(layers, sensitivity.numpy()[:, 0], strict=True):
-            totals = [
-                each * float(kernel.squared_error_at(tf.constant(float(b)))) + price * b
-                for b in range(1, 9)
-            ]
+        for kernel, of_kernel in zip(layers, totals, strict=True):
             end = int(kernel.bits) - 1
-            assert totals[end] <= min(totals[max(end - 1, 0) : end + 2]) + 1e-6
+            assert of_kernel[end] <= min(of_kernel[max(end - 1, 0) : end + 2]) + 1e-6
 
 
 class Shown(Measured):
@@ -263,7 +272,8 @@ FEWER, MORE = 0, 1
 
 
 @pytest.mark.parametrize(
-    ("bits", "ways"), [(1, (MORE, MORE)), (3, (FEWER, MORE)), (8, (FEWER, FEWER))]
+    ("bits", "ways"),
+    [(3, (FEWER, MORE)), *thorough((1, (MORE, MORE)), (8, (FEWER, FEWER)))],
 )
 def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
     bits, ways, make_model, data
@@ -338,6 +348,7 @@ def test_a_look_leaves_metrics_statistics_and_dropout_as_they_are(data):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bit_gradient", ESTIMATORS)
 def test_two_replicas_learn_the_same_bits(bit_gradient, strategy, make_model, data):
     def train():
@@ -360,6 +371,7 @@ def test_two_replicas_learn_the_same_bits(bit_gradient, strategy, make_model, da
         assert two != [4.0, 8.0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_bits_are_learned_where_replicas_synchronize_their_batch_norm(replicas, strategy, data):
     with strategy.scope() if replicas == 2 else tf.distribute.MirroredStrategy(["CPU:0"]).scope():
@@ -404,6 +416,7 @@ def test_the_predicted_losses_are_zero_here_fall_with_bits_and_end_at_the_bounds
     np.testing.assert_allclose(losses[0, int(kernels[0].integer_bits()) - 1], 0, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_layers_not_yet_seen_are_taken_to_be_as_sensitive_as_others(make_model, data):
     model = compiled(make_model(bits=4), data, Measured(interval=50))
     model.fit(*data, batch_size=64, verbose=0)
@@ -490,16 +503,20 @@ def turns(model, data, costs, **settings):
     estimator.build(
         quantized_kernels(model), lambda shape, **kwargs: keras.Variable(tf.zeros(shape))
     )
-    moves = []
-    for _ in range(len(costs)):
-        gradients = estimator(step_of(model, data)).numpy()
-        for kernel, gradient in zip(quantized_kernels(model), gradients, strict=True):
-            kernel.bits.assign_sub(0.1 * gradient)
-        moves.append(gradients)
+
+    @tf.function
+    def move():
+        gradients = estimator(step_of(model, data))
+        for place, kernel in enumerate(quantized_kernels(model)):
+            kernel.bits.assign_sub(0.1 * gradients[place])
+        return gradients
+
+    moves = [move().numpy() for _ in costs]
     signs = [column[column != 0] for column in np.array(moves).T]
     return [int(np.sum(column[1:] != column[:-1])) for column in signs]
 
 
+@pytest.mark.thorough
 def test_noise_does_not_turn_a_layer(make_model, data):
     noise = np.random.default_rng(0).normal(size=(120, 1, 1)) * np.ones((1, 2, 1))
     few = turns(make_model(bits=4, max_bits=16), data, noise.astype("float32"), bit_reg=1e-3)
@@ -512,6 +529,7 @@ def test_a_layer_turns_when_it_is_certain_to_gain(make_model, data):
     assert once == [1, 1]
 
 
+@pytest.mark.thorough
 def test_an_estimator_given_to_two_models_has_a_state_in_each(make_model, data):
     shared = Measured(interval=1)
     models = [compiled(make_model(bits=4), data, shared, bit_reg=1e4) for _ in range(2)]

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import Paper
@@ -128,7 +129,7 @@ def test_equation_5_moves_weights_by_the_task_and_the_error_and_bits_by_a_sign(m
         assert float(kernel.bits) == bits - np.sign(gradient)
 
 
-@pytest.mark.parametrize(("dead_zone", "bits"), [(0.0, 3.0), (0.01, 3.0), (0.02, 4.0)])
+@pytest.mark.parametrize(("dead_zone", "bits"), [(0.01, 3.0), (0.02, 4.0), *thorough((0.0, 3.0))])
 def test_bits_stay_where_their_gradient_is_in_the_dead_zone(dead_zone, bits, make_model, data):
     """The price's gradient of a layer of 4 bits is `1e-3 ln(2) 2^4 = 0.011`."""
     model = make_model(bits=4, kernel_quantizer="min_max")
@@ -223,6 +224,7 @@ def test_a_wrapped_layer_trains_at_its_float_kernels():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_it_trains_in_mixed_precision(policy, make_model, data):
     keras.config.set_dtype_policy(policy)
@@ -231,6 +233,7 @@ def test_it_trains_in_mixed_precision(policy, make_model, data):
     np.testing.assert_allclose(train_one_step(model, data)["task_loss"], task, rtol=0.02)
 
 
+@pytest.mark.thorough
 def test_it_learns_the_same_on_two_replicas(strategy, make_model, data):
     def train():
         model = make_model(bits=4, kernel_quantizer="min_max")

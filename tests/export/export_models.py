@@ -2,9 +2,20 @@
 
 import keras
 import numpy as np
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensor_of
+
+# Bits and quantizers of `dense_model` that the exporters are tested with.
+EVERY_WIDTH = [
+    (2, "learned_scale"),
+    (5, "min_max"),
+    *thorough(
+        *((bits, "learned_scale") for bits in (1, 3, 4, 5, 7, 8, 12, 16)),
+        *((bits, "min_max") for bits in (1, 2, 3, 4, 7, 8, 12, 16)),
+    ),
+]
 
 
 def with_random_weights(model):

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from export_models import dense_model, image_model, normalized_model, text_model
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.export import _check, litert
@@ -52,7 +53,7 @@ def changed_code(monkeypatch):
 
 
 @every_exporter
-@pytest.mark.parametrize("make", [functools.partial(dense_model, bits=7), image_model])
+@pytest.mark.parametrize("make", [functools.partial(dense_model, bits=7), *thorough(image_model)])
 def test_a_file_that_predicts_something_else_is_refused_and_an_old_one_stays(
     export, make, tmp_path, changed_code
 ):

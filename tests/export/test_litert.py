@@ -5,6 +5,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from export_models import (
+    EVERY_WIDTH,
     converted_model,
     dense_model,
     image_model,
@@ -15,12 +16,11 @@ from export_models import (
     volume_model,
     with_random_weights,
 )
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.export._litert_graph import packed_integers
 from keras_learnbits.export.litert import export_litert
-
-QUANTIZERS = ("learned_scale", "min_max")
 
 
 def run(path, x):
@@ -55,16 +55,12 @@ def unpacked(data, width):
     return unsigned - (bits[:, -1].astype("int64") << width)
 
 
-@pytest.mark.parametrize("kernel_quantizer", QUANTIZERS)
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 7, 8, 12, 16])
-def test_litert_predicts_what_the_model_predicts_at_every_width(tmp_path, bits, kernel_quantizer):
-    model = dense_model(bits, kernel_quantizer)
-    export_litert(model, tmp_path / "model.tflite")
-    assert_predicts_alike(tmp_path / "model.tflite", model)
-
-
 @pytest.mark.parametrize(
-    "make", [image_model, volume_model, text_model, normalized_model, converted_model]
+    "make",
+    [
+        converted_model,
+        *thorough(image_model, volume_model, text_model, normalized_model),
+    ],
 )
 def test_litert_predicts_what_the_model_predicts_for_all_kinds_of_layers(tmp_path, make):
     model = make()
@@ -81,6 +77,13 @@ def test_recurrent_layers_need_a_fixed_batch_size(tmp_path):
     signature = tf.TensorSpec((1, 7, 5), name="sequence")
     export_litert(model, tmp_path / "model.tflite", input_signature=signature)
     assert_predicts_alike(tmp_path / "model.tflite", model, examples=1)
+
+
+@pytest.mark.parametrize(("bits", "kernel_quantizer"), EVERY_WIDTH)
+def test_at_every_width_the_file_predicts_what_the_model_predicts(tmp_path, bits, kernel_quantizer):
+    model = dense_model(bits, kernel_quantizer)
+    export_litert(model, tmp_path / "model.tflite")
+    assert_predicts_alike(tmp_path / "model.tflite", model)
 
 
 def test_kernels_are_the_only_inputs_that_go(tmp_path):

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from export_models import (
+    EVERY_WIDTH,
     branched_model,
     converted_model,
     dense_model,
@@ -18,6 +19,7 @@ from export_models import (
     text_model,
     with_random_weights,
 )
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.export._function import ModelFunction
@@ -25,7 +27,6 @@ from keras_learnbits.export._kernels import narrowest, shared
 from keras_learnbits.export.onnx import export_onnx
 from keras_learnbits.layers.discovery import quantized_kernels
 
-QUANTIZERS = ("learned_scale", "min_max")
 WIDTHS = (2, 4, 8, 16)
 
 
@@ -52,18 +53,12 @@ def assert_predicts_alike(path, model):
     np.testing.assert_allclose(run(path, x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kernel_quantizer", QUANTIZERS)
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 7, 8, 16])
-def test_onnxruntime_predicts_what_the_model_predicts_at_every_width(
-    tmp_path, bits, kernel_quantizer
-):
-    model = dense_model(bits, kernel_quantizer)
-    export_onnx(model, tmp_path / "model.onnx")
-    assert_predicts_alike(tmp_path / "model.onnx", model)
-
-
 @pytest.mark.parametrize(
-    "make", [image_model, text_model, recurrent_model, normalized_model, converted_model]
+    "make",
+    [
+        converted_model,
+        *thorough(image_model, text_model, recurrent_model, normalized_model),
+    ],
 )
 def test_onnxruntime_predicts_what_the_model_predicts_for_all_kinds_of_layers(tmp_path, make):
     model = make()
@@ -73,11 +68,13 @@ def test_onnxruntime_predicts_what_the_model_predicts_for_all_kinds_of_layers(tm
     assert sorted(codes) == sorted(f"{row.layer}/codes" for row in klb.bit_table(model).rows)
 
 
-@pytest.mark.parametrize("kernel_quantizer", QUANTIZERS)
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8, 12, 16])
-def test_the_file_holds_the_models_codes_in_the_narrowest_type(tmp_path, bits, kernel_quantizer):
+@pytest.mark.parametrize(("bits", "kernel_quantizer"), EVERY_WIDTH)
+def test_at_every_width_the_file_predicts_alike_and_holds_the_codes_in_the_narrowest_type(
+    tmp_path, bits, kernel_quantizer
+):
     model = dense_model(bits, kernel_quantizer)
     export_onnx(model, tmp_path / "model.onnx")
+    assert_predicts_alike(tmp_path / "model.onnx", model)
     arrays = arrays_of(tmp_path / "model.onnx")
     for kernel in quantized_kernels(model):
         name = kernel.layer.name

@@ -36,6 +36,7 @@ def test_the_measured_changes_are_those_of_the_evaluated_loss(model, data):
         assert set(change.predicted) == {"measured", "difference", "straight_through", "paper"}
 
 
+@pytest.mark.thorough
 def test_the_standard_error_is_that_of_paired_differences(model, data):
     probe = klb.probe_bits(model, *data, batch_size=16)
     singles = [
@@ -47,6 +48,7 @@ def test_the_standard_error_is_that_of_paired_differences(model, data):
     np.testing.assert_allclose(errors, each.std(axis=0, ddof=1) / 2, rtol=1e-2)
 
 
+@pytest.mark.thorough
 def test_moves_follow_loss_plus_price(model, data):
     for price, move in ((0.0, None), (1e6, -1)):
         model.bit_reg.assign(price)
@@ -66,6 +68,7 @@ def test_a_probe_changes_nothing(model, data):
         np.testing.assert_array_equal(variable, value)
 
 
+@pytest.mark.thorough
 def test_estimators_see_the_data_they_are_given(model, data):
     x, y = data
     probe = klb.probe_bits(model, x, y, estimate_on=(x[:16], y[:16] + 1.0))
@@ -91,6 +94,7 @@ def test_an_unknown_layer_is_refused(model, data):
         klb.probe_bits(model, *data, layers=["typo"])
 
 
+@pytest.mark.thorough
 def test_a_model_in_half_precision_is_probed(data):
     keras.config.set_dtype_policy("mixed_float16")
     inputs = keras.Input((6,))
@@ -101,6 +105,7 @@ def test_a_model_in_half_precision_is_probed(data):
         assert np.isfinite([change.measured, *change.predicted.values()]).all()
 
 
+@pytest.mark.thorough
 def test_batches_weigh_by_their_examples(model, data):
     x, y = data
     uneven = klb.probe_bits(model, x, y, batch_size=48).changes[0].measured
@@ -109,6 +114,7 @@ def test_batches_weigh_by_their_examples(model, data):
     )
 
 
+@pytest.mark.thorough
 def test_other_and_unbuilt_models_are_refused(data):
     plain = keras.Sequential([keras.Input((6,)), klb.LearnedBitDense(2)])
     with pytest.raises(TypeError, match="needs a LearnedBitModel"):
@@ -121,6 +127,7 @@ def test_other_and_unbuilt_models_are_refused(data):
     assert klb.probe_bits(unbuilt, *data).changes
 
 
+@pytest.mark.thorough
 def test_a_model_of_several_inputs_and_outputs_is_probed_on_lists(data):
     x, y = data
     inputs = [keras.Input((6,)), keras.Input((6,))]
@@ -135,6 +142,7 @@ def test_a_model_of_several_inputs_and_outputs_is_probed_on_lists(data):
     )
 
 
+@pytest.mark.thorough
 def test_one_layer_may_be_named_alone(model, data):
     names = list(klb.probe_bits(model, *data).moves)
     assert list(klb.probe_bits(model, *data, layers=names[0]).moves) == names[:1]

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.layers import activation
@@ -148,7 +149,7 @@ def test_bad_settings_are_refused(arguments):
         klb.LearnedBitActivation(**arguments)
 
 
-@pytest.mark.parametrize("bit_gradient", ["measured", "straight_through"])
+@pytest.mark.parametrize("bit_gradient", ["measured", *thorough("straight_through")])
 def test_bits_of_activations_fall_where_they_are_dear_and_stay_where_they_are_free(
     make_net, data, bit_gradient
 ):
@@ -178,6 +179,7 @@ def test_the_price_is_mean_bits_per_weight_plus_mean_bits_per_value(make_net):
     assert float(model.bit_objective.penalty(tensors)) == pytest.approx(expected)
 
 
+@pytest.mark.thorough
 def test_the_measured_change_of_an_activation_is_that_of_the_evaluated_loss(make_net, data):
     model = make_net({"quantization_reg": 0.0}, bits=4)
     model.fit(*data, verbose=0)
@@ -217,6 +219,7 @@ def test_activations_are_logged_tabulated_and_frozen_at_integers(make_net, data)
     ]
 
 
+@pytest.mark.thorough
 def test_a_budget_is_kept_by_the_weights_while_activations_follow_the_price(make_net, data):
     model = make_net({"bit_reg": 0.0})
     callbacks = [klb.BitBudget(target_bits=4.0), klb.FreezeBits(at=0.75)]
@@ -246,6 +249,7 @@ def test_a_saved_model_predicts_the_same(make_net, data, tmp_path):
     assert klb.bit_table(again).activations == klb.bit_table(model).activations
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "execution", [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}]
 )
@@ -261,6 +265,7 @@ def test_bits_of_activations_are_the_same_in_every_way_of_execution(make_net, da
     assert ends[1] == pytest.approx(ends[0], abs=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_rounds_in_float32_and_gives_the_compute_dtype(make_net, data, policy):
     keras.config.set_dtype_policy(policy)
@@ -274,6 +279,7 @@ def test_mixed_precision_rounds_in_float32_and_gives_the_compute_dtype(make_net,
     )
 
 
+@pytest.mark.thorough
 def test_two_replicas_fit_the_ranges_and_learn_the_bits_of_one(make_net, data, strategy):
     def train(model):
         batches = tf.data.Dataset.from_tensor_slices(data).batch(16)
@@ -331,6 +337,7 @@ def test_converted_activations_go_back_to_plain_operations_that_predict_the_same
     )
 
 
+@pytest.mark.thorough
 def test_in_float32_a_model_of_mixed_precision_goes_back_as_its_float32_twin():
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
     ends, weights = [], None
@@ -408,6 +415,7 @@ def test_bits_stay_until_a_range_was_fitted(make_net, data):
     assert float(model.get_layer("act").bits) < 8
 
 
+@pytest.mark.thorough
 def test_a_permitted_accuracy_drop_holds_with_the_activations_frozen(data):
     x, y = np.repeat(data[0], 8, axis=0), np.repeat(data[1], 8, axis=0).argmax(axis=1)
     inputs = keras.Input((6,))
@@ -452,6 +460,7 @@ def test_a_sequential_model_with_activations_becomes_functional_and_goes_back(da
     np.testing.assert_allclose(plain(data[0]), learned(data[0]), atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_stack_of_learned_bit_layers_with_activations_goes_back(data):
     model = klb.LearnedBitSequential(
         [keras.Input((6,)), klb.LearnedBitActivation(), klb.LearnedBitDense(2)]
@@ -483,6 +492,7 @@ def test_activations_of_a_model_with_a_call_of_its_own_are_refused():
         klb.to_learned_bits(model, activations=True)
 
 
+@pytest.mark.thorough
 def test_all_activations_share_what_is_traced(data):
     """What one model has traced serves all its layers, and the next model of other shapes."""
     shared = (activation._calibrated, activation._quantized_forth, activation._quantized_back)

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.layers.discovery import quantized_kernels
@@ -180,7 +181,7 @@ def test_config_and_saved_file_bring_back_floats_bits_and_scales(
 
 
 @every_layer
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", *thorough("mixed_float16", "bfloat16")])
 def test_half_precision_rounds_the_full_precision_levels_last(
     learned, twin, shape, arguments, policy
 ):
@@ -211,7 +212,7 @@ def test_kernel_and_scale_get_gradients_and_bits_do_not(learned, twin, shape, ar
         assert np.abs(tf.convert_to_tensor(gradient)).max() > 0
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD"])
+@pytest.mark.parametrize("optimizer", ["Adam", *thorough("AdamW", "SGD")])
 def test_in_a_plain_keras_model_the_layer_trains_and_its_bits_stay(optimizer, data):
     layer = klb.LearnedBitDense(2, bits=3.25)
     model = keras.Sequential([keras.Input((6,)), layer])
@@ -373,7 +374,7 @@ def test_a_clone_takes_the_weights_of_a_model_that_was_frozen(make_model, data):
     np.testing.assert_array_equal(clone(data[0]), model(data[0]))
 
 
-@pytest.mark.parametrize("saved_frozen", [True, False])
+@pytest.mark.parametrize("saved_frozen", [True, *thorough(False)])
 def test_scales_of_a_layer_created_frozen_train_once_it_is_unfrozen(saved_frozen, data, tmp_path):
     model = dense_layers(first_trainable=False)
     if saved_frozen:

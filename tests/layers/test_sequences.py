@@ -45,6 +45,7 @@ def bidirectional_lstm():
     return keras.Model(inputs, L.Dense(TOKENS, name="head")(x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("net", "sequences", "kernels"),
     [(transformer, pointed_at, 2 + 2 * 6 + 1), (bidirectional_lstm, marked, 1 + 4 + 1)],

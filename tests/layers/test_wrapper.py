@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.layers.discovery import quantized_kernels
@@ -72,7 +73,9 @@ def test_a_wrapped_layer_computes_what_it_computes_with_quantized_kernels(name, 
     assert np.abs(outputs - wrapper.layer(x)).max() > 1e-3
 
 
-@every_layer
+@pytest.mark.parametrize(
+    "name", ["Bidirectional", *thorough(*(name for name in LAYERS if name != "Bidirectional"))]
+)
 def test_a_wrapped_layer_trains_and_comes_back_from_a_file(name, x, tmp_path):
     inputs = keras.Input(x.shape[1:])
     wrapper = LearnedBitWrapper(LAYERS[name][0](), bits=4, name="wrapped")
@@ -229,6 +232,7 @@ def test_integer_kernels_are_refused(x):
         LearnedBitWrapper(L.Dense(3, dtype="int8_from_float32"))(x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model_class", [klb.LearnedBitSequential, keras.Sequential])
 @pytest.mark.parametrize("kind", [L.LSTM, L.GRU, L.SimpleRNN])
 def test_a_recurrent_layer_that_its_first_step_builds_trains(kind, model_class, x):

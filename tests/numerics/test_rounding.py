@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.numerics import grids, rounding
@@ -89,22 +90,24 @@ def test_gradient_of_squared_error_is_the_true_derivative():
     np.testing.assert_allclose(to_step, slope, rtol=1e-3)
 
 
-# Shapes of a kernel, and of its scales: dense, per tensor, convolution, transposed, attention,
+# Shapes of a kernel, and of its scales: dense, convolution, per tensor, transposed, attention,
 # and one whose rows fall into no equal parts.
 SHAPES = [
     ((50, 7), (1, 7)),
-    ((50, 7), (1, 1)),
-    ((50, 7), ()),
     ((3, 3, 4, 5), (1, 1, 1, 5)),
-    ((3, 2, 4, 5), (1, 1, 4, 1)),
-    ((6, 2, 5), (1, 2, 5)),
-    ((2, 3, 5), (2, 1, 1)),
-    ((13, 5), (1, 5)),
-    ((64, 5), (1, 5)),
+    *thorough(
+        ((50, 7), (1, 1)),
+        ((50, 7), ()),
+        ((3, 2, 4, 5), (1, 1, 4, 1)),
+        ((6, 2, 5), (1, 2, 5)),
+        ((2, 3, 5), (2, 1, 1)),
+        ((13, 5), (1, 5)),
+        ((64, 5), (1, 5)),
+    ),
 ]
 
 
-@pytest.mark.parametrize("bits", [1, 2, 5])
+@pytest.mark.parametrize("bits", [2, *thorough(1, 5)])
 @pytest.mark.parametrize("size", [0, 2**62], ids=["compiled", "not compiled"])
 @pytest.mark.parametrize(("shape", "scales"), SHAPES)
 def test_levels_and_error_are_those_of_plain_tensorflow(shape, scales, size, bits, monkeypatch):
@@ -139,7 +142,7 @@ def test_levels_and_error_are_those_of_plain_tensorflow(shape, scales, size, bit
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [0, 2**62], ids=["compiled", "not compiled"])
+@pytest.mark.parametrize("size", [2**62, *thorough(0)], ids=["not compiled", "compiled"])
 def test_bfloat16_levels_and_gradients_are_those_of_float32_rounded(size, monkeypatch):
     monkeypatch.setattr(rounding, "COMPILED_SIZE", size)
     rng = np.random.default_rng(0)
@@ -174,7 +177,7 @@ def test_compiled_loops_round_weights_at_the_border_of_two_levels_alike(monkeypa
     np.testing.assert_array_equal(quantized, grids.decode(grids.encode(kernel, grid), grid))
 
 
-@pytest.mark.parametrize("size", [0, 2**62], ids=["compiled", "not compiled"])
+@pytest.mark.parametrize("size", [2**62, *thorough(0)], ids=["not compiled", "compiled"])
 def test_rows_of_an_embedding_that_were_not_read_get_no_gradient(size, monkeypatch):
     monkeypatch.setattr(rounding, "COMPILED_SIZE", size)
     kernel = tf.random.stateless_uniform((20, 3), (0, 1), -0.4, 0.4)

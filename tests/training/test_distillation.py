@@ -44,6 +44,7 @@ def test_the_students_bits_fall_and_the_teacher_stays(make_model, data):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.thorough
 def test_a_student_is_saved_by_itself(make_model, data, tmp_path):
     model = distiller(make_model)
     model.fit(*data, verbose=0)
@@ -54,6 +55,7 @@ def test_a_student_is_saved_by_itself(make_model, data, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_a_saved_distiller_predicts_the_same(make_model, data, tmp_path):
     model = distiller(make_model)
     model.fit(*data, verbose=0)
@@ -64,6 +66,7 @@ def test_a_saved_distiller_predicts_the_same(make_model, data, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_two_replicas_distil_as_one(strategy, make_model, data):
     def train():
         model = distiller(make_model, bit_reg=0.05)
@@ -89,6 +92,7 @@ def test_bytes_are_those_of_the_student(make_model, data):
     assert target - 8 < klb.bit_table(model.student).packed_bytes <= target
 
 
+@pytest.mark.thorough
 def test_of_a_teacher_with_learned_bits_nothing_is_shown_or_changed(data):
     def net(name, bits):
         dense = klb.LearnedBitDense(2, bits=bits, name=name)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 
@@ -31,9 +32,13 @@ def state(model):
     return {name: float(getattr(model, name).value) for name in names}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("disk full")], ids=repr)
-@pytest.mark.parametrize("at", [0.25, 0.95], ids=["after the freeze", "before the freeze"])
-@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), *thorough(RuntimeError("disk full"))], ids=repr
+)
+@pytest.mark.parametrize(
+    "at", [0.25, *thorough(0.95)], ids=["after the freeze", "before the freeze"]
+)
+@pytest.mark.parametrize("frozen", [False, *thorough(True)])
 def test_after_a_fit_that_raises_prices_and_freeze_are_as_before(model, data, error, at, frozen):
     if frozen:
         model.freeze_bits()
@@ -47,6 +52,7 @@ def test_after_a_fit_that_raises_prices_and_freeze_are_as_before(model, data, er
     assert state(model) == before
 
 
+@pytest.mark.thorough
 def test_a_file_saved_within_a_fit_holds_the_prices_of_before(model, data, tmp_path):
     seen = []
 
@@ -83,7 +89,7 @@ def test_two_budgets_in_one_fit_are_refused(model, data):
     model.fit(*data, epochs=4, verbose=0, callbacks=[klb.BitBudget(4.0), klb.FreezeBits()])
 
 
-@pytest.mark.parametrize("metric", ["loss", "task_loss", "mae"])
+@pytest.mark.parametrize("metric", ["mae", *thorough("loss", "task_loss")])
 def test_metrics_of_which_less_is_better_are_refused(model, data, metric):
     budget = klb.BitBudget(
         max_accuracy_drop=0.1, float_accuracy=0.5, metric=metric, validation_data=data
@@ -106,12 +112,16 @@ def test_a_falling_metric_with_a_name_of_its_own_is_known_by_its_class(make_mode
     "callbacks",
     [
         lambda: [klb.BitBudget(1.5)],
-        lambda: [klb.BitBudget(1.5), klb.FreezeBits()],
-        lambda: [
-            keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9, start_from_epoch=1),
-            klb.FreezeBits(at=30),
-            klb.BitBudget(1.5),
-        ],
+        *thorough(
+            lambda: [klb.BitBudget(1.5), klb.FreezeBits()],
+            lambda: [
+                keras.callbacks.EarlyStopping(
+                    "loss", patience=0, min_delta=1e9, start_from_epoch=1
+                ),
+                klb.FreezeBits(at=30),
+                klb.BitBudget(1.5),
+            ],
+        ),
     ],
     ids=["one epoch, budget", "one epoch, freeze", "early stopping"],
 )
@@ -122,6 +132,7 @@ def test_bits_that_fall_with_no_training_left_are_said_aloud(model, data, callba
         model.fit(*data, epochs=epochs, verbose=0, callbacks=callbacks)
 
 
+@pytest.mark.thorough
 def test_the_guides_recipe_of_early_stopping_trains_at_the_frozen_bits(model, data):
     stop = keras.callbacks.EarlyStopping(
         "val_task_loss", mode="min", patience=1, start_from_epoch=7, restore_best_weights=True
@@ -131,8 +142,8 @@ def test_the_guides_recipe_of_early_stopping_trains_at_the_frozen_bits(model, da
     assert klb.bit_table(model).mean_bits <= 2
 
 
-@pytest.mark.parametrize("place", ["x", "y"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", ["x", *thorough("y")])
+@pytest.mark.parametrize("value", [np.nan, *thorough(np.inf)])
 def test_data_that_are_no_numbers_stop_training_before_weights_change(model, data, place, value):
     x, y = (array.copy() for array in data)
     (x if place == "x" else y)[5, 0] = value
@@ -212,6 +223,7 @@ def test_without_a_loss_of_its_own_a_model_needs_a_compiled_one(make_model, data
         model.fit(*data, verbose=0)
 
 
+@pytest.mark.thorough
 def test_a_layer_frozen_within_a_fit_counts_towards_the_budget(model, data):
     class Freeze(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):

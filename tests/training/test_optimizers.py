@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits import SignSGD
@@ -107,6 +108,7 @@ def test_weight_decay_acts_on_weights_and_neither_on_scales_nor_on_bits(make_mod
         np.testing.assert_allclose(shrunk, (1 - 0.001) ** 6, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_users_exclusions_from_weight_decay_stay(make_model, data):
     optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.1)
     optimizer.exclude_from_weight_decay(var_names=["kernel"])
@@ -132,7 +134,7 @@ def test_scales_are_trained_with_the_users_learning_rate(make_model, data):
     np.testing.assert_array_equal(quantized_kernels(model)[0].log_scale, before)
 
 
-@pytest.mark.parametrize("clipping", ["global_clipnorm", "clipnorm", "clipvalue"])
+@pytest.mark.parametrize("clipping", ["global_clipnorm", *thorough("clipnorm", "clipvalue")])
 def test_clipping_bounds_the_weights_step_and_not_that_of_the_bits(clipping, make_model, data):
     model = make_model()
     before = {v.path: v.numpy() for v in model.trainable_variables}
@@ -146,6 +148,7 @@ def test_clipping_bounds_the_weights_step_and_not_that_of_the_bits(clipping, mak
         assert 0 < np.abs(kernel.kernel.numpy() - before[kernel.kernel.path]).max() <= 1.1e-6
 
 
+@pytest.mark.thorough
 def test_averaging_acts_on_weights_and_scales_and_leaves_the_bits_alone(make_model, data):
     ends = []
     for averaging in ({}, {"use_ema": True, "ema_momentum": 0.5}):
@@ -167,6 +170,7 @@ def test_averaging_acts_on_weights_and_scales_and_leaves_the_bits_alone(make_mod
         assert np.abs(getattr(plain, name) - getattr(averaged, name)).max() > 1e-4
 
 
+@pytest.mark.thorough
 def test_scales_follow_a_schedule_in_step_with_the_weights(make_model, data):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.0, 0.1])
     model = make_model(bits=2)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.bit_gradients import Measured
@@ -17,6 +18,7 @@ from keras_learnbits.layers.discovery import quantized_kernels
 SETTINGS = {"bit_reg": 0.05, "bit_gradient": Measured(interval=1)}
 
 
+@pytest.mark.thorough
 def test_layers_whose_activations_are_computed_anew_learn_as_others_do():
     """Under `keras.RematScope` a layer is called once more on the way back."""
     rng = np.random.default_rng(0)
@@ -57,18 +59,22 @@ def trained(make_model, x, y=None, settings=None, **arguments):
     return bits_of(model), quantized_kernels(model)[0].kernel.numpy()
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", *thorough("mixed_float16")])
 def test_mixed_precision_measures_and_moves_bits(policy, make_model, data):
     keras.config.set_dtype_policy(policy)
     model = compiled(make_model(bits=5), keras.optimizers.Adam(0.02))
     losses = model.fit(*data, batch_size=16, epochs=10, verbose=0).history["task_loss"]
     assert losses[-1] < losses[0] / 2
     assert bits_of(model) != [5.0, 8.0]
+    assert all(4 * bits % 1 == 0 for bits in bits_of(model))  # they move by whole steps of 0.25
+    assert all(kernel.kernel.dtype == "float32" for kernel in quantized_kernels(model))
     assert model.losses_are_known
 
 
 @pytest.mark.parametrize(
-    "settings", [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}], ids=str
+    "settings",
+    [{"run_eagerly": True}, *thorough({"jit_compile": True}, {"steps_per_execution": 2})],
+    ids=str,
 )
 def test_measured_bits_are_the_same_in_every_way_of_execution(settings, make_model, data):
     arguments = {"batch_size": 16, "shuffle": False}
@@ -88,6 +94,7 @@ def test_gradient_accumulation_moves_bits_each_step_and_weights_every_other(make
     assert np.abs(quantized_kernels(model)[0].kernel - before).max() > 0
 
 
+@pytest.mark.thorough
 def test_data_may_come_as_arrays_datasets_and_generators(make_model, data):
     x, y = data
     arguments = {"shuffle": False}
@@ -105,6 +112,7 @@ def test_data_may_come_as_arrays_datasets_and_generators(make_model, data):
         np.testing.assert_allclose(other_weights, weights, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_sample_weights_of_zero_leave_out_examples(make_model, data):
     """With half of the weights 0 and the others 2, as with the other half alone."""
     x, y = data
@@ -116,6 +124,7 @@ def test_sample_weights_of_zero_leave_out_examples(make_model, data):
     np.testing.assert_allclose(kernel, alone, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_class_weights_are_sample_weights(data):
     x, labels = data[0], (data[1][:, 0] > 0).astype(int)
 
@@ -136,6 +145,7 @@ def test_class_weights_are_sample_weights(data):
     assert np.abs(by_class[1] - train()[1]).max() > 1e-4
 
 
+@pytest.mark.thorough
 def test_several_losses_are_measured_by_their_weighted_sum(data):
     x, y = data
     inputs = keras.Input((6,))
@@ -181,6 +191,7 @@ np.savez(result, *[np.asarray(v) for v in model.variables])
 """
 
 
+@pytest.mark.thorough
 def test_a_training_killed_and_restarted_ends_as_one_that_was_not(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))

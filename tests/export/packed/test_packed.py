@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packing import assert_same_bits, assert_same_predictions, disturb, quantized_arrays
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.export.packed import load_packed, load_packed_model, save_packed
@@ -55,13 +56,23 @@ LAYERS = {
         (5,),
     ),
 }
-every_layer = pytest.mark.parametrize("name", LAYERS)
 QUANTIZERS = {
     "scale a channel": "learned_scale",
     "one scale": klb.LearnedScaleQuantizer(per_channel=False),
     "min and max": "min_max",
 }
-every_quantizer = pytest.mark.parametrize("quantizer", QUANTIZERS)
+every_layer_and_quantizer = pytest.mark.parametrize(
+    ("name", "quantizer"),
+    [
+        *((name, "scale a channel") for name in LAYERS),
+        ("dense", "one scale"),
+        ("dense", "min and max"),
+        *thorough(
+            *((name, "one scale") for name in LAYERS if name != "dense"),
+            *((name, "min and max") for name in LAYERS if name != "dense"),
+        ),
+    ],
+)
 
 
 def model_of(name, quantizer="scale a channel", bits=3):
@@ -87,8 +98,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@every_layer
-@every_quantizer
+@every_layer_and_quantizer
 def test_what_is_packed_is_what_the_model_computes_with_bit_for_bit(name, quantizer, path):
     model = model_of(name, quantizer)
     disturb(model)
@@ -105,8 +115,7 @@ def test_what_is_packed_is_what_the_model_computes_with_bit_for_bit(name, quanti
         assert_same_bits(array, variable.numpy())
 
 
-@every_layer
-@every_quantizer
+@every_layer_and_quantizer
 def test_a_model_that_is_filled_predicts_what_the_packed_one_does(name, quantizer, path):
     model, other = model_of(name, quantizer), model_of(name, quantizer, bits=7)
     disturb(model)
@@ -120,7 +129,10 @@ def test_a_model_that_is_filled_predicts_what_the_packed_one_does(name, quantize
     assert klb.bit_table(other).packed_bytes == klb.bit_table(model).packed_bytes
 
 
-@every_layer
+@pytest.mark.parametrize(
+    "name",
+    ["conv 2d", "both ways", *thorough(*(n for n in LAYERS if n not in ("conv 2d", "both ways")))],
+)
 def test_a_model_is_made_from_a_file_that_has_its_config(name, path):
     model = model_of(name)
     disturb(model)
@@ -132,7 +144,7 @@ def test_a_model_is_made_from_a_file_that_has_its_config(name, path):
 
 
 @pytest.mark.parametrize("bits", range(1, 17))
-@every_quantizer
+@pytest.mark.parametrize("quantizer", ["scale a channel", *thorough("one scale", "min and max")])
 def test_each_bit_width_comes_back(bits, quantizer, path):
     model = model_of("dense", quantizer, bits)
     disturb(model)
@@ -143,6 +155,7 @@ def test_each_bit_width_comes_back(bits, quantizer, path):
     assert float(other.layers[-1].bits) == bits
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None, derandomize=True, database=None,
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(
@@ -192,7 +205,7 @@ def small_net():
     return klb.LearnedBitModel(inputs, klb.LearnedBitDense(10, bits=1, name="dense2")(x))
 
 
-@pytest.mark.parametrize("make", [deep_net, small_net])
+@pytest.mark.parametrize("make", [small_net, *thorough(deep_net)])
 @pytest.mark.parametrize("include_config", [False, True])
 def test_the_file_is_as_small_as_the_table_says(make, include_config, path):
     model = make()
@@ -220,8 +233,9 @@ def test_gzip_finds_little_more_to_take_away(path):
     assert_kernels_come_back(load_packed(path), model)
 
 
-def test_the_same_model_packs_to_the_same_bytes(path, tmp_path):
-    model = deep_net()
+@pytest.mark.parametrize("make", [small_net, *thorough(deep_net)])
+def test_the_same_model_packs_to_the_same_bytes(make, path, tmp_path):
+    model = make()
     save_packed(model, path, include_config=True)
     again = tmp_path / "again.safetensors"
     save_packed(model, again, include_config=True)

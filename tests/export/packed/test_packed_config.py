@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from packing import assert_same_bits, disturb
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.export.packed import (
@@ -68,7 +69,9 @@ VOCABULARIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("which", VOCABULARIES)
+@pytest.mark.parametrize(
+    "which", ["text", "given", *thorough("counts", "frequencies", "words", "integers")]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_vocabularies_are_kept_in_the_configuration(which, path):
     model, given = VOCABULARIES[which]()

@@ -249,6 +249,7 @@ def test_a_header_that_lies_is_refused_and_nothing_else_happens(packed, data):
         reader.parse(with_header(packed, edit)).arrays()
 
 
+@pytest.mark.thorough
 def test_the_fuzzing_program_finds_no_crash(tmp_path):
     command = [sys.executable, ROOT / "experiments" / "fuzz_packed.py"]
     command += ["--files=600", "--files_per_worker=300", f"--output_dir={tmp_path}"]

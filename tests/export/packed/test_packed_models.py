@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from packing import assert_same_bits, assert_same_predictions, disturb, quantized_arrays
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.export.packed import load_packed, load_packed_model, save_packed
@@ -45,7 +46,7 @@ def converted():
     return klb.to_learned_bits(keras.Sequential(layers), bits=3)
 
 
-@pytest.mark.parametrize("make", [nested, subclassed, converted])
+@pytest.mark.parametrize("make", [nested, *thorough(subclassed, converted)])
 def test_models_of_every_kind_fill_one_another_and_are_made_anew(make, path):
     x = np.random.default_rng(0).normal(size=(5, 4))
     model, other = make(), make()
@@ -125,7 +126,7 @@ def test_weights_are_matched_by_name_where_names_agree(path):
     assert_same_predictions(model, other)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", *thorough("mixed_float16", "bfloat16")])
 def test_models_of_half_precision_come_back(policy, path):
     keras.config.set_dtype_policy(policy)
     model, other = converted(), converted()

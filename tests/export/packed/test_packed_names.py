@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from packing import assert_same_bits, disturb
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.export._weights import weight_names
@@ -105,7 +106,9 @@ def wrapped():
 MAKERS = [equal_branches, deep_branches, unnamed, twins, shared, wrapped]
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(
+    "make", [equal_branches, twins, *thorough(deep_branches, unnamed, shared, wrapped)]
+)
 def test_a_model_is_made_again_and_filled_whatever_its_names(make, path):
     model = make()
     disturb(model)
@@ -144,7 +147,7 @@ def test_names_say_which_branch_a_weight_lies_in(path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [shared, wrapped, equal_branches])
+@pytest.mark.parametrize("make", [equal_branches, *thorough(shared, wrapped)])
 def test_the_plain_copy_has_the_names_of_the_model(make, path):
     model = make()
     disturb(model)
@@ -169,7 +172,9 @@ def save_with_older_names(model, path):
     path.write_bytes(writer.packed_bytes(older, "0.1.0"))
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(
+    "make", [equal_branches, *thorough(deep_branches, unnamed, twins, shared, wrapped)]
+)
 def test_files_with_the_names_of_older_ones_are_loaded(make, path):
     model, other = make(), make()
     disturb(model)
