@@ -10,7 +10,6 @@ from keras_learnbits.conversion.copying import (
     build_copy,
     copy_model,
     copy_state,
-    inputs_like,
     is_graph,
 )
 from keras_learnbits.conversion.selection import Selection, left_behind
@@ -77,8 +76,9 @@ def to_learned_bits(
         max_bits: Highest bit-width; by default 8, or `bits` if that is more.
         kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
         activations: Whether to quantize the inputs of each converted layer, too; or a dictionary
-            of settings of `LearnedBitActivation`, which is put before the layer. The inputs of the
-            model itself stay float, but those of nested models are quantized. Activations inside a
+            of settings of `LearnedBitActivation`, which is put before the layer. The model's float
+            inputs are among them (an image of 256 levels is exact at 8 bits), and the operands of
+            `Add` layers, so that runtimes can compute in integers throughout. Activations inside a
             `LearnedBitWrapper` stay float.
 
     Returns:
@@ -135,15 +135,13 @@ def to_learned_bits(
     check_finite_weights(model, "`to_learned_bits`")
     selection = Selection(model, include, exclude)
     converter = _LayerConverter(selection, settings, reuse_layers=not copy)
-    inputs = inputs_like(model) if is_graph(model) else None
-    quantizer = _InputQuantizer(make_activation, converter.new_layers, inputs, selection.names)
+    quantizer = _InputQuantizer(make_activation, converter.new_layers, selection.names)
     converted, _ = copy_model(
         model,
         converter.replace_layer,
         converter.replace_model,
         _copy_weights,
         call_layer=quantizer.call_layer if make_activation else None,
-        inputs=inputs,
         classes=(LearnedBitModel, LearnedBitSequential),
         reuse_layers=not copy,
     )
@@ -233,31 +231,31 @@ class _LayerConverter:
 
 
 class _InputQuantizer:
-    """Puts a `LearnedBitActivation` before converted layers.
+    """Puts a `LearnedBitActivation` before converted layers and sums.
 
-    A tensor that several layers read is quantized once.
+    The operands of a sum are quantized so that runtimes can compute it in integers. A tensor that
+    several layers read is quantized once.
 
     Args:
         make_activation: Function of `name` and `dtype` to a `LearnedBitActivation`, or None.
         converted: Set of the layers whose inputs are quantized; it may grow.
-        inputs: Structure of symbolic inputs of the model, which stay float.
         layers: Layers of the model, whose names are taken.
 
     Attributes:
         activations: List of the layers that were put in.
     """
 
-    def __init__(self, make_activation, converted, inputs, layers):
+    def __init__(self, make_activation, converted, layers):
         self.make_activation = make_activation
         self.converted = converted
         self.names = {layer.name for layer in layers}
         self.activations = []
         # `id` of a tensor to the tensor, kept so that its `id` stays its own, and its replacement.
-        self.replacements = {id(each): (each, each) for each in keras.tree.flatten(inputs)}
+        self.replacements = {}
 
     def call_layer(self, layer, *args, **kwargs):
         """Calls a layer of the copy, for `copy_model`."""
-        if layer in self.converted:
+        if layer in self.converted or isinstance(layer, keras.layers.Add):
             args, kwargs = keras.tree.map_structure(
                 lambda value: self._quantized(value, layer), (args, kwargs)
             )

@@ -121,6 +121,10 @@ class IntegerActivations:
             quantize = self._moved_up(quantize)
             if not self._fused(quantize) and not self._grid_of[int(quantize.outputs[0])].saturates:
                 self._quantize_twice(quantize)
+        for dequantize in self.graph.operators_of("DEQUANTIZE"):
+            (output,) = map(int, dequantize.outputs)
+            if not self.graph.users(output) and output not in self.graph.graph.outputs:
+                self.graph.remove(dequantize)
 
     def _producer(self, index):
         return next((each for each in self.graph.graph.operators if index in each.outputs), None)

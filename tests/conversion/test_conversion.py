@@ -480,7 +480,7 @@ def test_what_is_trainable_is_kept_where_activations_make_a_branch_deeper():
     b = L.Dense(4, name="b2")(L.Dense(4, name="b1")(inputs))
     model = keras.Model(inputs, L.Add()([L.Dense(4, name="b3")(b), a]))
     learned = klb.to_learned_bits(model, activations=True)
-    learned(np.ones((8, 4)), training=True)
+    learned(np.random.default_rng(0).normal(size=(8, 4)), training=True)
     for converted in (learned, klb.to_keras(learned)):
         for layer in (each for each in model.layers if each.weights):
             wanted = {weight.name: weight.trainable for weight in layer.weights}

@@ -307,11 +307,11 @@ def net_to_convert():
     return keras.Model(image, L.Dense(2, name="head")(L.GlobalAveragePooling2D()(h)))
 
 
-def test_conversion_quantizes_what_flows_into_converted_layers_once_and_not_the_inputs():
+def test_conversion_quantizes_the_inputs_of_converted_layers_once_the_models_among_them():
     model = net_to_convert()
     learned = klb.to_learned_bits(model, activations={"bits": 4, "max_bits": 6})
     names = [row.layer for row in klb.bit_table(learned).activations]
-    assert sorted(names) == ["head_input", "inner_input", "left_input"]
+    assert sorted(names) == ["head_input", "inner_input", "left_input", "stem_input"]
     left = learned.get_layer("left_input")
     assert (float(left.bits), left.max_bits) == (4, 6)
     report = {row[0]: row[3] for row in learned.conversion.rows}
@@ -474,7 +474,29 @@ def test_what_is_quantized_already_is_not_quantized_twice():
     inputs = keras.Input((6,))
     x = klb.LearnedBitActivation(name="act")(L.Dense(4)(inputs))
     learned = klb.to_learned_bits(keras.Model(inputs, L.Dense(2)(x)), activations=True)
-    assert [row.layer for row in klb.bit_table(learned).activations] == ["act"]
+    assert [row.layer for row in klb.bit_table(learned).activations] == [
+        "dense_input",
+        "act",
+    ]
+
+
+def test_the_operands_of_a_sum_are_quantized_once():
+    inputs = keras.Input((6,))
+    x = L.Dense(6, name="first")(inputs)
+    outputs = L.Dense(2, name="head")(L.Add(name="sum")([x, L.Dense(6, name="second")(x)]))
+    learned = klb.to_learned_bits(keras.Model(inputs, outputs), activations=True)
+    names = [row.layer for row in klb.bit_table(learned).activations]
+    assert sorted(names) == ["first_input", "head_input", "second_input", "sum_input"]
+    second = learned.get_layer("second_input").output
+    assert any(each is second for each in learned.get_layer("sum").input)
+
+
+def test_an_image_of_256_levels_is_exact_at_8_bits():
+    layer = klb.LearnedBitActivation(bits=8)
+    image = (np.random.default_rng(0).integers(0, 256, (16, 32, 32)) / 255).astype("float32")
+    image[:, 0, 0] = 1.0
+    layer(image, training=True)
+    np.testing.assert_allclose(layer(image), image, rtol=0, atol=1e-6)
 
 
 def test_activations_of_a_model_with_a_call_of_its_own_are_refused():
