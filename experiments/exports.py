@@ -100,21 +100,25 @@ def main(argv):
         "float .keras": "float.keras",
         "packed": "model.safetensors",
         "packed, gzip": "model.safetensors.gz",
+        "LiteRT, gzip": "model.tflite.gz",
         "ONNX": "model.onnx",
         "QONNX": "model.qonnx.onnx",
         "LiteRT": "model.tflite",
+        "LiteRT int8": "model-int8.tflite",
     }
     paths = {name: os.path.join(directory, file) for name, file in names.items()}
 
     plain = klb.to_keras(model)
     plain.save(paths["float .keras"])
     klb.save_packed(model, paths["packed"])
-    with gzip.open(paths["packed, gzip"], "wb") as file:
-        file.write(pathlib.Path(paths["packed"]).read_bytes())
     klb.export_onnx(model, paths["ONNX"])
     signature = tf.TensorSpec(batches[0].shape, name="image")
     klb.export_qonnx(model, paths["QONNX"], input_signature=signature)
     klb.export_litert(model, paths["LiteRT"])
+    print(klb.export_litert(model, paths["LiteRT int8"], arithmetic="int8"))
+    for name in ("packed", "LiteRT"):
+        with gzip.open(paths[f"{name}, gzip"], "wb") as file:
+            file.write(pathlib.Path(paths[name]).read_bytes())
     filled = in_float32(keras.models.load_model(FLAGS.trained, compile=False))
     for variable in filled.weights:
         variable.assign(np.zeros(variable.shape) + ("bits" in variable.name))
@@ -127,6 +131,7 @@ def main(argv):
         "ONNX": in_onnxruntime(paths["ONNX"], batches),
         "QONNX": in_qonnx(paths["QONNX"], batches),
         "LiteRT": in_litert(paths["LiteRT"], batches),
+        "LiteRT int8": in_litert(paths["LiteRT int8"], batches),
     }
     predicted = {name: np.concatenate(outputs) for name, outputs in predicted.items()}
 

@@ -70,8 +70,11 @@ NETS = {
 }
 
 
-def make_net(name):
-    """A net with random weights and statistics, and its conversion with 1 to 5 bits a kernel."""
+def make_nets(name):
+    """A net with random weights and statistics, converted: without and with activations.
+
+    Kernels have 1 to 5 bits, activations 8.
+    """
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     net = keras.Model(*NETS[name]())
@@ -81,10 +84,14 @@ def make_net(name):
             layer.beta.assign(rng.normal(0, 0.1, layer.beta.shape))
             layer.moving_mean.assign(rng.normal(0, 0.1, layer.beta.shape))
             layer.moving_variance.assign(rng.uniform(0.5, 1.5, layer.beta.shape))
-    learned = klb.to_learned_bits(net)
-    for number, tensor in enumerate(learned.quantized_tensors):
-        tensor.bits.assign(WIDTHS[number % len(WIDTHS)])
-        tensor.fit_scale()
+    learned = klb.to_learned_bits(net), klb.to_learned_bits(net, activations=True)
+    for model in learned:
+        kernels = [t for t in model.quantized_tensors if hasattr(t, "kernel")]
+        for number, kernel in enumerate(kernels):
+            kernel.bits.assign(WIDTHS[number % len(WIDTHS)])
+            kernel.fit_scale()
+    for seed in range(CALIBRATION):
+        learned[1](inputs_of(net, 16, seed), training=True)
     return learned
 
 
@@ -107,7 +114,7 @@ class LiteRT:
         return interpreter.invoke
 
     @staticmethod
-    def files(learned, plain):
+    def files(learned, with_activations, plain):
         """Dictionary of the name of a file to a function that writes it to a path."""
 
         def convert(path, optimize=False, calibrate=False):
@@ -127,6 +134,9 @@ class LiteRT:
             "own full integer": functools.partial(convert, optimize=True, calibrate=True),
             'arithmetic="float"': functools.partial(klb.export_litert, learned),
             'arithmetic="int8"': functools.partial(klb.export_litert, learned, arithmetic="int8"),
+            'arithmetic="int8", activations=True': functools.partial(
+                klb.export_litert, with_activations, arithmetic="int8"
+            ),
         }
 
 
@@ -145,7 +155,7 @@ class OnnxRuntime:
         return lambda: session.run(None, {given.name: x})
 
     @staticmethod
-    def files(learned, plain):
+    def files(learned, with_activations, plain):
         def convert(path):
             specs = [tf.TensorSpec(plain.input.shape, name="image")]
             weights = [(v, v.numpy()) for v in plain.weights]
@@ -182,6 +192,9 @@ class OnnxRuntime:
             "float": convert,
             "own static int8": quantize,
             'arithmetic="float"': functools.partial(klb.export_onnx, learned),
+            'arithmetic="int8", activations=True': functools.partial(
+                klb.export_onnx, with_activations, arithmetic="int8"
+            ),
         }
 
 
@@ -214,13 +227,13 @@ def fastest(predictors):
 
 def measure(name, directory):
     """Milliseconds and bytes of each file of a net: a list of dictionaries."""
-    learned = make_net(name)
+    learned, with_activations = make_nets(name)
     plain = klb.to_keras(learned)
     rows, predictors = [], {size: {} for size in BATCHES}
     for runtime, kind in RUNTIMES.items():
         if runtime == "OpenVINO" and not importlib.util.find_spec("openvino"):
             continue
-        for file, write in kind.files(learned, plain).items():
+        for file, write in kind.files(learned, with_activations, plain).items():
             slug = "".join(c if c.isalnum() else "_" for c in f"{name} {kind.ending} {file}")
             path = os.path.join(directory, slug + kind.ending)
             try:

@@ -17,6 +17,8 @@ from keras_learnbits.layers.stored_kernel import StoredKernel
 TOLERANCE = 2.0**-22
 # Integers of the int8 type that runtimes take as weights.
 LARGEST = 127
+# The width up to which kernels are rounded to 8 bits for integer arithmetic.
+ROUNDED_BITS = 8
 
 
 class IntegerFilter(NamedTuple):
@@ -117,6 +119,24 @@ def nearest_integers(filter_, axis, kernel):
     scale = np.where(scale > 0, scale, 1.0).astype("float32")
     integers = np.rint(channels / scale[:, None]).astype("int32")
     return IntegerFilter(kernel, _from_channels(integers, filter_.shape, axis), scale, exact=False)
+
+
+def eight_bit_integers(kernels, filter_, axis, kind=None):
+    """The integers of a filter for integer arithmetic, exact ones if there are.
+
+    Args:
+        kernels: List of `StoredKernel`.
+        filter_: Float32 array.
+        axis: Axis of its output channels.
+        kind: Name of its operator, not used.
+
+    Returns:
+        `IntegerFilter`; None if it comes from no kernel of at most 8 bits.
+    """
+    kernel = find_kernel(filter_, axis, kernels)
+    if kernel is None or kernel.bits > ROUNDED_BITS:
+        return None
+    return exact_integers(filter_, axis, kernel) or nearest_integers(filter_, axis, kernel)
 
 
 def _by_channel(array, axis):

@@ -11,13 +11,7 @@ activation is cut off by a fused ReLU. A signed one of less than 8 bits is quant
 with its lowest code at -128, where the operator saturates, too.
 """
 
-from typing import NamedTuple
-
-import keras
 import numpy as np
-import tensorflow as tf
-
-from keras_learnbits.layers.discovery import activations_among, quantized_tensors
 
 LOWEST, HIGHEST = -128, 127
 # Operators that move values, take the largest of some or add zeros: they commute with rounding.
@@ -26,64 +20,9 @@ MONOTONE = ("MAX_POOL_2D", "PAD", "RESHAPE")
 FILTERS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 
 
-class ActivationGrid(NamedTuple):
-    """The grid of a quantized activation.
-
-    Attributes:
-        name: Name of the `LearnedBitActivation`.
-        bits: Its bit-width.
-        step: Float32 number, the distance between two levels.
-        signed: Whether half of its codes are negative.
-    """
-
-    name: str
-    bits: int
-    step: np.float32
-    signed: bool
-
-    @property
-    def lowest_code(self):
-        return -(2 ** (self.bits - 1)) if self.signed else 0
-
-    @property
-    def zero_point(self):
-        """The int8 integer of 0, with the highest code at 127."""
-        return HIGHEST - (self.lowest_code + 2**self.bits - 1)
-
-    @property
-    def saturates(self):
-        """Whether the lowest code is -128, so that int8 operators saturate there."""
-        return self.zero_point + self.lowest_code == LOWEST
-
-
-def grid_of(activation):
-    """The `ActivationGrid` of a `LearnedBitActivation`."""
-    step, offset, max_code = activation.grid()
-    bits = int(max_code + 1).bit_length() - 1
-    return ActivationGrid(activation.name, bits, np.float32(step), bool(offset < 0))
-
-
-def activation_grids(model):
-    """List of the `ActivationGrid` of each `LearnedBitActivation` of a model."""
-    return [grid_of(tensor.layer) for tensor in activations_among(quantized_tensors(model))]
-
-
-def fake_quantized(activation):
-    """Function of a tensor that LiteRT's converter takes for a `LearnedBitActivation`.
-
-    The converter chooses its integers by the range of the operator. It is that of all int8
-    integers at the step and the zero point of the activation.
-    """
-    grid = grid_of(activation)
-    low, high = (float(grid.step * (each - grid.zero_point)) for each in (LOWEST, HIGHEST))
-
-    class FakeQuantize(keras.layers.Layer):
-        def call(self, inputs):
-            return tf.quantization.fake_quant_with_min_max_args(inputs, low, high)
-
-    layer = FakeQuantize(name=activation.name, dtype="float32")
-    layer.supports_masking = True
-    return lambda inputs, **ignored: layer(inputs)
+def zero_point_of(grid):
+    """The int8 integer of 0, with the highest code of an `ActivationGrid` at 127."""
+    return HIGHEST - grid.highest_code
 
 
 class IntegerActivations:
@@ -109,17 +48,18 @@ class IntegerActivations:
         tensor = self.graph.tensor(operator.outputs[0])
         scale, zero_point = tensor.quantization.scale[0], int(tensor.quantization.zeroPoint[0])
         grid = min(
-            (each for each in grids if each.zero_point == zero_point + LOWEST),
+            (each for each in grids if zero_point_of(each) == zero_point + LOWEST),
             key=lambda each: abs(each.step - scale),
         )
         self._grid_of[int(operator.outputs[0])] = grid
-        self.graph.set_quantized(operator.outputs[0], grid.step, grid.zero_point)
+        self.graph.set_quantized(operator.outputs[0], grid.step, zero_point_of(grid))
 
     def rewrite(self):
         """Rewrites as many operators as possible."""
         for quantize in self.graph.operators_of("QUANTIZE"):
             quantize = self._moved_up(quantize)
-            if not self._fused(quantize) and not self._grid_of[int(quantize.outputs[0])].saturates:
+            grid = self._grid_of[int(quantize.outputs[0])]
+            if not self._fused(quantize) and not _saturates(grid):
                 self._quantize_twice(quantize)
         for dequantize in self.graph.operators_of("DEQUANTIZE"):
             (output,) = map(int, dequantize.outputs)
@@ -151,7 +91,7 @@ class IntegerActivations:
                 return quantize
             grid = self._grid_of[after]
             integers = self.graph.add_result(f"{grid.name}/before", before, "INT8")
-            self.graph.set_quantized(integers, grid.step, grid.zero_point)
+            self.graph.set_quantized(integers, grid.step, zero_point_of(grid))
             self._grid_of[integers] = grid
             producer.inputs = [integers, *map(int, producer.inputs[1:])]
             producer.outputs = [after]
@@ -213,7 +153,7 @@ class IntegerActivations:
         """Has an integer operator write an activation, clipped to the grid's range."""
         if not grid.signed:
             self.graph.fuse_relu(operator)
-        elif not grid.saturates:
+        elif not _saturates(grid):
             first = self._lowest_first(grid, output)
             operator.outputs = [first]
             self._replace_quantize(output, self.graph.operator("QUANTIZE", [first], output))
@@ -244,3 +184,8 @@ class IntegerActivations:
         if new is not None:
             self.graph.insert_after(old, new)
         self.graph.remove(old)
+
+
+def _saturates(grid):
+    """Whether the lowest code is -128, so that int8 operators saturate there."""
+    return zero_point_of(grid) + grid.lowest_code == LOWEST

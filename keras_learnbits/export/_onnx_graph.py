@@ -11,11 +11,12 @@ from keras_learnbits.layers.discovery import free_name
 CONVERTED_OPSET = 18
 
 
-def float_model(function):
-    """An ONNX model of opset 18 whose quantized kernels are inputs.
+def float_model(function, frozen=None):
+    """An ONNX model of opset 18 whose quantized kernels are inputs, or constants.
 
     Args:
         function: `ModelFunction`.
+        frozen: Concrete function of the inputs alone, with kernels as constants, or None.
 
     Returns:
         `onnx.ModelProto`. Its inputs and outputs have the names that the function gives them.
@@ -24,9 +25,12 @@ def float_model(function):
         ValueError: Something in the model has no operator in ONNX.
     """
     tf2onnx, onnx = import_extra("tf2onnx", "onnx")
-    concrete = function.predict.get_concrete_function()
+    predict = function.predict
+    if frozen is not None:
+        predict = tf.function(lambda *inputs: frozen(*inputs), input_signature=function.specs)
+    concrete = predict.get_concrete_function()
     proto, _ = tf2onnx.convert.from_function(
-        function.predict,
+        predict,
         concrete.structured_input_signature[0],
         opset=CONVERTED_OPSET,
         custom_op_handlers={"Erfc": (_convert_erfc, [])},

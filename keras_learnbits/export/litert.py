@@ -5,17 +5,20 @@ import functools
 import tensorflow as tf
 
 from keras_learnbits.arguments import choose
+from keras_learnbits.export._activations import activation_grids, fake_quantized
 from keras_learnbits.export._check import FLOAT_ARITHMETIC, INT8_ARITHMETIC, check_file
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._files import write_atomically
-from keras_learnbits.export._filters import exact_integers, find_kernel, nearest_integers
+from keras_learnbits.export._filters import (
+    ROUNDED_BITS,
+    eight_bit_integers,
+    exact_integers,
+    find_kernel,
+    nearest_integers,
+)
 from keras_learnbits.export._function import METADATA, ModelFunction
 from keras_learnbits.export._litert_graph import LiteRTGraph
-from keras_learnbits.export._litert_integers import (
-    IntegerActivations,
-    activation_grids,
-    fake_quantized,
-)
+from keras_learnbits.export._litert_integers import LOWEST, IntegerActivations, zero_point_of
 from keras_learnbits.export._report import ExportReport
 
 # The key that TensorFlow gives the signature of a model that has one.
@@ -36,8 +39,6 @@ INTEGER_OPERATORS = {
 # Filters with fewer elements stay in float arithmetic, as in LiteRT's own conversion: to round
 # their inputs to 8 bits takes longer than it saves.
 SMALLEST_INTEGER_FILTER = 1024
-# The width up to which kernels are rounded to 8 bits for integer arithmetic.
-ROUNDED_BITS = 8
 
 
 def export_litert(model, path, *, arithmetic="float", input_signature=None, check=True):
@@ -92,13 +93,15 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
     """
     integer_operators = choose(arithmetic, INTEGER_OPERATORS, "arithmetic")
     function = ModelFunction(model, input_signature)
-    twin = fake_quantized if integer_operators else None
+    twin = None
+    if integer_operators:
+        twin = functools.partial(fake_quantized, zero_point=zero_point_of, lowest=LOWEST)
     graph = LiteRTGraph(_converted(function, function.frozen(twin)))
     kernels = list(function.kernels.values())
     used = {}
     if integer_operators:
         activations = IntegerActivations(
-            graph, activation_grids(model), functools.partial(_eight_bits, kernels)
+            graph, activation_grids(model), functools.partial(eight_bit_integers, kernels)
         )
         activations.rewrite()
         used |= activations.used
@@ -193,14 +196,6 @@ def _use_integers(graph, kernels, integer_operators):
             decoded[index] = kernel
             used[kernel.name] = f"int{width}", "float32", note
     return used
-
-
-def _eight_bits(kernels, array, axis, kind):
-    """The integers of a filter for whole-integer arithmetic; None if it has none of 8 bits."""
-    kernel = find_kernel(array, axis, kernels)
-    if kernel is None or kernel.bits > ROUNDED_BITS:
-        return None
-    return exact_integers(array, axis, kernel) or nearest_integers(array, axis, kernel)
 
 
 def _gather_integers(graph, operator, kernels):

@@ -2,18 +2,23 @@
 
 import functools
 
-from keras_learnbits.export._check import check_file
+from keras_learnbits.arguments import choose
+from keras_learnbits.export._activations import activation_grids, fake_quantized
+from keras_learnbits.export._check import FLOAT_ARITHMETIC, INT8_ARITHMETIC, check_file
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._files import write_atomically
+from keras_learnbits.export._filters import eight_bit_integers
 from keras_learnbits.export._function import ModelFunction
 from keras_learnbits.export._kernels import narrowest, shared
 from keras_learnbits.export._onnx_graph import float_model, in_onnxruntime, replace_kernels
+from keras_learnbits.export._onnx_integers import OnnxIntegers, zero_point_of
+from keras_learnbits.export._report import ExportReport
 
 # Bits of the unsigned integers that `Cast` takes, by the opset that brought them.
 WIDTHS = {21: (4, 8, 16), 25: (2, 4, 8, 16)}
 
 
-def export_onnx(model, path, *, input_signature=None, opset=25, check=True):
+def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=25, check=True):
     """Writes a model as an ONNX file whose quantized kernels are integers.
 
     Each kernel is stored as its codes, in the narrowest type that holds them (2, 4, 8 or 16 bits
@@ -22,7 +27,16 @@ def export_onnx(model, path, *, input_signature=None, opset=25, check=True):
     constants only, and then folds a batch normalization into the kernel; a prediction takes as
     long as with the float model. Biases, activations and arithmetic are float32.
 
-    `DequantizeLinear` would not do: its zero point is an integer, and the middle of the grids of
+    With `arithmetic="int8"` layers whose inputs are quantized (`LearnedBitActivation`,
+    `to_learned_bits(..., activations=True)`) have int8 filters behind `DequantizeLinear`, with one
+    scale per channel, and batch normalization folded, so that onnxruntime multiplies in integers:
+    convolutions whose output is quantized, too, and all dense layers. Kernels of 8 bits, and of
+    a `MinMaxQuantizer` of up to 8 bits, are then rounded to the nearest of 255 levels. Activations
+    have the learned ranges; those of fewer than 8 bits are clipped at their highest code. All other
+    layers are computed in float32, and their kernels stored so.
+
+    For float arithmetic `DequantizeLinear` would not do: its zero point is an integer, and the
+    middle of the grids of
     `LearnedScaleQuantizer` lies half-way between two levels, that of `MinMaxQuantizer` anywhere.
     onnxruntime also decodes it again at each call.
 
@@ -34,6 +48,7 @@ def export_onnx(model, path, *, input_signature=None, opset=25, check=True):
         model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
             converts. The file computes in float32, also where the model does in a mixed precision.
         path: Path of the file.
+        arithmetic: `"float"` or `"int8"`.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
             a fixed batch size. By default that of its symbolic inputs, or float32 tensors
             of the shapes that a model with a custom `call` was built for.
@@ -42,9 +57,13 @@ def export_onnx(model, path, *, input_signature=None, opset=25, check=True):
         check: Whether to run the file in onnxruntime with random inputs, and to refuse it if its
             predictions are not the model's.
 
+    Returns:
+        `ExportReport`: print it to see how each kernel is stored and used.
+
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
-        ValueError: `opset` is below 21; the model has no learned-bit layer, kernels that are not
+        ValueError: `opset` is below 21, or `arithmetic` unknown; `"int8"` is asked for of a model
+            without quantized activations; the model has no learned-bit layer, kernels that are not
             float32, weights that are not finite, inputs of unknown shape and no
             `input_signature`, or something that ONNX has no operator for, as tf2onnx writes
             grouped convolutions; or the file does not predict what the model does. Then no file
@@ -55,20 +74,58 @@ def export_onnx(model, path, *, input_signature=None, opset=25, check=True):
         >>> export_onnx(model, "model.onnx")  # doctest: +SKIP
         >>> session = onnxruntime.InferenceSession("model.onnx")  # doctest: +SKIP
     """
-    onnx, version_converter = import_extra("onnx", "onnx.version_converter")
+    onnx = import_extra("onnx")
     if opset < min(WIDTHS):
         raise ValueError(f"4-bit integers need `opset` 21 or higher. Received: opset={opset}")
     widths = WIDTHS[max(version for version in WIDTHS if version <= opset)]
+    make_proto = choose(arithmetic, {"float": _in_float, "int8": _in_int8}, "arithmetic")
     function = ModelFunction(model, input_signature)
-    proto = version_converter.convert_version(float_model(function), opset)
-    make = functools.partial(_decoded, widths=widths)
-    replace_kernels(proto.graph, function.kernels, make)
+    proto, used = make_proto(function, opset, widths)
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
     onnx.checker.check_model(proto, full_check=True)
 
     load = functools.partial(in_onnxruntime, inputs=function.inputs)
-    predicts_alike = functools.partial(check_file, function=function, load=load)
-    write_atomically(path, proto.SerializeToString(), predicts_alike if check else None)
+    rounding = INT8_ARITHMETIC if arithmetic == "int8" else FLOAT_ARITHMETIC
+    checked = functools.partial(check_file, function=function, load=load, arithmetic=rounding)
+    content = proto.SerializeToString()
+    write_atomically(path, content, checked if check else None)
+    rows = [
+        (each.name, each.bits, *used.get(each.name, ("float32", "float32", "")))
+        for each in function.kernels.values()
+    ]
+    return ExportReport(rows, len(content))
+
+
+def _in_float(function, opset, widths):
+    """The ONNX model with codes that are decoded when it is loaded, and how each is stored."""
+    version_converter = import_extra("onnx.version_converter")
+    proto = version_converter.convert_version(float_model(function), opset)
+    make = functools.partial(_decoded, widths=widths)
+    replace_kernels(proto.graph, function.kernels, make)
+    used = {
+        each.name: (f"uint{narrowest(each.bits, widths)}", "float32", "")
+        for each in function.kernels.values()
+    }
+    return proto, used
+
+
+def _in_int8(function, opset, widths):
+    """The ONNX model with integer arithmetic, and how each kernel is stored."""
+    del widths
+    grids = activation_grids(function.model)
+    if not grids:
+        raise ValueError(
+            "`arithmetic='int8'` needs quantized activations, as of "
+            "`to_learned_bits(model, activations=True)`; without them onnxruntime computes in "
+            f"float. Received: model={function.model.name!r} without a `LearnedBitActivation`"
+        )
+    twin = functools.partial(fake_quantized, zero_point=zero_point_of, lowest=0)
+    version_converter = import_extra("onnx.version_converter")
+    proto = version_converter.convert_version(float_model(function, function.frozen(twin)), opset)
+    kernels = list(function.kernels.values())
+    integers = OnnxIntegers(proto.graph, grids, functools.partial(eight_bit_integers, kernels))
+    integers.rewrite()
+    return proto, integers.used
 
 
 def _decoded(kernel, output, widths):

@@ -1,0 +1,69 @@
+"""The grids of quantized activations, and an operator that converters know them by."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits.layers.discovery import activations_among, quantized_tensors
+
+
+class ActivationGrid(NamedTuple):
+    """The grid of a quantized activation.
+
+    Attributes:
+        name: Name of the `LearnedBitActivation`.
+        bits: Its bit-width.
+        step: Float32 number, the distance between two levels.
+        signed: Whether half of its codes are negative.
+    """
+
+    name: str
+    bits: int
+    step: np.float32
+    signed: bool
+
+    @property
+    def lowest_code(self):
+        return -(2 ** (self.bits - 1)) if self.signed else 0
+
+    @property
+    def highest_code(self):
+        return self.lowest_code + 2**self.bits - 1
+
+
+def grid_of(activation):
+    """The `ActivationGrid` of a `LearnedBitActivation`."""
+    step, offset, max_code = activation.grid()
+    bits = int(max_code + 1).bit_length() - 1
+    return ActivationGrid(activation.name, bits, np.float32(step), bool(offset < 0))
+
+
+def activation_grids(model):
+    """List of the `ActivationGrid` of each `LearnedBitActivation` of a model."""
+    return [grid_of(tensor.layer) for tensor in activations_among(quantized_tensors(model))]
+
+
+def fake_quantized(activation, zero_point, lowest):
+    """Function of a tensor that converters take for a `LearnedBitActivation`.
+
+    Converters choose the integers of this operator by its range. It is that of 256 integers at the
+    step of the activation, of which it uses `2**bits`.
+
+    Args:
+        activation: The `LearnedBitActivation`.
+        zero_point: Function of an `ActivationGrid` to the integer of 0.
+        lowest: The lowest of the 256 integers.
+    """
+    grid = grid_of(activation)
+    integers = np.array([lowest, lowest + 255]) - zero_point(grid)
+    low, high = (float(grid.step * each) for each in integers)
+
+    class FakeQuantize(keras.layers.Layer):
+        def call(self, inputs):
+            return tf.quantization.fake_quant_with_min_max_args(inputs, low, high)
+
+    layer = FakeQuantize(name=activation.name, dtype="float32")
+    layer.supports_masking = True
+    return lambda inputs, **ignored: layer(inputs)

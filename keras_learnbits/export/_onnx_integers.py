@@ -1,0 +1,278 @@
+"""Integer arithmetic in an ONNX graph with quantized activations.
+
+onnxruntime replaces DequantizeLinear, an operator and QuantizeLinear by an integer operator. It
+does so for a Conv whose filter comes from a DequantizeLinear of int8 per channel, and whose bias is
+an int32 at the product of the scales; and for a MatMul also without QuantizeLinear:
+https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+
+An activation of B bits has `2**B` codes from 0 on, as uint8. Below, QuantizeLinear saturates;
+above, the codes of fewer than 8 bits are clipped.
+"""
+
+import numpy as np
+
+from keras_learnbits.export._extra import import_extra
+
+# Operators with a filter: the axis of its output channels, and that of the output.
+FILTERS = {"Conv": (0, 1), "MatMul": (1, -1)}
+# Operators that commute with the rounding of an activation (Relu: of an unsigned one).
+COMMUTING = ("Relu", "MaxPool", "Transpose", "Reshape", "Flatten")
+
+
+def zero_point_of(grid):
+    """The uint8 integer of 0, with the lowest code of an `ActivationGrid` at 0."""
+    return -grid.lowest_code
+
+
+class OnnxIntegers:
+    """Rewrites a graph so that operators of quantized activations compute in integers.
+
+    Args:
+        graph: `onnx.GraphProto`, edited in place.
+        grids: List of `ActivationGrid`, those of the model.
+        find_integers: Function of a filter, the axis of its channels and the kind of its operator
+            to an `IntegerFilter` of at most 8 bits, or None.
+
+    Attributes:
+        used: Dictionary of the name of a kernel to its stored type, arithmetic, and a note.
+    """
+
+    def __init__(self, graph, grids, find_integers):
+        self.helper, self.numpy_helper = import_extra("onnx.helper", "onnx.numpy_helper")
+        self.graph = graph
+        self.grids = grids
+        self.find_integers = find_integers
+        self.used = {}
+        self._steps = {}  # names of dequantized activations to their steps
+        self._added = 0
+
+    def rewrite(self):
+        """Rewrites as many operators as possible."""
+        for node in [n for n in self.graph.node if n.op_type in FILTERS]:
+            self._fold_affine(node)
+        for node in [n for n in self.graph.node if n.op_type == "QuantizeLinear"]:
+            self._set_grid(node)
+        for node in [n for n in self.graph.node if n.op_type in FILTERS]:
+            self._use_integers(node)
+        self._drop_unread()
+
+    def constant(self, name):
+        """The array of an initializer, or None."""
+        found = next((each for each in self.graph.initializer if each.name == name), None)
+        return None if found is None else self.numpy_helper.to_array(found)
+
+    def _users(self, name):
+        return [node for node in self.graph.node if name in node.input]
+
+    def _add(self, array, name):
+        """Adds an initializer; returns its name."""
+        self._added += 1
+        name = f"{name}/{self._added}"
+        tensor = self.numpy_helper.from_array(np.asarray(array, order="C"), name)
+        self.graph.initializer.append(tensor)
+        return name
+
+    def _insert(self, kind, inputs, outputs, before=None, after=None, **attributes):
+        """Inserts a node before or after another one."""
+        node = self.helper.make_node(kind, inputs, outputs, **attributes)
+        index = next(i for i, each in enumerate(self.graph.node) if each is (before or after))
+        self.graph.node.insert(index + (after is not None), node)
+
+    def _fold_affine(self, node):
+        """Folds a Mul and an Add of a constant per channel after an operator into its filter.
+
+        Positive factors commute with a MaxPool between them.
+        """
+        filter_axis, output_axis = FILTERS[node.op_type]
+        array = self.constant(node.input[1])
+        if array is None or len(self._users(node.input[1])) > 1:
+            return
+        bias = self.constant(node.input[2]) if len(node.input) > 2 else None
+        bias = np.zeros(array.shape[filter_axis], "float32") if bias is None else bias
+        last = node
+        while True:
+            following = self._users(last.output[0])
+            if len(following) != 1:
+                break
+            if following[0].op_type == "MaxPool":
+                last = following[0]
+                continue
+            values = self._affine(following[0], last.output[0], bias.size, output_axis, array.ndim)
+            if values is None or (last is not node and np.any(values[0] <= 0)):
+                break
+            factor, shift = values
+            shape = [-1 if axis == filter_axis else 1 for axis in range(array.ndim)]
+            array, bias = array * factor.reshape(shape), bias * factor + shift
+            last.output[0] = following[0].output[0]
+            self.graph.node.remove(following[0])
+        if np.any(bias) or len(node.input) > 2:
+            node.input[1] = self._add(array.astype("float32"), f"{node.name}/filter")
+            self._set_bias(node, bias.astype("float32"))
+
+    def _affine(self, node, name, channels, axis, rank):
+        """Factor and shift per channel that a node applies to a tensor; None if it is another."""
+        if node.op_type not in ("Mul", "Add"):
+            return None
+        other = next((each for each in node.input if each != name), name)
+        constant = self.constant(other)
+        values = None if constant is None else _per_channel(constant, channels, axis, rank)
+        if values is None:
+            return None
+        ones = np.ones(channels, "float32")
+        return (values, 0 * ones) if node.op_type == "Mul" else (ones, values)
+
+    def _set_bias(self, node, bias):
+        """Gives an operator a float bias: an input of Conv, an Add after MatMul."""
+        name = self._add(bias, f"{node.name}/bias")
+        if node.op_type == "Conv":
+            del node.input[2:]
+            node.input.append(name)
+        else:
+            output = node.output[0]
+            node.output[0] = f"{node.name}/product"
+            self._insert("Add", [node.output[0], name], [output], after=node)
+
+    def _set_grid(self, node):
+        """Gives a QuantizeLinear the exact grid of its activation, and clips it from above."""
+        scale, zero = self.constant(node.input[1]), self.constant(node.input[2])
+        grid = min(
+            (each for each in self.grids if zero_point_of(each) == int(zero)),
+            key=lambda each: abs(each.step - scale),
+        )
+        scale = self._add(np.float32(grid.step), f"{grid.name}/step")
+        zero = self._add(np.uint8(zero_point_of(grid)), f"{grid.name}/zero_point")
+        users = self._users(node.output[0])
+        for each in [node, *users]:
+            each.input[1], each.input[2] = scale, zero
+        if grid.bits < 8:
+            clipped = f"{node.output[0]}/clipped"
+            bounds = [
+                self._add(np.uint8(each), f"{grid.name}/bound") for each in (0, 2**grid.bits - 1)
+            ]
+            self._insert("Clip", [node.output[0], *bounds], [clipped], after=node)
+            for each in users:
+                each.input[0] = clipped
+        for each in users:
+            self._steps[each.output[0]] = grid.step
+
+    def _use_integers(self, node):
+        """Gives an operator with quantized inputs an integer filter and bias."""
+        step = self._steps.get(self._behind_moves(node.input[0]))
+        array = self.constant(node.input[1])
+        axis = FILTERS[node.op_type][0]
+        if step is None or array is None or array.ndim < 2 or len(self._users(node.input[1])) > 1:
+            return
+        quantize = self._quantized_by(node.output[0])
+        if node.op_type == "Conv" and quantize is None:
+            return  # onnxruntime would decode the filter at each call
+        found = self.find_integers(array, axis, node.op_type)
+        if found is None:
+            return
+        if quantize is not None:
+            self._quantize_at_once(node, quantize)
+        # An int32 bias at the product of the scales is too coarse for kernels of few bits.
+        factor = 2 ** int(np.log2(127 // abs(found.integers).max()))
+        scale = found.scale / np.float32(factor)
+        name = found.kernel.name
+        integers = (factor * found.integers).astype("int8")
+        self._decode(node, 1, integers, scale, axis, f"{name}/codes")
+        if node.op_type == "Conv":
+            bias = self.constant(node.input[2]) if len(node.input) > 2 else 0.0
+            product = (scale * step).astype("float32")
+            rounded = np.clip(np.rint(bias / product), -(2**31) + 1, 2**31 - 1).astype("int32")
+            if len(node.input) < 3:
+                node.input.append("")
+            self._decode(node, 2, rounded, product, 0, f"{name}/bias")
+        self.used[name] = "int8", "int8", "" if found.exact else "rounded to 255 levels"
+
+    def _quantized_by(self, name):
+        """The QuantizeLinear that alone reads a tensor, behind what commutes with it, or None."""
+        users = [node for node in self._users(name) if node.op_type != "Shape"]
+        if len(users) != 1:
+            return None
+        if users[0].op_type in COMMUTING or self._upper_bound(users[0]) is not None:
+            return self._quantized_by(users[0].output[0])
+        return users[0] if users[0].op_type == "QuantizeLinear" else None
+
+    def _quantize_at_once(self, node, quantize):
+        """Quantizes the result of an operator right away, as onnxruntime's fusion needs it.
+
+        The QuantizeLinear further on then finds its own levels, and changes nothing. A Relu before
+        an unsigned activation is dropped, since the lowest code is that of 0.
+        """
+        output, (_, scale, zero) = node.output[0], quantize.input
+        node.output[0] = f"{output}/float"
+        codes, decoded = f"{output}/quantized", f"{output}/decoded"
+        self._insert("DequantizeLinear", [codes, scale, zero], [decoded], after=node)
+        (user,) = (each for each in self._users(output) if each.op_type != "Shape")
+        highest = self._highest_code(quantize)
+        old, bound = output, self._upper_bound(user)
+        if not self.constant(zero).any() and (user.op_type == "Relu" or bound is not None):
+            old = user.output[0]
+            self.graph.node.remove(user)
+            if bound is not None:
+                highest = min(highest, int(np.rint(bound / self.constant(scale))))
+        if highest < 255:
+            unclipped = f"{output}/unclipped"
+            bounds = [self._add(np.uint8(each), f"{output}/bound") for each in (0, highest)]
+            self._insert("Clip", [unclipped, *bounds], [codes], after=node)
+            codes = unclipped
+        self._insert("QuantizeLinear", [node.output[0], scale, zero], [codes], after=node)
+        for each in [*self._users(old), *self._users(output)]:
+            each.input[:] = [decoded if name in (old, output) else name for name in each.input]
+
+    def _upper_bound(self, node):
+        """The upper bound of a Clip from 0 on, as of ReLU6; None for other nodes.
+
+        It commutes with the rounding of an unsigned activation.
+        """
+        if node.op_type != "Clip" or len(node.input) < 3:
+            return None
+        low, high = (self.constant(name) for name in node.input[1:3])
+        if low is None or high is None or low != 0 or low.dtype != np.float32:
+            return None
+        return float(high)
+
+    def _highest_code(self, quantize):
+        """The highest code that a QuantizeLinear and the Clip after it leave."""
+        following = self._users(quantize.output[0])[0]
+        return int(self.constant(following.input[2])) if following.op_type == "Clip" else 255
+
+    def _behind_moves(self, name):
+        """The tensor before the transpositions and reshapes that lead to a tensor."""
+        while name not in self._steps:
+            producer = next((node for node in self.graph.node if name in node.output), None)
+            if producer is None or producer.op_type not in ("Transpose", "Reshape", "Flatten"):
+                return name
+            name = producer.input[0]
+        return name
+
+    def _decode(self, node, position, integers, scale, axis, name):
+        """Has an operator read integers by a DequantizeLinear with one scale per channel."""
+        integers, scale = self._add(integers, name), self._add(scale, f"{name}/scale")
+        output = f"{name}/decoded/{self._added}"
+        self._insert("DequantizeLinear", [integers, scale], [output], before=node, axis=axis)
+        node.input[position] = output
+
+    def _drop_unread(self):
+        """Removes the initializers that nothing reads any more."""
+        read = {name for node in self.graph.node for name in node.input}
+        for each in [each for each in self.graph.initializer if each.name not in read]:
+            self.graph.initializer.remove(each)
+
+
+def _per_channel(constant, channels, axis, rank):
+    """A constant that broadcasts along the channels of an output, one number each; else None.
+
+    Args:
+        constant: Array.
+        channels: Number of channels.
+        axis: Axis of the channels: 1, or -1.
+        rank: Number of axes of the output.
+    """
+    shape = (1,) * (rank - constant.ndim) + constant.shape
+    wanted = [1] * rank
+    wanted[axis] = channels
+    if constant.ndim > rank or not (constant.size == 1 or list(shape) == wanted):
+        return None
+    return np.broadcast_to(constant.reshape(-1), (channels,))
