@@ -6,6 +6,8 @@ Each says which file of Keras it leans on, how it works, and what breaks if Kera
 
 import contextlib
 import functools
+import re
+import tempfile
 
 import keras
 import tensorflow as tf
@@ -45,6 +47,190 @@ def replace_base(cls, base, functional):
         if each is not base and issubclass(each, base):
             replace_base(each, base, functional)
     cls.__bases__ = tuple(functional if each is base else each for each in cls.__bases__)
+
+
+def is_graph(layer):
+    """Whether a layer is a Sequential or functional model without a custom `call`.
+
+    keras/src/models/sequential.py and functional.py: their `call` runs the graph of layers. A
+    subclass that has another `call` may do something else with its layers, so it cannot be copied
+    layer by layer. If Keras wraps `call` in the classes, all models count as custom ones, and
+    `to_learned_bits` puts them into a `LearnedBitWrapper`.
+    """
+    return any(
+        isinstance(layer, kind) and type(layer).call is kind.call
+        for kind in (keras.Sequential, FunctionalModel)
+    )
+
+
+def clone(model, inputs=None, *, clone_function, call_function=None):
+    """Copies the graph of a functional model; functions copy and call its operations.
+
+    keras/src/models/cloning.py, `_clone_functional_model`: despite its name, `clone_function` gets
+    the operations of `keras.ops` in the graph, too. Keras compiles the clone of a compiled model,
+    so a model of the same graph that is not compiled is cloned instead. It is also of no custom
+    class: Keras would make the clone of the model's class.
+
+    Args:
+        model: Functional model.
+        inputs: Structure of symbolic inputs of the clone, as `model.input`.
+        clone_function: Function of a layer or operation to the one that takes its place.
+        call_function: Function of the new layer or operation and of its arguments.
+    """
+    bare = keras.Model(model.input, model.output, name=model.name)
+    return keras.models.clone_model(bare, inputs, clone_function, call_function=call_function)
+
+
+def symbolic_inputs(model):
+    """Structure of the `keras.KerasTensor`s that a model's graph begins with; None without graph.
+
+    keras/src/models/sequential.py: a Sequential has one input. Before it has a graph, `inputs`
+    raises an AttributeError; `input` does so until the model is called on a symbolic tensor
+    (keras/src/ops/operation.py). `Functional.input` (keras/src/models/functional.py) has the
+    structure of the model's argument, which the list `inputs` has not. A subclassed model has
+    neither. If Keras changes this, models cannot be copied or exported.
+    """
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        return None
+    return inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def inputs_built_for(model):
+    """Structure of float32 `keras.KerasTensor`s of the shapes a model was built for, or None.
+
+    keras/src/layers/layer.py, `get_build_config`: Keras notes the shapes that `build` gets, but no
+    dtypes: under `"input_shape"` that of the only argument, or of the first one if the class has no
+    `build`, and under `"shapes_dict"` those of several. If Keras changes this, a model with a
+    custom `call` needs an `input_signature` for exports, and is converted without comparing
+    predictions.
+    """
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    if shapes is None:
+        return None
+    return keras.tree.map_shape_structure(lambda shape: keras.KerasTensor(shape, "float32"), shapes)
+
+
+def is_hidden_graph(layer, holder):
+    """Whether a layer is the functional model that Keras keeps inside a Sequential one.
+
+    keras/src/models/sequential.py, `_functional`: the attribute is tracked as a layer, and not
+    listed in `layers`. If Keras tracks more, those layers appear in the names of weights.
+    """
+    return isinstance(holder, keras.Sequential) and layer not in holder.layers
+
+
+def set_dtype_policy(layer, policy):
+    """Sets the dtype policy of a layer after it was made.
+
+    keras/src/layers/layer.py: the setter of `dtype_policy` replaces the policy and leaves weights,
+    and the layers inside, as they are. Classes whose `__init__` takes no `dtype`, and models, can
+    get a policy in no other way.
+
+    Args:
+        layer: `keras.layers.Layer`.
+        policy: Name, configuration or instance of a `keras.DTypePolicy` with float weights.
+    """
+    layer.dtype_policy = keras.dtype_policies.get(policy)
+
+
+def is_mixed(layer):
+    """Whether a layer has float32 weights and computes in a smaller dtype.
+
+    keras/src/dtype_policies/dtype_policy.py, `_parse_name`: these policies are `"mixed_float16"`
+    and `"mixed_bfloat16"`. If Keras names them differently, exports compute in their precision.
+    """
+    return layer.dtype_policy.name.startswith("mixed_")
+
+
+def own_state(layer):
+    """What Keras saves of a layer without the layers inside: dictionary of key to value.
+
+    keras/src/saving/saving_lib.py, `_save_state`: Keras passes a dictionary of a file; a plain one
+    does as well. If Keras stops calling `save_own_variables`, copies have other weights, which
+    `to_learned_bits` notices by comparing predictions.
+    """
+    store = {}
+    layer.save_own_variables(store)
+    return store
+
+
+def has_assets(layer):
+    """Whether a layer keeps a state in files of its own, such as a vocabulary.
+
+    keras/src/saving/saving_lib.py, `_save_state`: Keras decides by the method's existence.
+    """
+    return hasattr(layer, "save_assets")
+
+
+def copy_own_state(source, target):
+    """Copies what `own_state` returns, and files such as vocabularies.
+
+    Args:
+        source: `keras.layers.Layer`.
+        target: Layer of the same class and configuration.
+    """
+    target.load_own_variables(own_state(source))
+    if has_assets(source):
+        with tempfile.TemporaryDirectory() as directory:
+            source.save_assets(directory)
+            target.load_assets(directory)
+
+
+def is_unnamed_weight(name):
+    """Whether Keras made up the name of a weight: `variable`, `variable_1`, ...
+
+    keras/src/backend/common/variables.py and keras/src/utils/naming.py, `auto_name`: the number
+    counts through the whole process. If Keras changes it, files name such weights by chance.
+    """
+    return re.fullmatch(r"variable(_\d+)?", name) is not None
+
+
+def is_unnamed_input(name):
+    """Whether Keras made up the name of an `Input`: `keras_tensor`, `keras_tensor_1`, ...
+
+    keras/src/backend/common/keras_tensor.py and keras/src/utils/naming.py, `auto_name`. If Keras
+    changes it, inputs and outputs of exported files have such names.
+    """
+    return re.fullmatch(r"keras_tensor(_\d+)?", name) is not None
+
+
+def split_layer_name(name):
+    """A layer's name without the number at its end, and that number as a string, or None.
+
+    keras/src/utils/naming.py, `uniquify`: the second `Dense` without a name in a process is
+    `dense_1`, the third `dense_2`. If Keras changes it, a packed file can no longer be loaded into
+    a model whose layers have numbers other than those in the file.
+
+    Examples:
+        >>> split_layer_name("dense_1"), split_layer_name("dense")
+        (('dense', '1'), ('dense', None))
+    """
+    return re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
+
+
+def layers_of_scope(scope):
+    """The names that a layer may have whose operations are in a scope of TensorFlow's graph.
+
+    keras/src/layers/layer.py, `Layer.__call__`: Keras opens a scope of the layer's name twice, to
+    build and to call. `tf.name_scope` makes names unique, so the second scope of `dense` is
+    `dense_1`. If Keras changes it, errors of exporters name operations in place of layers.
+
+    Examples:
+        >>> layers_of_scope("dense_1")
+        ['dense', 'dense_1']
+    """
+    return [re.sub(r"_\d+$", "", scope), scope]
+
+
+def scope_name(name):
+    """A name with which a model can be trained, or None for Keras to make one up.
+
+    TensorFlow, `Graph.name_scope` in python/framework/ops.py, refuses a name with a leading `_` for
+    an outermost scope. In training a model opens the outermost one
+    (keras/src/layers/layer.py, `_open_name_scope`).
+    """
+    return name.lstrip("_") or None
 
 
 # keras/src/layers/core/dense.py, embedding.py, convolutional/base_conv.py: these layers save the

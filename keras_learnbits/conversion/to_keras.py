@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_learnbits._keras import is_mixed, set_dtype_policy
 from keras_learnbits.conversion.copying import build_copy, copy_model, copy_state, weight_pairs
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import OwnsBits
@@ -73,8 +74,8 @@ def plain_copy(model, float32=False):
 
     plain, copies = copy_model(model, replace_layer, _plain_subclassed, _copy_weights)
     for layer in layers_inside(plain) if float32 else ():
-        if layer.dtype_policy.name.startswith("mixed_"):
-            layer.dtype_policy = "float32"
+        if is_mixed(layer):
+            set_dtype_policy(layer, "float32")
     left = [layer.name for layer in layers_inside(plain) if isinstance(layer, LEARNED_BIT_LAYERS)]
     if left:
         raise ValueError(

@@ -5,14 +5,9 @@ import math
 
 import keras
 
+from keras_learnbits._keras import is_graph, scope_name, symbolic_inputs
 from keras_learnbits.arguments import check_number
-from keras_learnbits.conversion.copying import (
-    build_copy,
-    copy_model,
-    copy_state,
-    inputs_like,
-    is_graph,
-)
+from keras_learnbits.conversion.copying import build_copy, copy_model, copy_state, inputs_like
 from keras_learnbits.conversion.selection import Selection, left_behind
 from keras_learnbits.conversion.verification import check_conversion
 from keras_learnbits.layers.activation import LearnedBitActivation
@@ -106,31 +101,8 @@ def to_learned_bits(
         ---------------------------------------
         32 weights (69.6%) with learned bits, 14 (30.4%) left float
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`to_learned_bits` needs a Keras model. Received: model={model!r}")
-    if not model.built or not model.weights:
-        raise ValueError(
-            "`to_learned_bits` needs a built model: call it on data first, or give it an Input. "
-            f"Received: model={model.name!r}, built={model.built}"
-        )
-    if isinstance(model, keras.Sequential) and not hasattr(model, "inputs"):
-        raise ValueError(
-            "A Sequential model must have one symbolic input, as from `keras.Input`. "
-            f"Received: model={model.name!r}"
-        )
-    check_number("bits", bits)
-    settings = {
-        "bits": bits,
-        "min_bits": min_bits,
-        "max_bits": max(8, math.ceil(bits)) if max_bits is None else max_bits,
-        "kernel_quantizer": kernel_quantizer,
-    }
-    check_bits(bits, min_bits, settings["max_bits"])
-    if activations not in (False, None) and not is_graph(model):
-        raise ValueError(
-            "`activations` are quantized in Sequential and functional models; in a custom `call` "
-            f"use `LearnedBitActivation`. Received: model={model.name!r}"
-        )
+    _check_model(model, activations)
+    settings = _bit_settings(bits, min_bits, max_bits, kernel_quantizer)
     make_activation = _make_activation(activations)
     check_finite_weights(model, "`to_learned_bits`")
     selection = Selection(model, include, exclude)
@@ -154,6 +126,40 @@ def to_learned_bits(
         converter.outcomes, quantizer.activations, (learned, total), filter(None, notes)
     )
     return converted
+
+
+def _check_model(model, activations):
+    """Raises a ValueError if a model cannot be converted, or not with these `activations`."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`to_learned_bits` needs a Keras model. Received: model={model!r}")
+    if not model.built or not model.weights:
+        raise ValueError(
+            "`to_learned_bits` needs a built model: call it on data first, or give it an Input. "
+            f"Received: model={model.name!r}, built={model.built}"
+        )
+    if isinstance(model, keras.Sequential) and symbolic_inputs(model) is None:
+        raise ValueError(
+            "A Sequential model must have one symbolic input, as from `keras.Input`. "
+            f"Received: model={model.name!r}"
+        )
+    if activations not in (False, None) and not is_graph(model):
+        raise ValueError(
+            "`activations` are quantized in Sequential and functional models; in a custom `call` "
+            f"use `LearnedBitActivation`. Received: model={model.name!r}"
+        )
+
+
+def _bit_settings(bits, min_bits, max_bits, kernel_quantizer):
+    """Settings of the learned-bit layers, a dictionary."""
+    check_number("bits", bits)
+    max_bits = max(8, math.ceil(bits)) if max_bits is None else max_bits
+    check_bits(bits, min_bits, max_bits)
+    return {
+        "bits": bits,
+        "min_bits": min_bits,
+        "max_bits": max_bits,
+        "kernel_quantizer": kernel_quantizer,
+    }
 
 
 def _make_activation(activations):
@@ -228,8 +234,7 @@ class _LayerConverter:
         if wrapper.layer is not model:
             build_copy(model, wrapper.layer)
         wrapper.build()
-        # TensorFlow's outermost scopes must not begin with `_`; models in training open one each.
-        return LearnedBitSubclassed(wrapper, name=model.name.lstrip("_") or None)
+        return LearnedBitSubclassed(wrapper, name=scope_name(model.name))
 
 
 class _InputQuantizer:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_learnbits._keras import inputs_built_for, symbolic_inputs
 from keras_learnbits.layers.compute_scope import computing_with_float_kernels
 from keras_learnbits.layers.traversal import layers_inside
 
@@ -62,9 +63,12 @@ def _first_that_runs(model, examples, given):
 
 def _random_examples(model):
     """Yields structures of random inputs: normal numbers, then zeros and ones, of each size."""
-    specs = _inputs_of(model)
-    shapes = keras.tree.flatten(specs)
-    if not shapes or any(each.dtype == "string" or each.sparse for each in shapes):
+    specs = symbolic_inputs(model)
+    if specs is None:
+        specs = inputs_built_for(model)
+    if specs is None or any(
+        each.dtype == "string" or each.sparse for each in keras.tree.flatten(specs)
+    ):
         return
     rng = np.random.default_rng(0)
     for size in SIZES:
@@ -78,25 +82,6 @@ def _random_examples(model):
                 return np.asarray(drawn, "float32" if "float" in spec.dtype else spec.dtype)
 
             yield keras.tree.map_structure(draw, specs)
-
-
-def _inputs_of(model):
-    """Structure of `keras.KerasTensor`s like the inputs of a built model; empty if not known."""
-    if isinstance(model, keras.Sequential):
-        return model.inputs[0]
-    if getattr(model, "inputs", None):
-        return model.input
-    shape = (model.get_build_config() or {}).get("input_shape")
-    if shape is None:
-        return ()
-    is_shape = isinstance(shape, list | tuple) and all(
-        size is None or isinstance(size, int) for size in shape
-    )
-    if is_shape:
-        return keras.KerasTensor(shape, "float32")
-    if isinstance(shape, dict):
-        return {name: keras.KerasTensor(each, "float32") for name, each in shape.items()}
-    return [keras.KerasTensor(each, "float32") for each in shape]
 
 
 def _float_outputs(model, example):

@@ -4,6 +4,8 @@ import inspect
 
 import keras
 
+from keras_learnbits._keras import is_mixed, set_dtype_policy
+
 # `get_config` of every Keras layer returns these, even if a custom `__init__` does not take them.
 BASE_SETTINGS = ("name", "trainable", "dtype")
 
@@ -47,8 +49,7 @@ def dtype_setting(layer, float32):
     Returns:
         Dictionary with the key `"dtype"`; empty if the precision stays.
     """
-    is_mixed = layer.dtype_policy.name.startswith("mixed_")
-    return {"dtype": "float32"} if float32 and is_mixed else {}
+    return {"dtype": "float32"} if float32 and is_mixed(layer) else {}
 
 
 def _with_copied_layers(value):
@@ -73,7 +74,7 @@ def _layer_from_config(layer_class, config):
     layer = layer_class.from_config(config)
     for name, value in values.items():
         if name == "dtype":
-            layer.dtype_policy = keras.dtype_policies.get(value)
+            set_dtype_policy(layer, value)
         else:
             setattr(layer, name, value)
     return layer

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_learnbits._keras import FunctionalModel, is_functional_call, replace_base
+from keras_learnbits._keras import FunctionalModel, clone, is_functional_call, replace_base
 from keras_learnbits.serialization import register
 from keras_learnbits.training.fitting import LearnedBitTraining
 
@@ -86,8 +86,7 @@ def _with_layers(model, others):
         is_graph = isinstance(layer, FunctionalModel)
         return _with_layers(layer, others) if is_graph else others.get(layer, layer)
 
-    bare = keras.Model(model.input, model.output, name=model.name)
-    return keras.models.clone_model(bare, clone_function=replaced)
+    return clone(model, clone_function=replaced)
 
 
 @register

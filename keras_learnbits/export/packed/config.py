@@ -8,6 +8,7 @@ import tempfile
 import keras
 import numpy as np
 
+from keras_learnbits._keras import has_assets, own_state
 from keras_learnbits.export._check import difference, examples, largest
 from keras_learnbits.export._function import input_signature_of, predictions_of
 from keras_learnbits.export._weights import layer_paths
@@ -56,12 +57,10 @@ def _vocabulary_layers(model):
 
 def _vocabulary(layer):
     """The settings that make a layer with the vocabulary of another, as JSON has them."""
-    words = layer.get_vocabulary()
-    store = {}
-    layer.save_own_variables(store)  # frequencies, where the layer has some
-    words = [word if isinstance(word, str) else int(word) for word in words]
-    # Those behind the words pad the output.
-    settings = {name: np.asarray(array)[: len(words)].tolist() for name, array in store.items()}
+    words = [word if isinstance(word, str) else int(word) for word in layer.get_vocabulary()]
+    # The state are frequencies, where the layer has some. Those after the words pad the output.
+    state = own_state(layer).items()
+    settings = {name: np.asarray(array)[: len(words)].tolist() for name, array in state}
     return {"vocabulary": words, **settings}
 
 
@@ -120,7 +119,7 @@ def check_without_config(model):
 
 def _assets(layer):
     """What a layer keeps that is no weight: dictionary of a file's name to its bytes."""
-    if not hasattr(layer, "save_assets"):
+    if not has_assets(layer):
         return {}
     with tempfile.TemporaryDirectory() as directory:
         layer.save_assets(directory)

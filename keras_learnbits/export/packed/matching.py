@@ -1,9 +1,6 @@
 """Which weight of a packed file belongs to which weight of a model."""
 
-import re
-
-# The name of a layer as Keras makes them up: `dense`, `dense_1`.
-NUMBERED = re.compile(r"(.*?)(?:_(\d+))?")
+from keras_learnbits._keras import split_layer_name
 
 
 def matched(found, names, older_names):
@@ -94,7 +91,7 @@ def _renumbered(names):
 
 def _split(name):
     """The name of a layer without the number at its end, and the number; -1 if there is none."""
-    stem, number = NUMBERED.fullmatch(name).groups()
+    stem, number = split_layer_name(name)
     return stem, (int(number), number) if number else (-1, "")
 
 
