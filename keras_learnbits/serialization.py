@@ -3,7 +3,7 @@
 import keras
 
 # Layers and training steps call TensorFlow. This module is imported by all of them, so the check is
-# here; otherwise each would fail with an error of its own under another backend.
+# here; otherwise each would fail in its own way under another backend.
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
         "keras_learnbits needs the TensorFlow backend: set KERAS_BACKEND=tensorflow before Keras "

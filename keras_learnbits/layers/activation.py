@@ -67,8 +67,8 @@ class LearnedBitActivation(keras.layers.Layer):
         bits: Initial bit-width; may be fractional, the nearest integer is used.
         min_bits: Lowest bit-width, an integer >= 2 (at 1 bit a signed grid has no level above 0).
         max_bits: Highest bit-width, an integer <= 16.
-        calibration_batches: Number of training batches that the range is fitted to, an integer
-            >= 1. If the layer is called several times per step, each call counts.
+        calibration_batches: Number of training batches to fit the range to, an integer >= 1. If
+            the layer is called several times per step, each call counts.
         **kwargs: `name`, `dtype` and the other arguments of `keras.layers.Layer`.
 
     Input shape: any, `(batch_size, ...)`. For the price, dimensions that are not fixed count as 1.

@@ -43,8 +43,8 @@ def rounding_once():
 def rounding_again():
     """A scope within `rounding_once` in which kernels are rounded at each call.
 
-    It is for the backward pass: a `keras.RematScope` calls layers again there, under a gradient
-    tape of its own, which must record the rounding.
+    It is for the backward pass: a `keras.RematScope` calls layers again there, under another
+    gradient tape, which must record the rounding.
     """
     return _scope(None)
 

@@ -315,7 +315,7 @@ def _compiled_sums(function):
 
 @tf.function(jit_compile=True, autograph=False)
 def _compiled_fold(rows):
-    """`_fold` in a function of its own: XLA would fuse it with the fold before, at great cost."""
+    """`_fold` compiled separately: XLA would fuse it with the previous fold, at great cost."""
     return _fold(lambda part: part, rows)
 
 
