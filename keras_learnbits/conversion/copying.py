@@ -1,4 +1,4 @@
-"""`copy_model`: copies a model layer by layer; functions say what becomes of each layer."""
+"""`copy_model`: copies a model layer by layer; functions decide how each layer is copied."""
 
 import math
 
@@ -105,7 +105,7 @@ class _GraphCopier:
         return model_class(inputs, outputs, name=graph.name)
 
     def _copied(self, operation):
-        """What takes the place of a layer or operation in the copy of a graph."""
+        """The layer or operation that replaces one of the original graph."""
         if not isinstance(operation, keras.layers.Layer):
             return operation  # of `keras.ops`, which has no state
         if operation in self.copies:
@@ -143,7 +143,7 @@ def copy_state(layer, copy):
         copy: Its copy, made from the same configuration.
 
     Returns:
-        Dictionary of the layer and all layers inside to their copies; empty if both are one layer.
+        Dictionary of the layer and all layers inside to their copies; empty if `copy` is `layer`.
 
     Raises:
         ValueError: The layers inside are of different classes.
@@ -162,7 +162,7 @@ def copy_state(layer, copy):
 
 
 def weight_pairs(copies):
-    """Pairs of each weight and its copy; bit-widths and scales are left out.
+    """Pairs of each weight and its copy, without bit-widths and scales.
 
     They are paired layer by layer, because a graph and its copy may list layers in different order.
 
@@ -230,6 +230,7 @@ def _check_sharing(model, new, reuse_layers):
             "of its layers pass some on. With `copy=False` layers are shared on purpose. "
             f"Received: model={model.name!r}, with {shared} in both"
         )
+    # Two layers that contain a third one are copied with a copy of it each.
     sizes = [sum(math.prod(v.shape) for v in float_weights(each)) for each in (model, new)]
     kernels = [id(kernel.kernel) for kernel in quantized_kernels(new)]
     if sizes[0] != sizes[1] or len({*kernels}) < len(kernels):
