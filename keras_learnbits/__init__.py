@@ -48,18 +48,16 @@ __all__ = [
 
 
 def _runs_a_module():
-    """Whether `python -m keras_learnbits...` imports this package, to get at a module in it.
+    """Whether this package is imported by `python -m keras_learnbits...`.
 
-    Importing a module imports the packages that hold it, so `python -m
-    keras_learnbits.export.packed FILE`, which needs NumPy only, would wait for TensorFlow. Only
-    there names are imported when they are asked for. Everywhere else this package must be imported
-    as a whole: Keras looks the classes of a saved model up among those that are registered, which
-    they are when their modules are imported, and `keras.models.load_model` may be all that a
-    program does with them.
-
-    `python -m` is the module `runpy`; it is then the first outside of `importlib` on the way to
-    this import. https://docs.python.org/3/library/runpy.html
+    Python imports a package before the modules in it, so `python -m
+    keras_learnbits.export.packed FILE`, which needs NumPy only, would wait for TensorFlow. In this
+    case names are imported when they are first used. In all other cases everything is imported at
+    once, because importing registers the classes that `keras.models.load_model` looks up, and a
+    program may call nothing but `load_model`.
     """
+    # `python -m` runs the module `runpy`: then the innermost caller outside of `importlib`.
+    # https://docs.python.org/3/library/runpy.html
     frame = inspect.currentframe()
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -111,7 +109,7 @@ else:
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        # This time it is not `runpy` that imports.
+        # The caller of this reload is not `runpy`, so it imports everything.
         importlib.reload(sys.modules[__name__])
         return globals()[name]
 

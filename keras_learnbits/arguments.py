@@ -1,4 +1,4 @@
-"""Checks of the numbers that users give as arguments."""
+"""Checks of arguments: numbers within bounds, and names to choose from."""
 
 import numbers
 
@@ -10,11 +10,11 @@ def check_number(name, value, low=-np.inf, high=np.inf, *, below=np.inf, integer
 
     Args:
         name: Name of the argument.
-        value: What was given.
-        low: The least that it may be.
-        high: The most that it may be.
-        below: What it must be below.
-        integer: Whether it must be an integer.
+        value: Value of the argument.
+        low: Number, the lowest value that is allowed.
+        high: Number, the highest value that is allowed.
+        below: Number that the value must be less than.
+        integer: Whether the value must be an integer.
 
     Examples:
         >>> check_number("by", 0.5, 0, below=1)
@@ -24,6 +24,7 @@ def check_number(name, value, low=-np.inf, high=np.inf, *, below=np.inf, integer
         ValueError: `by` must be a finite number >= 0 and < 1. Received: by=nan
     """
     kind = numbers.Integral if integer else numbers.Real
+    # Booleans are integers in Python; `patience=True` is more likely a mistake than 1.
     is_kind = isinstance(value, kind) and not isinstance(value, bool | np.bool_)
     if is_kind and np.isfinite(value) and low <= value <= high and value < below:
         return
@@ -37,16 +38,16 @@ def check_number(name, value, low=-np.inf, high=np.inf, *, below=np.inf, integer
 
 
 def choose(name, choices, argument, custom=False):
-    """Looks up what a user named.
+    """Looks up the value that an argument names.
 
     Args:
-        name: The user's choice.
-        choices: Dictionary of name to what it stands for.
-        argument: Name of the user's argument, for the error.
-        custom: Whether a user may give a function instead of a name.
+        name: Value of the argument.
+        choices: Dictionary of name to value.
+        argument: Name of the argument, for the error.
+        custom: Whether the argument may also be a function, which is then returned.
 
     Raises:
-        ValueError: `choices` has no such name.
+        ValueError: `choices` does not contain the name.
 
     Examples:
         >>> choose("a", {"a": 1}, "letter")

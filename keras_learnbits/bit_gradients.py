@@ -1,4 +1,4 @@
-"""What the sign is taken of: estimators of how the loss changes with each bit-width."""
+"""Estimators of how the loss changes with each bit-width; the sign moves the bit-width."""
 
 import keras
 
@@ -17,10 +17,10 @@ BIT_GRADIENTS = {
 
 
 def get(bit_gradient):
-    """Returns an estimator from its name, its config, or itself.
+    """Returns an estimator from its name, config or instance.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The argument is none of these.
 
     Examples:
         >>> get("measured").interval

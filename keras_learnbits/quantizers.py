@@ -1,7 +1,7 @@
-"""How a kernel becomes levels: `LearnedScaleQuantizer` (default) and `MinMaxQuantizer`.
+"""Mappings of kernels to levels: `LearnedScaleQuantizer` (default) and `MinMaxQuantizer`.
 
-A quantizer says which grid a kernel is rounded to at a bit-width. Training (float levels with
-gradients) and export (integer codes) both read that one grid, so they cannot disagree.
+A quantizer defines the grid that a kernel is rounded to at a bit-width. Training (float levels
+with gradients) and export (integer codes) use the same grid, so they cannot disagree.
 """
 
 import functools
@@ -18,16 +18,18 @@ from keras_learnbits.serialization import register
 class Quantizer:
     """Base class: maps a kernel and a bit-width to a grid of `2**bits` levels.
 
-    A subclass defines `grid`; and `scale_shape` if it has trained scales, which are then the
-    exponentials of `log_scale`. Register it with `keras.saving.register_keras_serializable`, and
-    return the arguments of its constructor from `get_config`. `docs/extending.md` has an example.
+    A subclass defines `grid`. If it has trained scales, it also defines `scale_shape`; the scales
+    are the exponentials of `log_scale`. Register it with
+    `keras.saving.register_keras_serializable`, and return the arguments of its constructor from
+    `get_config`. `docs/extending.md` has an example.
 
     Attributes:
-        fixed_range: Whether offset and highest code of its grids depend on the bits alone, so that
-            they have no other gradients. False unless a subclass says so.
-        fixed_step: Whether the step does.
-        is_mid_rise: Whether 0 lies half-way between two levels of all its grids, so that files need
-            no offsets. False unless a subclass says so.
+        fixed_range: Whether offset and highest code of the grids have gradients with respect to
+            the bit-width only. False by default.
+        fixed_step: Whether the step has gradients with respect to the bit-width only. False by
+            default.
+        is_mid_rise: Whether 0 lies half-way between two levels of each grid, so that files need no
+            offsets. False by default.
     """
 
     fixed_range = False
@@ -35,7 +37,7 @@ class Quantizer:
     is_mid_rise = False
 
     def scale_shape(self, kernel_shape, output_axes):
-        """Shape of the trained scales, which broadcasts against the kernel's; None without any.
+        """Shape of the trained scales, which broadcasts against the kernel's; None without scales.
 
         Args:
             kernel_shape: Tuple of integers.
@@ -48,32 +50,33 @@ class Quantizer:
 
         Args:
             kernel: Float32 tensor.
-            bits: Float32 scalar, the latent bit-width; the nearest integer is in use
+            bits: Float32 scalar, the latent bit-width; the nearest integer is used
                 (`keras_learnbits.numerics.grids.max_code`).
-            log_scale: Natural logarithm of the scales, or None.
+            log_scale: Float32 tensor, the natural logarithm of the scales, or None.
 
         Returns:
-            `keras_learnbits.numerics.grids.Grid`, differentiable in `bits` and `log_scale`.
+            `keras_learnbits.numerics.grids.Grid`, differentiable with respect to `bits` and
+            `log_scale`.
         """
         raise NotImplementedError
 
     def constant_grid(self, kernel, bits, log_scale=None):
-        """`grid` with the bits taken as constants; a subclass may have less to compute for it."""
+        """`grid` with a constant bit-width; a subclass may have a cheaper way to compute it."""
         return self.grid(kernel, tf.stop_gradient(bits), log_scale)
 
     def log_step_slope(self, bits):
         """Derivative of the logarithm of the step with respect to the bits.
 
-        By default `-ln 2`, as where one bit more halves the step.
+        By default `-ln 2`: one more bit halves the step.
         """
         return tf.constant(-math.log(2.0))
 
     def initial_log_scale(self, kernel, scale_shape):
-        """Logarithm of the scales that training starts with: the root mean square of the weights.
+        """Logarithm of the initial scales, by default of the root mean square of the weights.
 
         Args:
             kernel: Tensor, the float kernel.
-            scale_shape: Result of `scale_shape` for it.
+            scale_shape: Result of `scale_shape` for the kernel.
 
         Returns:
             Float32 tensor of shape `scale_shape`.
@@ -83,9 +86,8 @@ class Quantizer:
     def fitted_log_scale(self, kernel, bits, scale_shape):
         """Logarithm of the scales with the least squared error at a bit-width.
 
-        For weights that are trained already, whatever their distribution: each scale is searched
-        between half and twice the root mean square, or further where the range of the grid is to
-        reach the largest weight.
+        It suits trained weights of any distribution. Each scale is searched between half and twice
+        the root mean square, or further if the largest weight would be clipped.
 
         Args:
             kernel: Tensor, the float kernel.
@@ -124,30 +126,32 @@ class Quantizer:
         return tf.cast(grids.encode(kernel, grid), tf.int32), grid
 
     def quantize_with_error(self, kernel, bits, log_scale=None, dtype="float32", by_bits=True):
-        """What `quantize` gives, in `dtype`, with its squared error and squared norm.
+        """The result of `quantize`, in `dtype`, with its squared error and its squared norm.
 
         Args:
             kernel: As for `grid`.
             bits: As for `grid`.
             log_scale: As for `grid`.
-            dtype: Of the quantized kernel.
-            by_bits: Whether gradients by the bits are wanted.
+            dtype: Name of the dtype of the quantized kernel.
+            by_bits: Whether the results get gradients with respect to the bit-width.
 
         Returns:
-            The quantized kernel; `sum (q - w)**2`, whose slope in the bits is the linearized one;
-            and `sum w**2`, taken as a constant.
+            The quantized kernel; `sum (q - w)**2`, whose derivative with respect to the bit-width
+            is the linearized one; and `sum w**2`, a constant for gradients.
         """
         grid = self.constant_grid(kernel, bits, log_scale)
         fixed = {"fixed_range": self.fixed_range, "fixed_step": self.fixed_step}
         if not by_bits:
             return rounding.quantize_with_error(kernel, grid, dtype=dtype, **fixed)
+        # Gradients with respect to kernel and scales flow through `grid`, those with respect to the
+        # bit-width through this second grid.
         scale = None if log_scale is None else tf.stop_gradient(log_scale)
         by_bits = self.grid(tf.stop_gradient(kernel), bits, scale)
         quantized, error, norm = rounding.quantize_with_error(kernel, grid, by_bits, dtype, **fixed)
         return quantized, grids.with_error_slope(error, bits, self.log_step_slope(bits)), norm
 
     def squared_error(self, kernel, bits, log_scale=None):
-        """`sum (q - w)**2` of the kernel rounded to its grid, taken as a constant."""
+        """`sum (q - w)**2` of the kernel rounded to its grid, a constant for gradients."""
         return rounding.squared_error(kernel, self.constant_grid(kernel, bits, log_scale))
 
     def get_config(self):
@@ -172,14 +176,14 @@ class Quantizer:
 class LearnedScaleQuantizer(Quantizer):
     """Symmetric mid-rise grid of `2**bits` levels with trained scales.
 
-    Levels are the half-integers times a step: at 2 bits `-1.5, -0.5, 0.5, 1.5`. The step is
-    `exp(log_scale)` times the best step for unit Gaussian weights, so that a change of the bits
-    re-fits the range by itself. Scales start at the root mean square of the weights they serve
-    and are then trained.
+    Levels are half-integers times a step: at 2 bits `-1.5, -0.5, 0.5, 1.5`. The step is
+    `exp(log_scale)` times the best step for unit Gaussian weights, so that the range still fits
+    when the bit-width changes. Each scale starts at the root mean square of the weights that share
+    it, and is then trained.
 
     Args:
-        per_channel: Whether each output channel has a scale of its own (32 bits a channel in a
-            packed file) or the whole kernel has one.
+        per_channel: Whether there is one scale per output channel (32 bits each in a packed file)
+            or one scale for the whole kernel.
 
     Examples:
         >>> quantizer = LearnedScaleQuantizer()
@@ -205,8 +209,9 @@ class LearnedScaleQuantizer(Quantizer):
         return 0.5 * max_code * step * tf.exp(log_scale)
 
     def _searched(self, kernel, bits, start, low, reach):
-        shared = type(self) is LearnedScaleQuantizer and not rounding.is_compiled(kernel)
-        if tf.executing_eagerly() and shared:
+        # A subclass may have another grid, and XLA compiles large kernels one shape at a time.
+        is_standard = type(self) is LearnedScaleQuantizer and not rounding.is_compiled(kernel)
+        if tf.executing_eagerly() and is_standard:
             search = _traced_search(kernel.shape.rank, scales.shared_axes(start.shape))
             return search(kernel, bits, start, low, reach)
         return super()._searched(kernel, bits, start, low, reach)
@@ -215,7 +220,7 @@ class LearnedScaleQuantizer(Quantizer):
         return self._scaled(*grids.gaussian_grid(bits), log_scale)
 
     def constant_grid(self, kernel, bits, log_scale=None):
-        if type(self).grid is not LearnedScaleQuantizer.grid:  # a user's has its own
+        if type(self).grid is not LearnedScaleQuantizer.grid:  # a subclass with another grid
             return super().constant_grid(kernel, bits, log_scale)
         return self._scaled(*grids.constant_gaussian_grid(bits), log_scale)
 
@@ -231,14 +236,14 @@ class LearnedScaleQuantizer(Quantizer):
 
 @functools.cache
 def _traced_search(rank, axes):
-    """A function that fits the scales of all small kernels with so many axes, whatever their sizes.
+    """A `tf.function` that fits the scales of small kernels with a given number of axes.
 
-    It is traced once per process. Run eagerly, the operations of each candidate would be dispatched
-    one by one.
+    It is traced once per process, for kernels of any size. In eager mode TensorFlow would dispatch
+    the operations of each candidate one by one.
 
     Args:
         rank: Number of axes of the kernels.
-        axes: Those along which weights share a scale, a tuple of integers.
+        axes: Axes along which weights share a scale, a tuple of integers.
     """
     kernel = tf.TensorSpec([None] * rank)
     scales = tf.TensorSpec([1 if axis in axes else None for axis in range(rank)])
@@ -247,10 +252,10 @@ def _traced_search(rank, axes):
 
 
 class ActivationQuantizer(LearnedScaleQuantizer):
-    """Grid of `2**bits` levels, one of them 0, with a trained scale, for what flows.
+    """Grid of `2**bits` levels, one of them 0, with a trained scale, for activations.
 
-    Codes times the step: `-2**(bits - 1) .. 2**(bits - 1) - 1` if signed, else `0 .. 2**bits - 1`
-    at half the step. For the same scale both reach equally far upwards.
+    Levels are integers times the step: `-2**(bits - 1) .. 2**(bits - 1) - 1` if signed, otherwise
+    `0 .. 2**bits - 1` with half the step. At the same scale both have the same highest level.
 
     Args:
         signed: Float32 scalar tensor, 1.0 or 0.0.
@@ -269,18 +274,26 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         self.signed = signed
 
     def quantize(self, kernel, bits, log_scale=None, rounded=None):
-        """`Quantizer.quantize`; `rounded` is what `rounded` gave, where it was computed before."""
+        """`Quantizer.quantize`.
+
+        Args:
+            kernel: Float32 tensor, the activations.
+            bits: As for `grid`.
+            log_scale: As for `grid`.
+            rounded: Result of the method `rounded`, if it is known already.
+        """
         step, kernel, unit = self._in_steps(kernel, bits, log_scale)
         return step * rounding.fake_quantize(kernel, unit, rounded)
 
     def rounded(self, kernel, bits, log_scale):
-        """`keras_learnbits.numerics.rounding.levels_and_excess`, in steps of its grid."""
+        """`keras_learnbits.numerics.rounding.levels_and_excess`, in units of the step."""
         _, kernel, unit = self._in_steps(kernel, bits, log_scale)
         return rounding.levels_and_excess(kernel, unit)
 
     def _in_steps(self, kernel, bits, log_scale):
         """The step, and kernel and grid divided by it."""
-        # As exported, with a constant step, whose reciprocal TensorFlow multiplies by.
+        # Multiplies by the reciprocal, because `to_keras` and exported files do: their step is a
+        # constant, and TensorFlow replaces division by a constant with such a product.
         step, offset, max_code = self.grid(kernel, bits, log_scale)
         return step, kernel * (1.0 / step), grids.Grid(tf.ones_like(step), offset, max_code)
 
@@ -291,10 +304,10 @@ class ActivationQuantizer(LearnedScaleQuantizer):
 
 @register
 class MinMaxQuantizer(Quantizer):
-    """The published method's affine grid on `[min W, max W]`, re-read from `W` at every use.
+    """The published method's affine grid on `[min W, max W]`, computed again for each use.
 
-    The step is `(max W - min W) / (2**bits - 1)`, so that codes fit `bits` bits. The paper prints
-    `/ 2**bits`, whose `2**bits + 1` levels do not.
+    The step is `(max W - min W) / (2**bits - 1)`, so that codes fit in `bits` bits. The paper
+    prints `/ 2**bits`, which would give `2**bits + 1` levels.
 
     Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
 
@@ -310,8 +323,9 @@ class MinMaxQuantizer(Quantizer):
         low = tf.stop_gradient(tf.reduce_min(kernel))
         high = tf.stop_gradient(tf.reduce_max(kernel))
         max_code = grids.max_code(bits)
-        # A constant kernel has no range: any step with the constant on its grid will do.
+        # The range of a constant kernel is empty; any grid that contains the constant is exact.
         magnitude = tf.where(tf.equal(low, 0.0), 1.0, tf.abs(low))
+        # Each end is divided first, because the difference of two large weights may overflow.
         step = tf.where(high > low, high / max_code - low / max_code, magnitude)
         return grids.Grid(step, low / step, max_code)
 
@@ -327,7 +341,7 @@ def get(quantizer):
     """Returns a quantizer from its name ("learned_scale", "min_max"), config or instance.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The argument is none of these.
 
     Examples:
         >>> get("min_max") == MinMaxQuantizer()
@@ -341,5 +355,5 @@ def get(quantizer):
 
 
 def serialize(quantizer):
-    """The config that `get` reads back."""
+    """The config from which `get` makes the quantizer again."""
     return keras.saving.serialize_keras_object(quantizer)

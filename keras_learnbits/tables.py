@@ -1,14 +1,14 @@
-"""Text in columns."""
+"""Tables as text."""
 
 import itertools
 
 
 def aligned_table(blocks, left):
-    """Text in columns, with a rule below each block of rows.
+    """A table as text, with a horizontal rule below each block of rows.
 
     Args:
-        blocks: Lists of rows, which are sequences of as many strings.
-        left: Number of columns that are flush left; the others are flush right.
+        blocks: List of blocks; a block is a list of rows, a row a sequence of strings.
+        left: Number of columns that are aligned left; the other columns are aligned right.
 
     Examples:
         >>> print(aligned_table([[("layer", "bits")], [("dense", "2")]], left=1))

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import keras_learnbits as klb
 from keras_learnbits import _keras
+from keras_learnbits.layers.traversal import layers_inside
 
 
 def graph():
@@ -48,6 +49,185 @@ def test_replace_base_leaves_keras_nothing_to_rewrite():
             return inputs + 1
 
     assert WithCall()(tf.ones(2)).numpy().tolist() == [2, 2]
+
+
+class WithCall(keras.Model):
+    """A model whose `call` is its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_is_graph_tells_models_that_run_their_graph_from_those_with_a_call():
+    class Doubled(keras.Sequential):
+        def call(self, inputs, **kwargs):
+            return 2 * super().call(inputs, **kwargs)
+
+    class Tripled(keras.Model):
+        def call(self, inputs, **kwargs):
+            return 3 * super().call(inputs, **kwargs)
+
+    assert _keras.is_graph(keras.Model(*graph()))
+    assert _keras.is_graph(keras.Sequential([keras.layers.Dense(2)]))
+    assert _keras.is_graph(klb.LearnedBitSequential([klb.LearnedBitDense(2)]))
+    for custom in (WithCall(), Doubled([keras.layers.Dense(2)]), Tripled(*graph())):
+        assert not _keras.is_graph(custom)
+
+
+def test_clone_hands_operations_over_and_does_not_compile():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.ops.relu(keras.layers.Dense(2)(inputs)))
+    model.compile("adam", "mse")
+    copied, called = [], []
+
+    def copy(operation):
+        copied.append(type(operation).__name__)
+        return operation
+
+    def call(operation, *args, **kwargs):
+        called.append(type(operation).__name__)
+        return operation(*args, **kwargs)
+
+    assert not _keras.clone(model, clone_function=copy, call_function=call).compiled
+    # Without the detour through a bare model it would be compiled.
+    assert keras.models.clone_model(model, clone_function=lambda each: each).compiled
+    assert copied == called == ["Dense", "Relu"]
+
+
+def test_symbolic_inputs_of_each_kind_of_model():
+    given = {name: keras.Input((3,), name=name) for name in "ab"}
+    functional = keras.Model(given, given["a"] + given["b"])
+    assert _keras.symbolic_inputs(functional).keys() == {"a", "b"}
+    assert _keras.symbolic_inputs(WithCall()) is None
+    sequential = keras.Sequential([keras.layers.Dense(2)])
+    assert _keras.symbolic_inputs(sequential) is None
+    sequential.build((None, 3))
+    with pytest.raises(AttributeError):
+        sequential.input  # noqa: B018
+    assert _keras.symbolic_inputs(sequential).shape == (None, 3)
+    sequential(np.ones((4, 3)))
+    assert _keras.symbolic_inputs(sequential).shape == (None, 3)
+
+
+def test_inputs_built_for_are_those_of_a_single_argument():
+    class OfTwo(keras.Model):
+        def build(self, one_shape, other_shape):
+            pass
+
+        def call(self, one, other):
+            return one + other
+
+    class OfDictionary(keras.Model):
+        def call(self, inputs):
+            return inputs["a"] + inputs["b"]
+
+    models = WithCall(), OfTwo(), OfDictionary()
+    assert _keras.inputs_built_for(models[0]) is None
+    for model, args in zip(models, ([1], [1, 1], [{"a": 1, "b": 1}]), strict=True):
+        model(*keras.tree.map_structure(lambda _: np.ones((4, 3)), args))
+    shapes = [
+        keras.tree.map_structure(lambda each: each.shape, _keras.inputs_built_for(model))
+        for model in (models[0], models[2])
+    ]
+    assert shapes == [(4, 3), {"a": (4, 3), "b": (4, 3)}]
+    assert _keras.inputs_built_for(models[1]) is None
+
+
+def test_is_hidden_graph_finds_the_model_inside_of_a_sequential_one():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    _, *inside = layers_inside(model)
+    hidden = [each for each in inside if _keras.is_hidden_graph(each, model)]
+    assert _keras.FunctionalModel in map(type, hidden)
+    assert model.layers[0] not in hidden
+
+
+def test_set_dtype_policy_changes_how_a_built_layer_computes():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    _keras.set_dtype_policy(layer, "mixed_float16")
+    assert layer.kernel.dtype == "float32"
+    assert layer(np.ones((4, 3))).dtype == tf.float16
+
+
+def test_is_mixed_is_true_of_policies_that_compute_in_another_dtype():
+    for policy in ("mixed_float16", "mixed_bfloat16", "float32", "float16", "bfloat16"):
+        layer = keras.layers.Dense(2, dtype=policy)
+        assert _keras.is_mixed(layer) == (layer.compute_dtype != layer.variable_dtype)
+
+
+def test_own_state_leaves_the_layers_inside_out():
+    layer = keras.layers.Bidirectional(keras.layers.LSTM(2))
+    layer.build((None, 4, 3))
+    assert _keras.own_state(layer) == {}
+    dense = keras.layers.Dense(2)
+    dense.build((None, 3))
+    assert [tuple(value.shape) for value in _keras.own_state(dense).values()] == [(3, 2), (2,)]
+
+
+def test_has_assets_is_true_of_layers_with_a_vocabulary():
+    assert _keras.has_assets(keras.layers.StringLookup(vocabulary=["a"]))
+    assert not _keras.has_assets(keras.layers.Dense(2))
+
+
+def test_copy_own_state_copies_weights_and_vocabularies():
+    for source, target in (
+        [keras.layers.Normalization() for _ in range(2)],
+        [keras.layers.StringLookup() for _ in range(2)],
+    ):
+        source.adapt(np.array(["b", "a"]) if _keras.has_assets(source) else np.ones((4, 3)))
+        if isinstance(target, keras.layers.Normalization):
+            target.build((None, 3))
+        _keras.copy_own_state(source, target)
+        for one, other in zip(source.weights, target.weights, strict=True):
+            np.testing.assert_array_equal(one, other)
+        if _keras.has_assets(source):
+            assert target.get_vocabulary() == source.get_vocabulary()
+
+
+def test_is_unnamed_weight_recognizes_the_names_that_keras_makes_up():
+    layer = keras.layers.Layer()
+    for _ in range(2):
+        assert _keras.is_unnamed_weight(layer.add_weight(()).name)
+    assert not _keras.is_unnamed_weight(layer.add_weight((), name="bias").name)
+
+
+def test_is_unnamed_input_recognizes_the_names_that_keras_makes_up():
+    for _ in range(2):
+        assert _keras.is_unnamed_input(keras.Input((3,)).name)
+    assert not _keras.is_unnamed_input(keras.Input((3,), name="image").name)
+
+
+def test_split_layer_name_separates_the_number_that_keras_adds():
+    names = [keras.layers.LayerNormalization().name for _ in range(2)]
+    stems, numbers = zip(*map(_keras.split_layer_name, names), strict=True)
+    assert set(stems) == {"layer_normalization"}
+    assert int(numbers[1]) == int(numbers[0] or 0) + 1
+
+
+def test_layers_of_scope_has_the_layer_that_made_an_operation():
+    layer = keras.layers.Dense(2, name="head")
+    traced = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec((None, 3)))
+    (scope,) = {
+        op.name.split("/")[0] for op in traced.graph.get_operations() if op.type == "MatMul"
+    }
+    assert scope != "head"
+    assert "head" in _keras.layers_of_scope(scope)
+
+
+def test_scope_name_is_one_that_can_be_trained():
+    def trained(name):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name=name)
+        model.compile("sgd", "mse")
+        return model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+
+    with pytest.raises(ValueError, match="not a valid root scope name"):
+        trained("__private")
+    assert trained(_keras.scope_name("__private"))
+    assert _keras.scope_name("__") is None
 
 
 def test_save_variables_stores_the_float_kernel_where_keras_stores_the_property():

@@ -1,4 +1,4 @@
-"""`AccuracyTarget`: the smallest model within a metric on validation data."""
+"""`AccuracyTarget`: the smallest model that reaches a metric on validation data."""
 
 import re
 import warnings
@@ -7,8 +7,8 @@ import keras
 
 from keras_learnbits.callbacks.targets import WIDTHS, Target, descent, price_at
 
-# Names of metrics, or of their classes, of which less is better.
-FALLS = re.compile(
+# Parts of the names of metrics, or of their classes, of which lower values are better.
+LOWER_IS_BETTER = re.compile(
     "loss|error|entropy|divergence|hinge|poisson|false|perplexity|mse|mae|mape|msle|logcosh"
 )
 
@@ -17,9 +17,9 @@ class AccuracyTarget(Target):
     """A metric on validation data that the model must reach when its bits are frozen.
 
     Args:
-        least: Value that the metric must reach.
+        least: Number, the lowest value of the metric that is accepted.
         data: Tuple `(x, y)` or dataset.
-        metric: Name of the metric, higher is better.
+        metric: Name of the metric; higher values must be better.
     """
 
     def __init__(self, least, data, metric):
@@ -36,9 +36,9 @@ class AccuracyTarget(Target):
                 f"Received: metric={self.metric!r}, metrics={sorted(logs)}"
             )
         kind = next((type(m).__name__ for m in _metrics(model) if m.name == self.metric), "")
-        if FALLS.search(f"{self.metric} {kind}".lower()):
+        if LOWER_IS_BETTER.search(f"{self.metric} {kind}".lower()):
             raise ValueError(
-                "`metric` must be one of which more is better, as accuracy. "
+                "`metric` must be one of which more is better, e.g. accuracy. "
                 f"Received: metric={self.metric!r}"
             )
 
@@ -48,14 +48,22 @@ class AccuracyTarget(Target):
             model.steer_price("bit_reg", price_at(prices, step))
 
     def permits(self, model):
-        return True  # they were allocated by it, and weights have been trained at them since
+        # The bit-widths were allocated by accuracy, and weights have been trained at them since, so
+        # the accuracy has not become worse.
+        return True
 
     def allocate(self, model):
         kernels, _, choices, step = self._smallest_within(model)
         return {k: int(WIDTHS[choice]) for k, choice in zip(kernels, choices[step], strict=True)}
 
     def _smallest_within(self, model):
-        """Bisects the allocations, by descending size, for the last that is accurate enough."""
+        """The smallest allocation that is accurate enough, by bisection of those of `descent`.
+
+        Returns:
+            As `descent`, and the index of the allocation.
+        """
+        # Bisection is exact if the metric falls with the size. Each evaluation is a pass over the
+        # validation data, and a descent has up to 15 allocations per layer.
         kernels, prices, choices = descent(model)
         latent = [float(kernel.latent_bits()) for kernel in kernels]
 
@@ -69,7 +77,7 @@ class AccuracyTarget(Target):
             if highest < self.least:
                 warnings.warn(
                     f"Even at the highest bit-widths `{self.metric}` is {highest:.4f} on the "
-                    f"validation data, below the {self.least:.4f} that the budget permits.",
+                    f"validation data, below the {self.least:.4f} that the budget requires.",
                     stacklevel=2,
                 )
             enough, too_few = 0, len(choices)
@@ -92,5 +100,5 @@ class AccuracyTarget(Target):
 
 
 def _metrics(model):
-    """All metrics of a compiled model, and those that they hold."""
+    """All metrics of a compiled model, and those inside them."""
     return [each for metric in model.metrics for each in (metric, *getattr(metric, "metrics", ()))]

@@ -1,22 +1,24 @@
-"""Which integer widths to take under a budget: a multiple-choice knapsack, solved exactly.
+"""Integer bit-widths under a budget: a multiple-choice knapsack problem, solved exactly.
 
-Tables have a row a layer and a column a choice; `inf` in `losses` forbids a choice.
+Each layer takes one of several choices. Tables have one row per layer and one column per choice;
+`inf` in `losses` forbids a choice.
 """
 
 import numpy as np
 
+# Number of partial solutions that are kept, about 100 MB with the temporary arrays.
 MOST_STATES = 1_000_000
 
 
 def descent(losses, costs):
     """The allocations that minimize `sum losses + price * sum costs`, from price 0 upwards.
 
-    Each differs from the one before in a single layer, which goes down the lower convex hull of
-    its losses over costs: to the next one that is cheaper, at the price at which it pays.
+    Each differs from the one before in a single layer. That layer moves along the lower convex hull
+    of its losses over costs to the next cheaper choice, at the price at which the move pays off.
 
     Args:
         losses: NumPy array of shape `(layers, choices)`.
-        costs: Likewise.
+        costs: NumPy array of shape `(layers, choices)`.
 
     Returns:
         Prices of shape `(steps + 1,)`, ascending from 0, and choices of shape
@@ -43,15 +45,19 @@ def descent(losses, costs):
 
 
 def _first(losses, costs):
-    """The choice with the least loss; of several the cheapest."""
-    return np.lexsort((costs, losses))[0]
+    """The choice with the least loss; the cheapest one of several."""
+    return np.lexsort((costs, losses))[0]  # the last key is the primary one
 
 
 def _next(losses, costs, choice):
-    """The next choice down the convex hull, and the price at which it pays."""
+    """The price at which the next choice on the convex hull pays off, and that choice.
+
+    None if no cheaper choice is allowed.
+    """
     cheaper = np.flatnonzero(np.isfinite(losses) & (costs < costs[choice]))
     if not len(cheaper):
         return None
+    # The hull's next corner is the cheaper choice with the least loss per saved cost.
     prices = (losses[cheaper] - losses[choice]) / (costs[choice] - costs[cheaper])
     best = np.lexsort((costs[cheaper], prices))[0]
     return prices[best], cheaper[best]
@@ -60,19 +66,19 @@ def _next(losses, costs, choice):
 def allocate(losses, sizes, budget):
     """The choices with the least total loss whose total size is within a budget.
 
-    Exact, for some hundreds of layers, too: the Lagrangian relaxation gives a solution and a
-    bound; choices and partial solutions that cannot close the gap between the two are dropped,
-    and the rest is solved by dynamic programming over the layers. Only if more than
-    `MOST_STATES` partial solutions are left, the least promising are dropped; the result is then
-    within that gap of the best.
+    The result is exact, even for hundreds of layers. The Lagrangian relaxation gives a feasible
+    solution and a lower bound of the loss. Choices and partial solutions that exceed the bound by
+    more than the feasible solution cannot be optimal and are dropped. Dynamic programming over the
+    layers solves the rest. Only if more than `MOST_STATES` partial solutions remain, the least
+    promising ones are dropped; the result is then at most this gap worse than the optimum.
 
     Args:
         losses: NumPy array of shape `(layers, choices)`.
-        sizes: NumPy array of integers, likewise.
-        budget: What the sizes may sum to, inclusive.
+        sizes: NumPy array of integers, of shape `(layers, choices)`.
+        budget: Largest total size, inclusive.
 
     Returns:
-        NumPy array of one choice a layer.
+        NumPy array with one choice per layer.
 
     Raises:
         ValueError: Even the smallest choices exceed the budget.
@@ -93,19 +99,22 @@ def allocate(losses, sizes, budget):
     within = np.flatnonzero(sizes[layers, choices].sum(axis=1) <= budget)
     if within[0] == 0:
         return choices[0]
+    # By weak duality, at any price the minimum of `loss + price * (size - budget)` over all choices
+    # is a lower bound of the loss. `excess` is what a single choice adds to that minimum.
     price = prices[within[0]]
     feasible = _filled(losses, sizes, budget, choices[within[0]])
     relaxed = losses + price * sizes
     excess = relaxed - relaxed.min(axis=1, keepdims=True)
     bound = relaxed.min(axis=1).sum() - price * budget
     gap = losses[layers, feasible].sum() - bound
+    # The feasible solution's own excess is the gap, up to rounding.
     rounding = 1e-12 * (np.abs(bound) + price * budget)
     best = _best_within(losses, sizes, budget, excess, gap + rounding)
     return min(feasible, best, key=lambda each: losses[layers, each].sum())
 
 
 def _filled(losses, sizes, budget, choices):
-    """Spends what is left of a budget, layer by layer, on what lowers the loss most."""
+    """Spends the rest of a budget greedily on the choices that lower the loss most."""
     choices, layers = choices.copy(), np.arange(len(losses))
     while True:
         spare = budget - sizes[layers, choices].sum()
@@ -118,7 +127,7 @@ def _filled(losses, sizes, budget, choices):
 
 
 def smallest_size(losses, sizes):
-    """The total size of the smallest choices that are allowed.
+    """The total size of the smallest allowed choices.
 
     Examples:
         >>> smallest_size(np.array([[np.inf, 0.0]]), np.array([[1, 3]]))
@@ -128,13 +137,18 @@ def smallest_size(losses, sizes):
 
 
 def _best_within(losses, sizes, budget, excess, gap):
-    """Dynamic programming over layers, on choices whose `excess` sums to at most `gap`."""
+    """Dynamic programming over layers, on choices whose `excess` sums to at most `gap`.
+
+    A state is a choice for each layer so far: its size, its loss, and its excess over the bound.
+    """
     smallest = np.where(np.isfinite(losses), sizes, np.iinfo(np.int64).max).min(axis=1)
+    # Size that the layers after each one need at least.
     still_needed = np.append(np.cumsum(smallest[::-1])[::-1], 0)[1:]
     size, loss, over = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
     history = []
     for layer, needed in enumerate(still_needed):
         options = np.flatnonzero(excess[layer] <= gap)
+        # Every state is continued with every option.
         parents, picks = np.divmod(np.arange(len(size) * len(options)), len(options))
         picks = options[picks]
         size = size[parents] + sizes[layer, picks]
@@ -142,13 +156,14 @@ def _best_within(losses, sizes, budget, excess, gap):
         over = over[parents] + excess[layer, picks]
         keep = np.flatnonzero((size + needed <= budget) & (over <= gap))
         keep = keep[np.lexsort((loss[keep], size[keep]))]
-        # A state is worth keeping if it has less loss than all that are not larger.
+        # A state is dominated by one that is not larger and has no more loss.
         best_before = np.minimum.accumulate(np.append(np.inf, loss[keep][:-1]))
         keep = keep[loss[keep] < best_before]
         if len(keep) > MOST_STATES:
             keep = np.sort(keep[np.argsort(over[keep])[:MOST_STATES]])
         size, loss, over = size[keep], loss[keep], over[keep]
         history.append((parents[keep], picks[keep]))
+    # The choices of the best state, from the last layer back to the first.
     state = int(np.argmin(loss))
     choices = []
     for parents, picks in reversed(history):

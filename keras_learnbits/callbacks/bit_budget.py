@@ -1,4 +1,4 @@
-"""`BitBudget`: a target for the size or the accuracy in place of a price."""
+"""`BitBudget`: a target for the size or the accuracy instead of a price."""
 
 import numbers
 
@@ -14,45 +14,45 @@ from keras_learnbits.training.fitting import check_learns_bits
 
 
 class BitBudget(keras.callbacks.Callback):
-    """Steers the price of the bits so that a target is met, and meets it in the end.
+    """Adjusts the price of the bits during training so that the model meets a target.
 
-    While bits move, the target falls gradually from the model's size at the start, and `bit_reg` is
-    set to the price at which the predicted losses lead to that size. The price is solved for each
-    time, so no error accumulates; after `fit` it is the compiled one again. When `FreezeBits`
-    freezes the bits, or otherwise at the end, integers are allocated exactly: those with the least
-    predicted loss within the target, such that no layer could take one more bit.
+    While bits move, the target decreases gradually from the model's initial size, and `bit_reg` is
+    set to the price at which the predicted losses lead to that size. The price is computed from
+    scratch each time, so errors do not accumulate; after `fit` it is the compiled one again. When
+    `FreezeBits` freezes the bits, or else at the end, integers are allocated exactly: those with
+    the least predicted loss within the target, so that no layer could take one more bit.
 
     `val_loss` rises with the price: compare epochs by `EarlyStopping("val_task_loss", mode="min")`.
 
-    Sizes are those of the weights; the bits of activations follow the price. Each `fit` starts
-    with bits that move. If a callback restores weights at the end of training, as `EarlyStopping`
-    may, put the budget after it: the budget restores the integers.
+    Sizes are those of the weights; the bits of activations follow the price. At the start of each
+    `fit` the bits are unfrozen. If a callback restores weights at the end of training, as
+    `EarlyStopping` may, put the budget after it, because the budget restores the integers.
 
     Args:
         target_bits: Mean bits per weight, over all quantized kernels.
         target_bytes: Packed bytes of the whole model, as `bit_table` counts them: codes, scales,
             and float32 parameters.
-        target_compression: Float32 bytes over packed bytes.
+        target_compression: Float32 bytes divided by packed bytes.
         target: Custom `keras_learnbits.callbacks.Target`, such as a subclass of `SizeTarget`.
         max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
-            `float_accuracy` when the bits are frozen, e.g. 0.005. The model is then as small as
+            `float_accuracy` when the bits are frozen, e.g. 0.005. The model becomes as small as
             that permits.
         float_accuracy: Metric of the float model on `validation_data`.
-        validation_data: Tuple `(x, y)` or dataset that `Model.evaluate` can read repeatedly. Not
-            the test set, because these data decide.
-        metric: Name of the metric, higher is better.
+        validation_data: Tuple `(x, y)` or dataset that `Model.evaluate` can read repeatedly. Do
+            not use the test set, because the bit-widths are chosen by these data.
+        metric: Name of the metric; higher values must be better.
         by: Fraction of the epochs after which the target is reached, 0 <= by < 1. Make it less
             than `FreezeBits(at=...)`, so that bits and weights have time to settle. Not used with
-            `max_accuracy_drop`, which takes at each epoch what the accuracy then permits.
+            `max_accuracy_drop`, which sets the price by the accuracy at the start of each epoch.
         update_freq: Number of batches between two updates of the price, at most an epoch. Not
             used with `max_accuracy_drop`.
 
     Raises:
-        ValueError: Not exactly one target is given; it is no positive number;
-            `max_accuracy_drop` comes without `float_accuracy` or `validation_data`. And in `fit`:
-            the target is below the size at the lowest bit-widths, which is named; there are two
-            budgets; a weight is not finite; a lower `metric` is better; the model's `bit_gradient`
-            does not predict losses; or no kernel is trainable.
+        ValueError: Not exactly one target is given; a target is not a positive number;
+            `max_accuracy_drop` is given without `float_accuracy` or `validation_data`. In `fit`:
+            the target is below the size at the lowest bit-widths, which the message states; there
+            are two budgets; a weight is not finite; lower values of `metric` are better; the
+            model's `bit_gradient` does not predict losses; or no kernel is trainable.
 
     Examples:
         >>> model = keras_learnbits.LearnedBitSequential(
@@ -109,7 +109,7 @@ class BitBudget(keras.callbacks.Callback):
         self._plan = self.model.fit_plan
         if self._plan.budget is not None:
             raise ValueError(
-                "A `fit` takes one `BitBudget`, since two would steer one price. "
+                "A `fit` takes one `BitBudget`, because two would steer the same price. "
                 "Received: `callbacks` with two"
             )
         check_finite_weights(self.model, "`BitBudget`")
@@ -121,7 +121,7 @@ class BitBudget(keras.callbacks.Callback):
         self._begin()
 
     def _begin(self):
-        """Once the model is built, which may be in its first step."""
+        """Begins once the model is built, which may happen in its first step."""
         if not self._begun and quantized_kernels(self.model):
             self.target.begin(self.model)
             self._begun = True
@@ -133,7 +133,7 @@ class BitBudget(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._begin()
-        # `batch` is the last of several under `steps_per_execution`.
+        # With `steps_per_execution` Keras calls this once for several batches; `batch` is the last.
         before, self._step = self._step, self._epoch_start + batch + 1
         if before == 0 or self._step // self.update_freq > before // self.update_freq:
             steps = self.params.get("steps") or np.inf
@@ -144,13 +144,17 @@ class BitBudget(keras.callbacks.Callback):
             self._steer(epoch + 1)
 
     def _steer(self, epochs):
-        """Once so many epochs have passed, a real number."""
+        """Sets the price.
+
+        Args:
+            epochs: Number of epochs that have passed, a real number.
+        """
         self._steered_in = self._epoch
         if self._begun and not self.model.bits_are_frozen:
             self.target.steer(self.model, epochs / self.params["epochs"], self.by)
 
     def on_train_end(self, logs=None):
-        # Callbacks that restore weights restore the bits of the same epoch, too.
+        # A callback before this one may have restored weights of an earlier epoch, and its bits.
         frozen = self.model.bits_are_frozen
         settled = frozen and self._allocated is not None
         if not self._step:  # there was no epoch left to train
@@ -160,10 +164,10 @@ class BitBudget(keras.callbacks.Callback):
         self.model.freeze_bits_untrained(self._allocated)
 
     def keep(self):
-        """Takes the present widths as the allocation if the target permits them.
+        """Takes the current bit-widths as the allocation if the target permits them.
 
         Returns:
-            Whether it does.
+            Whether the target permits them.
         """
         self._begin()
         permitted = self.target.permits(self.model)
@@ -173,10 +177,10 @@ class BitBudget(keras.callbacks.Callback):
         return permitted
 
     def allocate(self):
-        """The integer bit-widths to freeze at: dictionary of `QuantizedTensor` to integer."""
+        """The bit-widths to freeze: dictionary of `QuantizedTensor` to integer."""
         self._begin()
         widths = self.model.cheapest_integers()
-        # An accuracy is to hold with the widths that activations will have.
+        # An accuracy target evaluates the model, which must have the final widths of activations.
         for tensor in activations_among(self.model.quantized_tensors):
             tensor.bits.assign(float(widths[tensor]))
         self._allocated = widths | self.target.allocate(self.model)

@@ -12,23 +12,23 @@ from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensor
 class BitLogger(keras.callbacks.Callback):
     """Adds each layer's bits and quantization error to the logs.
 
-    Keras's callbacks share their logs: put it *before* `TensorBoard` and `CSVLogger`, and
-    `bits/<layer>` and `quantization_error/<layer>` have a curve, a column, and an entry in
-    `History`. Bits are the latent ones, which round to those in use.
+    Callbacks share the logs. If this one is *before* `TensorBoard` and `CSVLogger`, then
+    `bits/<layer>` and `quantization_error/<layer>` appear as curves and columns, and in `History`.
+    The bits are the latent ones; rounded, they are those that layers use.
 
     Args:
         update_freq: `"epoch"`, or the number of batches between two entries. With a number,
-            batch logs get the bits too, so that `TensorBoard(update_freq=...)` with the same
+            batch logs have the bits too, so that `TensorBoard(update_freq=...)` with the same
             number draws them over steps, and `steps` and `bits` are recorded.
-        log_dir: That of the `TensorBoard` callback, where its tab "Custom Scalars" then shows
-            the bits of all layers in one chart. None for a curve of each layer only.
+        log_dir: Directory of the `TensorBoard` callback. The tab "Custom Scalars" then shows the
+            bits of all layers in one chart. None for a separate curve of each layer only.
 
     Attributes:
         names: Names of the quantized kernels, then of the activations.
-        steps: Training steps at which bits were recorded, counted from the first epoch, also where
-            an interrupted training goes on (`initial_epoch`, `BackupAndRestore`) and the number of
-            batches is known.
-        bits: As many lists of one latent bit-width for each.
+        steps: List of the training steps at which bits were recorded. They are counted from the
+            first epoch, also if an interrupted training is resumed (`initial_epoch`,
+            `BackupAndRestore`) and the number of batches is known.
+        bits: List of a list of latent bit-widths for each of these steps.
 
     Raises:
         ValueError: `update_freq` is neither `"epoch"` nor a positive integer.
@@ -61,12 +61,12 @@ class BitLogger(keras.callbacks.Callback):
             write_bit_chart(os.path.join(self.log_dir, "train"))
 
     def on_epoch_begin(self, epoch, logs=None):
-        if not self._step:  # a training that was interrupted goes on at a later epoch
+        if not self._step:  # a resumed training begins at a later epoch
             self._step = epoch * ((self.params or {}).get("steps") or 0)
         self._epoch_start = self._step
 
     def on_train_batch_end(self, batch, logs=None):
-        # `batch` is the last of several under `steps_per_execution`.
+        # With `steps_per_execution` Keras calls this once for several batches; `batch` is the last.
         before, self._step = self._step, self._epoch_start + batch + 1
         if (
             self.update_freq != "epoch"
@@ -81,7 +81,7 @@ class BitLogger(keras.callbacks.Callback):
             errors = tf.stack([kernel.squared_error() for kernel in kernels])
             squared_norms = tf.stack([kernel.squared_norm() for kernel in kernels])
             relative = tf.math.divide_no_nan(errors, squared_norms).numpy().tolist()
-            # Kernels come first; the errors of activations are not known without data.
+            # Kernels come first, which `zip` relies on: errors of activations are unknown here.
             for name, error in zip(self.names, relative, strict=False):
                 logs[f"quantization_error/{name}"] = error
 
@@ -89,6 +89,7 @@ class BitLogger(keras.callbacks.Callback):
         tensors = quantized_tensors(self.model)
         bits = tf.stack([tensor.bits.value for tensor in tensors]).numpy().tolist()
         self.names = unique_names(tensors)
+        # The last batch of an epoch and the end of the epoch are the same step.
         if not self.steps or self.steps[-1] != self._step:
             self.steps.append(self._step)
             self.bits.append(bits)
@@ -97,10 +98,10 @@ class BitLogger(keras.callbacks.Callback):
 
 
 def write_bit_chart(directory):
-    """Writes TensorBoard's layout of one chart with the curves that `BitLogger` logs of all layers.
+    """Writes a layout for TensorBoard: one chart with the bits of all layers.
 
     Args:
-        directory: Where the curves are logged.
+        directory: Directory of the logs of `BitLogger`.
 
     Source: https://github.com/tensorflow/tensorboard/tree/master/tensorboard/plugins/custom_scalar
     """

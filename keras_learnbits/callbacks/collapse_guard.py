@@ -1,4 +1,4 @@
-"""`CollapseGuard`: names the layers that quantization has broken."""
+"""`CollapseGuard`: reports layers that quantization has broken."""
 
 import warnings
 
@@ -11,25 +11,26 @@ from keras_learnbits.training.fitting import LearnedBitTraining
 
 
 class CollapseGuard(keras.callbacks.Callback):
-    """Looks at each quantized kernel when training begins and after each epoch.
+    """Checks each quantized kernel before training and after each epoch.
+
+    It warns once for each layer and finding.
 
     Args:
-        action: What to do about a finding, besides a warning that names the layer (once for each
-            layer and finding): `"warn"`, nothing; `"raise_bits"`, give the layer one bit more,
-            unless bits are frozen; `"stop"`, end the training.
-        max_error: Relative quantization error `||q - W||^2 / ||W||^2` above which a layer's error
-            has exploded. At 1 bit it is 0.36 for Gaussian weights; 1 is a kernel rounded away.
-        max_saturation: Share of weights beyond the lowest and highest level, by more than half a
-            step, above which a kernel is saturated.
-        bounds: Whether to report layers whose bits sit on `min_bits` or `max_bits`, too, which is
-            where the bits of many a healthy model end.
+        action: Further action on a finding: `"warn"`, none; `"raise_bits"`, adds one bit to the
+            layer unless bits are frozen; `"stop"`, ends the training.
+        max_error: Highest relative quantization error `||q - W||^2 / ||W||^2` that is not reported.
+            At 1 bit it is 0.36 for Gaussian weights; at 1 nothing is left of the weights.
+        max_saturation: Highest share of saturated weights that is not reported. A weight is
+            saturated if it is more than half a step below the lowest or above the highest level.
+        bounds: Whether to report layers whose bits are at `min_bits` or `max_bits`. This is
+            frequent in healthy models, too.
 
     Attributes:
         findings: List of `(epoch, layer, finding)`; epoch -1 is before training. Findings are
             `"one level"`, `"saturated"`, `"error"` and `"bound"`.
 
     Raises:
-        ValueError: `action` is unknown.
+        ValueError: `action` is unknown, or `max_error` or `max_saturation` is not a number.
 
     Examples:
         >>> layer = keras_learnbits.LearnedBitDense(1, kernel_initializer="ones", name="flat")
@@ -73,7 +74,7 @@ class CollapseGuard(keras.callbacks.Callback):
                 self._act(kernel)
 
     def _diagnose(self, kernel):
-        """Yields findings and what to say of them."""
+        """Yields pairs of a finding and its description."""
         stored, latent = kernel.stored(), float(kernel.latent_bits())
         codes, bits = stored.codes, stored.bits
         weights = keras.ops.convert_to_numpy(kernel.kernel.value).astype(np.float32)
@@ -86,7 +87,7 @@ class CollapseGuard(keras.callbacks.Callback):
             yield "saturated", f"has {outside:.0%} of its weights beyond its grid at {bits} bits."
         norm = float(kernel.squared_norm())
         error = float(kernel.squared_error()) / norm if norm else 0.0
-        if not error <= self.max_error:
+        if not error <= self.max_error:  # also true of NaN
             yield "error", f"has a relative quantization error of {error:.2f} at {bits} bits."
         layer = kernel.layer
         if self.bounds and layer.min_bits < layer.max_bits:
@@ -96,7 +97,7 @@ class CollapseGuard(keras.callbacks.Callback):
                 yield "bound", f"sits on its highest bit-width, max_bits={layer.max_bits}."
 
     def _warn(self, kernel):
-        """A warning is all."""
+        """Does nothing: there was a warning already."""
 
     def _raise_bits(self, kernel):
         learns_bits = isinstance(self.model, LearnedBitTraining)

@@ -8,32 +8,32 @@ from keras_learnbits.training.fitting import check_learns_bits
 
 
 class FreezeBits(keras.callbacks.Callback):
-    """Makes the bits integers and stops them; training goes on with these.
+    """Rounds the bits to integers and freezes them; the weights are trained further.
 
     The integers are those that a `BitBudget` allocates. Without one, each layer takes the integer
-    below or above its latent bits, whichever has less predicted loss plus price; if the model's
-    `bit_gradient` does not predict losses, the nearer one.
+    below or above its latent bits that has less predicted loss plus price; or the nearer one if the
+    model's `bit_gradient` does not predict losses.
 
-    Each `fit` starts with bits that move, and ends frozen even if it is stopped early; put
-    `EarlyStopping` before this callback if it restores weights. A `fit` that resumes an
-    interrupted training (`initial_epoch`, `BackupAndRestore`) keeps bits that were frozen, unless
+    At the start of each `fit` the bits are unfrozen, and at its end they are frozen even if it
+    stops early; put `EarlyStopping` before this callback if it restores weights. A `fit` that
+    resumes an interrupted training (`initial_epoch`, `BackupAndRestore`) keeps frozen bits, unless
     a `BitBudget` does not permit them. Without this callback, frozen bits stay frozen.
 
     Args:
-        at: When: a fraction of the epochs (a float below 1), which leaves at least the last one
-            frozen, or the number of epochs that are to pass before it (an integer). With a
-            fraction, and a single epoch, it is when training is over.
-        quantization_reg: Weight of the quantization error in the last epoch, to which it ramps
-            up from that of `compile`, from the freeze on, for this `fit`: it calms weights that
-            oscillate between two levels (arXiv 2203.11086). None leaves it as it is.
-        batch_norm_data: Dataset of batches of inputs, or `(inputs, ...)`, from which the moving
-            statistics of batch normalization are estimated anew just before the last validation,
-            and once more when training is over, for Keras may then take other weights (averages,
-            those of the best epoch). None leaves them as they are.
+        at: Time of the freeze: a fraction of the epochs (a float below 1), which leaves at least
+            the last epoch frozen, or the number of epochs before it (an integer). With a fraction
+            and a single epoch, bits are frozen when training is over.
+        quantization_reg: Weight of the quantization error in the last epoch of this `fit`. From
+            the freeze on it increases linearly from that of `compile`. This damps weights that
+            oscillate between two levels (arXiv 2203.11086). None keeps the weight constant.
+        batch_norm_data: Dataset of batches of inputs, or of tuples `(inputs, ...)`, from which the
+            moving statistics of batch normalization are estimated before the last validation, and
+            again when training is over, because Keras may replace the weights then (by averages,
+            or by those of the best epoch). None keeps the moving statistics of training.
 
     Raises:
-        ValueError: `at` is no number, negative, or a float of 1 or more; `quantization_reg` is
-            negative or not finite.
+        ValueError: `at` is not a number, negative, or a float >= 1; `quantization_reg` is negative
+            or not finite.
         TypeError: The model in training is not a `LearnedBitModel` or `LearnedBitSequential`.
 
     Examples:
@@ -75,7 +75,8 @@ class FreezeBits(keras.callbacks.Callback):
             self.model.freeze_bits(self._plan.allocate())
         self._begins = False
         if self.quantization_reg is not None:
-            # The compiled weight: the model's own may be that of an interrupted training.
+            # The compiled weight and not the model's current one, which may have been restored from
+            # the middle of the ramp of an interrupted training.
             first, last = self.model.bit_settings["quantization_reg"], self.quantization_reg
             passed = epoch + 1 - start if epoch >= start else 0.0
             share = min(1.0, passed / max(1.0, epochs - start))
@@ -97,14 +98,15 @@ class FreezeBits(keras.callbacks.Callback):
             self._estimate_statistics()
 
     def on_train_end(self, logs=None):
-        # Callbacks that restore weights restore the bits of the same epoch, too.
+        # A callback before this one may have restored weights of an earlier epoch, and its bits,
+        # which need not be integers.
         is_due = isinstance(self.at, float) or self.model.stop_training
         if self._begins and self._goes_on_frozen():  # there was no epoch left to train
             self._keep_or_allocate()
         elif is_due and not (self.model.bits_are_frozen and self._has_integers()):
             self.model.freeze_bits_untrained(self._plan.allocate())
-        # Keras may have replaced the weights since the last validation: by averages, or by those
-        # of the best epoch.
+        # Since the last validation Keras may have replaced the weights by averages (with `use_ema`)
+        # or by those of the best epoch.
         self._estimate_statistics()
 
     def _estimate_statistics(self):
@@ -115,14 +117,14 @@ class FreezeBits(keras.callbacks.Callback):
         return all(float(t.latent_bits()).is_integer() for t in self.model.quantized_tensors)
 
     def _goes_on_frozen(self):
-        """Whether this `fit` continues a training whose bits were frozen.
+        """Whether this `fit` resumes a training whose bits were frozen.
 
-        They were so when it began, or `BackupAndRestore` has restored them so.
+        They were frozen when it began, or `BackupAndRestore` has restored frozen bits.
         """
         found_frozen = self._plan.found_frozen or self.model.bits_are_frozen
         return self._has_integers() and found_frozen
 
     def _keep_or_allocate(self):
-        """Keeps the bits that weights have settled on, unless a budget does not permit them."""
+        """Keeps the bits at which weights were trained, unless a budget does not permit them."""
         kept = self._plan.permits_present_widths()
         self.model.freeze_bits(None if kept else self._plan.allocate())

@@ -1,4 +1,4 @@
-"""What a `BitBudget` aims at: a size, in bits or bytes."""
+"""Targets of `BitBudget`: sizes in bits or bytes."""
 
 import numpy as np
 
@@ -8,25 +8,26 @@ from keras_learnbits.layers.discovery import kernels_among, quantized_kernels
 from keras_learnbits.numerics import grids
 
 WIDTHS = np.arange(grids.MIN_BITS, grids.MAX_BITS + 1)
-# Share of the target from which on a model is close enough below it.
+# Share of the target from which on a smaller model is close enough, and the price is kept. Else the
+# price would change at each update, because integer bit-widths rarely meet a target exactly.
 SLACK = 0.97
 
 
 class Target:
-    """Base class of what a `BitBudget` aims at."""
+    """Base class of the targets of a `BitBudget`."""
 
     def begin(self, model):
         """Prepares for training, once the model is built.
 
         Raises:
-            ValueError: The target is out of reach.
+            ValueError: The model cannot meet the target.
         """
 
     def begin_epoch(self, model):
-        """Sets the price at the start of an epoch, while the bits move."""
+        """Sets the price at the start of an epoch, while bits move."""
 
     def steer(self, model, progress, by):
-        """Sets the price within an epoch, while the bits move.
+        """Sets the price within an epoch, while bits move.
 
         Args:
             model: The model.
@@ -35,7 +36,7 @@ class Target:
         """
 
     def permits(self, model):
-        """Whether the present bit-widths meet the target."""
+        """Whether the current bit-widths meet the target."""
         raise NotImplementedError
 
     def allocate(self, model):
@@ -44,12 +45,12 @@ class Target:
 
 
 class SizeTarget(Target):
-    """A size that the model must not exceed, in any unit that adds up over layers.
+    """A size that the model must not exceed, in any unit that is additive over layers.
 
     A subclass defines `limit` and `sizes`, and `rest` if the size has a constant part.
 
     Args:
-        value: The target.
+        value: Number, the target.
 
     Attributes:
         name: Name of the target in errors.
@@ -61,7 +62,7 @@ class SizeTarget(Target):
         self.value = value
 
     def limit(self, model):
-        """The target in the unit of `sizes`, an integer."""
+        """The largest size that meets the target, an integer in the unit of `sizes`."""
         raise NotImplementedError
 
     def sizes(self, kernels, bits):
@@ -77,11 +78,11 @@ class SizeTarget(Target):
         raise NotImplementedError
 
     def rest(self, model):
-        """Size of what does not depend on the bit-widths, an integer."""
+        """The part of the size that does not depend on bit-widths, an integer."""
         return 0
 
     def describe(self, model, size):
-        """A size in the unit of `value`, for errors: it must not be rounded down."""
+        """A size in the unit of `value`, for errors; rounded so that the model can meet it."""
         return size
 
     def permits(self, model):
@@ -92,12 +93,13 @@ class SizeTarget(Target):
         self._count(model)
 
     def steer(self, model, progress, by):
-        # From the size at which this training begins, or goes on after an interruption.
+        # The schedule begins at the size and time at which this training begins or is resumed.
         size, since = self._start = self._start or (self._total(model), progress)
         if not model.losses_are_known:
             return
         self._count(model)
         kernels, prices, choices = descent(model)
+        # The size decreases linearly until `by`.
         left = (by - progress) / (by - since) if progress < by else 0.0
         scheduled = self._limit + left * max(size - self._limit, 0)
         if not left and SLACK * self._limit <= self._present(kernels) + self._fixed <= self._limit:
@@ -112,7 +114,11 @@ class SizeTarget(Target):
         return {k: int(WIDTHS[choice]) for k, choice in zip(kernels, choices, strict=True)}
 
     def _count(self, model):
-        """Sizes of the trained kernels at each width, and of all else: layers may be frozen."""
+        """Computes the sizes of trained kernels at each width, and the fixed size of all else.
+
+        Returns:
+            As `predicted_losses`.
+        """
         kernels, losses = predicted_losses(model)
         self._limit = self.limit(model)
         self._table = self.sizes(kernels, WIDTHS)
@@ -139,11 +145,12 @@ class SizeTarget(Target):
 
 
 class BitsTarget(SizeTarget):
-    """Mean bits per weight, over all quantized kernels; sizes are in bits."""
+    """Mean bits per weight over all quantized kernels; sizes are in bits."""
 
     name = "target_bits"
 
     def limit(self, model):
+        # With a tolerance for products like `2.3 * 100`, which is a little less than 230.
         return int(np.floor(self.value * _weights(model) + 1e-9))
 
     def describe(self, model, size):
@@ -162,6 +169,7 @@ class BytesTarget(SizeTarget):
         return int(self.value)
 
     def sizes(self, kernels, bits):
+        # Rounded up: each kernel's codes fill whole bytes.
         return -(-np.outer([kernel.size for kernel in kernels], bits) // 8)
 
     def rest(self, model):
@@ -170,7 +178,7 @@ class BytesTarget(SizeTarget):
 
 
 class CompressionTarget(BytesTarget):
-    """Float32 bytes over packed bytes."""
+    """Float32 bytes divided by packed bytes."""
 
     name = "target_compression"
 
@@ -185,7 +193,7 @@ SIZE_TARGETS = {target.name: target for target in (BitsTarget, BytesTarget, Comp
 
 
 def predicted_losses(model):
-    """The trained kernels, and the predicted loss of each at 1, 2, ... bits, `(kernels, 16)`.
+    """The trained kernels, and their predicted losses at 1, 2, ... bits, shape `(kernels, 16)`.
 
     Raises:
         ValueError: There is no trained kernel, or losses are not predicted.
@@ -201,7 +209,7 @@ def predicted_losses(model):
 
 
 def descent(model):
-    """The trained kernels, and what `allocation.descent` finds: prices, and choices for each."""
+    """The trained kernels, and the prices and choices of `allocation.descent` for them."""
     kernels, losses = predicted_losses(model)
     everything = quantized_kernels(model)
     penalties = model.bit_objective.penalty_table(everything).numpy()
@@ -210,12 +218,13 @@ def descent(model):
 
 
 def price_at(prices, step):
-    """A price at which an allocation of the descent is the best.
+    """A price at which an allocation of the descent is the best one.
 
     Args:
-        prices: Array of the prices at which each allocation becomes the best.
+        prices: Array of the prices from which on each allocation is the best one.
         step: Index of the allocation.
     """
+    # In the middle, so that small errors of the predicted losses do not change the allocation.
     return float(prices[step] * 1.5 if step == len(prices) - 1 else prices[step : step + 2].mean())
 
 

@@ -1,11 +1,16 @@
-"""`copy_model`: copies a model layer by layer; functions say what becomes of each layer."""
+"""`copy_model`: copies a model layer by layer; functions decide how each layer is copied."""
 
 import math
-import tempfile
 
 import keras
 
-from keras_learnbits._keras import FunctionalModel
+from keras_learnbits._keras import (
+    clone,
+    copy_own_state,
+    is_graph,
+    set_dtype_policy,
+    symbolic_inputs,
+)
 from keras_learnbits.layers.discovery import quantized_kernels
 from keras_learnbits.layers.float_weights import float_weights
 from keras_learnbits.layers.traversal import layers_inside
@@ -25,96 +30,108 @@ def copy_model(
 ):
     """Copies a model layer by layer.
 
-    Graphs of layers, nested ones too, are built again from the copies of their layers. A layer that
-    is called several times is copied once. A Sequential model becomes a functional one where
-    `call_layer` is given, or where a layer is replaced by a function.
+    Graphs of layers, nested ones too, are rebuilt from the copies of their layers. A layer that is
+    called several times is copied once. A Sequential model becomes a functional one if
+    `call_layer` is given, or if a layer is replaced by a function.
 
     Args:
         model: A built Keras model.
-        replace_layer: Function of a layer that is no graph. It returns the layer to use instead,
-            not built, or a function to call instead.
-        replace_model: Function of the model, used if the model is no graph. It returns the copy,
-            built.
+        replace_layer: Function of a layer that is not a graph. It returns an unbuilt layer, or a
+            function to call instead of the layer.
+        replace_model: Function of the model, used if the model is not a graph. It returns the
+            copy, built.
         copy_weights: Function of a layer and its copy, both built. It sets the weights of the copy
             and returns a dictionary of the layers inside to their copies.
-        call_layer: Function that calls a copied layer: of the layer and its arguments. By default
-            the layer is called.
+        call_layer: Function of a copied layer and its arguments that calls the layer. By default
+            the layer is called directly.
         inputs: Structure of symbolic inputs of the copy; by default `inputs_like(model)`.
         classes: Classes of the copy of a functional and of a Sequential model.
-        reuse_layers: Whether layers of the original may be taken without copying them.
+        reuse_layers: Whether the copy may contain layers of the original.
 
     Returns:
-        The copy, and a dictionary of layers to their copies, the model among them.
+        The copy, and a dictionary of layers to their copies, which includes the model.
 
     Raises:
         ValueError: The copy shares weights with the original, or has a different number of them.
     """
-    copies = {}
-
-    def copy_operation(operation):
-        if not isinstance(operation, keras.layers.Layer):
-            return operation  # of `keras.ops`, which has no state
-        if operation in copies:
-            return copies[operation]
-        if is_graph(operation):
-            copy = copy_graph(operation, inputs_like(operation), keras.Model, keras.Sequential)
-        else:
-            copy = replace_layer(operation)
-        if isinstance(copy, keras.layers.Layer):
-            copies[operation] = copy
-        return copy
-
-    def call(operation, *args, **kwargs):
-        if not reuse_layers:
-            _check_arguments(operation, args, kwargs)
-        if call_layer is None:
-            return operation(*args, **kwargs)
-        return call_layer(operation, *args, **kwargs)
-
-    def copy_graph(graph, inputs, model_class, sequential_class):
-        if not isinstance(graph, keras.Sequential):
-            # Keras compiles the clone of a compiled model, so this one is not compiled.
-            bare = keras.Model(graph.input, graph.output, name=graph.name)
-            clone = keras.models.clone_model(bare, inputs, copy_operation, call_function=call)
-            return model_class(clone.input, clone.output, name=graph.name)
-        if call_layer is None:
-            layers = [copy_operation(layer) for layer in graph.layers]
-            if all(isinstance(layer, keras.layers.Layer) for layer in layers):
-                return sequential_class([inputs, *layers], name=graph.name)
-        outputs = inputs
-        for layer in graph.layers:
-            outputs = call(copy_operation(layer), outputs)
-        return model_class(inputs, outputs, name=graph.name)
-
+    copier = _GraphCopier(replace_layer, call_layer, reuse_layers)
     # Configurations name classes, which need not be registered.
     with keras.saving.custom_object_scope({type(each).__name__: type(each)
                                            for each in layers_inside(model)}):  # fmt: skip
         if is_graph(model):
-            new = copy_graph(model, inputs_like(model) if inputs is None else inputs, *classes)
+            inputs = inputs_like(model) if inputs is None else inputs
+            new = copier.copy_graph(model, inputs, *classes)
         else:
             new = replace_model(model)
-        new.dtype_policy = model.dtype_policy  # under mixed_float16 `compile` scales the loss
-        copies[model] = new
+        # Under mixed_float16 `compile` scales the loss, depending on the policy of the model.
+        set_dtype_policy(new, model.dtype_policy)
+        copies = {**copier.copies, model: new}
         _copy_all_weights(copies, copy_weights)
     _copy_trainable(model, copies)
     _check_sharing(model, new, reuse_layers)
     return new, copies
 
 
+class _GraphCopier:
+    """Copies graphs of layers; a layer that several of them contain is copied once.
+
+    Args:
+        replace_layer: As for `copy_model`.
+        call_layer: As for `copy_model`.
+        reuse_layers: As for `copy_model`.
+
+    Attributes:
+        copies: Dictionary of layer to its copy.
+    """
+
+    def __init__(self, replace_layer, call_layer, reuse_layers):
+        self.replace_layer = replace_layer
+        self.call_layer = call_layer
+        self.reuse_layers = reuse_layers
+        self.copies = {}
+
+    def copy_graph(self, graph, inputs, model_class, sequential_class):
+        """The copy of a graph, of one of two classes, on symbolic inputs."""
+        if not isinstance(graph, keras.Sequential):
+            copy = clone(graph, inputs, clone_function=self._copied, call_function=self._call)
+            return model_class(copy.input, copy.output, name=graph.name)
+        if self.call_layer is None:
+            layers = [self._copied(layer) for layer in graph.layers]
+            if all(isinstance(layer, keras.layers.Layer) for layer in layers):
+                return sequential_class([inputs, *layers], name=graph.name)
+        outputs = inputs
+        for layer in graph.layers:
+            outputs = self._call(self._copied(layer), outputs)
+        return model_class(inputs, outputs, name=graph.name)
+
+    def _copied(self, operation):
+        """The layer or operation that replaces one of the original graph."""
+        if not isinstance(operation, keras.layers.Layer):
+            return operation  # of `keras.ops`, which has no state
+        if operation in self.copies:
+            return self.copies[operation]
+        if is_graph(operation):
+            inputs = inputs_like(operation)
+            copy = self.copy_graph(operation, inputs, keras.Model, keras.Sequential)
+        else:
+            copy = self.replace_layer(operation)
+        if isinstance(copy, keras.layers.Layer):
+            self.copies[operation] = copy
+        return copy
+
+    def _call(self, operation, *args, **kwargs):
+        if not self.reuse_layers:
+            _check_arguments(operation, args, kwargs)
+        if self.call_layer is None:
+            return operation(*args, **kwargs)
+        return self.call_layer(operation, *args, **kwargs)
+
+
 def inputs_like(model):
     """Symbolic inputs of the shapes, dtypes and names of those of a graph of layers."""
-    given = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     return keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name, sparse=x.sparse),
-        given,
-    )
-
-
-def is_graph(layer):
-    """Whether a layer is a Sequential or functional model without a custom `call`."""
-    return any(
-        isinstance(layer, kind) and type(layer).call is kind.call
-        for kind in (keras.Sequential, FunctionalModel)
+        symbolic_inputs(model),
     )
 
 
@@ -126,7 +143,7 @@ def copy_state(layer, copy):
         copy: Its copy, made from the same configuration.
 
     Returns:
-        Dictionary of the layer and all layers inside to their copies; empty if both are one layer.
+        Dictionary of the layer and all layers inside to their copies; empty if `copy` is `layer`.
 
     Raises:
         ValueError: The layers inside are of different classes.
@@ -140,20 +157,14 @@ def copy_state(layer, copy):
                 "Layers of one model must not be of different classes with the same name. "
                 f"Received: {type(source)} and {type(target)} for layer {source.name!r}"
             )
-        store = {}
-        source.save_own_variables(store)
-        target.load_own_variables(store)
-        if hasattr(source, "save_assets"):
-            with tempfile.TemporaryDirectory() as directory:
-                source.save_assets(directory)
-                target.load_assets(directory)
+        copy_own_state(source, target)
     return pairs
 
 
 def weight_pairs(copies):
-    """Pairs of each weight and its copy; bit-widths and scales are left out.
+    """Pairs of each weight and its copy, without bit-widths and scales.
 
-    They are taken layer by layer, because a graph and its copy may list layers in another order.
+    They are paired layer by layer, because a graph and its copy may list layers in different order.
 
     Args:
         copies: Dictionary of layer to its copy, as `copy_model` returns it.
@@ -175,7 +186,7 @@ def build_copy(model, copy):
 
 
 def _check_arguments(operation, args, kwargs):
-    """Raises a ValueError if a graph calls an operation with a weight: the copy would share it."""
+    """Raises a ValueError if a graph passes a weight to an operation: the copy would share it."""
     arguments = keras.tree.flatten((args, kwargs))
     weights = [each.path for each in arguments if isinstance(each, keras.Variable)]
     if weights:
@@ -188,7 +199,7 @@ def _check_arguments(operation, args, kwargs):
 
 def _copy_all_weights(copies, copy_weights):
     """Sets the weights of all copies, and adds the layers inside them to `copies`."""
-    for layer, copy in list(copies.items()):
+    for layer, copy in list(copies.items()):  # a list, because `copies` grows
         if layer is not copy and not is_graph(layer):
             for pair in copy_weights(layer, copy).items():
                 copies.setdefault(*pair)
@@ -197,7 +208,7 @@ def _copy_all_weights(copies, copy_weights):
 def _copy_trainable(model, copies):
     """Sets `trainable` of layers, then of single weights.
 
-    A layer sets it for all layers inside, so the outer ones come first.
+    The setter of a layer also sets all layers inside it, so outer layers come first.
     """
     layers = [layer for layer in layers_inside(model) if layer in copies]
     for layer in sorted(layers, key=lambda each: -len(layers_inside(each))):
@@ -216,9 +227,10 @@ def _check_sharing(model, new, reuse_layers):
     if shared:
         raise ValueError(
             "A copy must not share weights with the original, but `get_config` and `from_config` "
-            "of its layers pass some on; `copy=False` uses up the original. "
+            "of its layers pass some on. With `copy=False` layers are shared on purpose. "
             f"Received: model={model.name!r}, with {shared} in both"
         )
+    # Two layers that contain a third one are copied with a copy of it each.
     sizes = [sum(math.prod(v.shape) for v in float_weights(each)) for each in (model, new)]
     kernels = [id(kernel.kernel) for kernel in quantized_kernels(new)]
     if sizes[0] != sizes[1] or len({*kernels}) < len(kernels):

@@ -1,4 +1,4 @@
-"""Which layers of a model to convert, and the report about it."""
+"""Selection of the layers to convert, and the report about the conversion."""
 
 import fnmatch
 import inspect
@@ -15,7 +15,7 @@ from keras_learnbits.training.fitting import LearnedBitTraining
 
 
 class Selection:
-    """The layers of a model whose kernels are to be converted.
+    """Decides which layers of a model are converted.
 
     Selecting a layer or model selects all layers inside it.
 
@@ -29,8 +29,8 @@ class Selection:
         names: Dictionary of layer to its path.
 
     Raises:
-        ValueError: A pattern or class matches no layer, nothing is left to convert, or a layer to
-            convert has integer weights or LoRA.
+        ValueError: A pattern or class matches no layer, there is no layer to convert, or a layer
+            to convert has integer weights or LoRA.
     """
 
     def __init__(self, model, include, exclude):
@@ -53,16 +53,17 @@ class Selection:
                 _check_kernels(layer, self.names[layer])
 
     def wants(self, layer):
-        """Whether a layer's own kernels are to be converted."""
+        """Whether a layer's own kernels are converted."""
         return layer in self.reasons and self.reasons[layer] is None
 
     def report(self, conversions, activations=(), sizes=None, notes=()):
-        """Says of each layer with own weights what it was converted to, or why it was not.
+        """What each layer with weights was converted to, or the reason why it was not.
 
         Args:
             conversions: Dictionary of each converted layer to a string, its new class.
-            activations: List of the `LearnedBitActivation`s that were put in.
-            sizes: Number of the weights with learned bits, and of all weights; or None.
+            activations: List of the inserted `LearnedBitActivation`s.
+            sizes: Tuple of the number of weights with learned bits and that of all weights, or
+                None.
             notes: Iterable of further strings.
 
         Returns:
@@ -79,14 +80,14 @@ class Selection:
 
 
 class ConversionReport:
-    """What was converted, what was not and why; prints as an aligned table.
+    """The converted layers, and the others with reasons; prints as an aligned table.
 
     Attributes:
-        rows: List of tuples: path of a layer, its class, the number of its own weights, and what it
-            was converted to or why it was left.
+        rows: List of tuples: path of a layer, its class, the number of its own weights, and what
+            it was converted to or the reason why it was not.
         learned_weights: Number of weights with learned bits; None before the conversion.
         float_weights: Number of weights that stay float, including biases.
-        notes: List of strings: what the conversion left behind, or could not check.
+        notes: List of strings: what the conversion does not keep, or could not check.
     """
 
     def __init__(self, rows, sizes=None, notes=()):
@@ -109,7 +110,7 @@ class ConversionReport:
     __repr__ = __str__
 
 
-# Methods that a learned-bit model replaces, so that those of a custom class are lost.
+# Methods that a learned-bit model defines. Those of a custom class are lost in the conversion.
 REPLACED = (
     "train_step",
     "test_step",
@@ -123,7 +124,8 @@ REPLACED = (
 
 
 def left_behind(model):
-    """Notes for the report: which custom methods of a model its conversion does not have."""
+    """Notes for the report: custom methods of a model that its conversion does not have."""
+    # `getattr_static` finds properties such as `metrics` without calling them.
     names = [
         name
         for name in REPLACED
@@ -138,11 +140,12 @@ def left_behind(model):
 
 
 def _selected(chains, items, argument):
-    """The layers that a user's patterns, classes and functions select, with all layers inside."""
+    """The layers that `include` or `exclude` selects, with all layers inside them."""
     matched = set()
     for item in items if isinstance(items, list | tuple | set) else [items]:
         matches = _matcher(item, argument)
         hits = {layer for layer, chain in chains.items() if chain and matches(layer, chain)}
+        # A function may well select nothing; in a name that is a mistake.
         if not hits and isinstance(item, str | type | keras.layers.Layer):
             raise ValueError(
                 f"`{argument}` must name layers of the model. Received: {argument}={item!r}, "
@@ -153,7 +156,7 @@ def _selected(chains, items, argument):
 
 
 def _matcher(item, argument):
-    """Function of a layer and its chain to whether a user's item selects it."""
+    """A function of a layer and its chain: whether an item of `include` selects the layer."""
     if isinstance(item, str):
         return lambda layer, chain: (
             fnmatch.fnmatch(layer.name, item) or fnmatch.fnmatch(path_of(chain), item)
@@ -171,7 +174,7 @@ def _matcher(item, argument):
 
 
 def _reason_to_leave(chain, included, excluded):
-    """Why a layer is not converted; None if it is."""
+    """The reason why a layer is not converted; None if it is."""
     layer = chain[-1]
     if any(isinstance(holder, OwnsBits) for holder in chain):
         return "learns its bits already"

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_learnbits._keras import is_mixed, set_dtype_policy
 from keras_learnbits.conversion.copying import build_copy, copy_model, copy_state, weight_pairs
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import OwnsBits
@@ -16,23 +17,23 @@ LEARNED_BIT_LAYERS = OwnsBits, LearnedBitActivation
 
 
 def to_keras(model, float32=False):
-    """The model in plain Keras layers that hold the quantized weights.
+    """A copy of the model in plain Keras layers with the quantized weights.
 
-    It predicts what the model predicts, and loads without this library.
+    It makes the model's predictions, and can be loaded without this library.
 
     Args:
         model: A built Keras model with learned-bit layers.
-        float32: Whether layers of a mixed precision compute in float32 in the new model.
+        float32: Whether layers with a mixed precision compute in float32 in the new model.
 
     Returns:
         A new Keras model, not compiled: Sequential, functional, or of the class that was
         converted. A Sequential model with a `LearnedBitActivation` becomes a functional one, in
-        which operations of `keras.ops` compute what that layer does.
+        which operations of `keras.ops` replace that layer.
 
     Raises:
         ValueError: The model is not built or has no learned-bit layer; or a
             `LearnedBitActivation` has not seen training data yet, or passes on a mask, which
-            `keras.ops` lose.
+            `keras.ops` do not.
 
     Examples:
         >>> model = keras_learnbits.LearnedBitSequential(
@@ -49,7 +50,7 @@ def plain_copy(model, float32=False, activation_twin=None):
 
     Args:
         model: A built Keras model with learned-bit layers.
-        float32: Whether layers of a mixed precision compute in float32 in the new model.
+        float32: Whether layers with a mixed precision compute in float32 in the new model.
         activation_twin: Function of a `LearnedBitActivation` to the layer or function that
             replaces it; by default its `plain_twin`.
 
@@ -72,13 +73,14 @@ def plain_copy(model, float32=False, activation_twin=None):
         if activation_twin is not None and isinstance(layer, LearnedBitActivation):
             return activation_twin(layer)
         if isinstance(layer, LEARNED_BIT_LAYERS):
-            return layer.plain_twin(float32)
+            return layer.plain_twin(float32)  # of an activation it is a function
         return copy_layer(layer, **dtype_setting(layer, float32))
 
     plain, copies = copy_model(model, replace_layer, _plain_subclassed, _copy_weights)
+    # The model itself, and layers inside layers, have taken their policies from the configuration.
     for layer in layers_inside(plain) if float32 else ():
-        if layer.dtype_policy.name.startswith("mixed_"):
-            layer.dtype_policy = "float32"
+        if is_mixed(layer):
+            set_dtype_policy(layer, "float32")
     left = [layer.name for layer in layers_inside(plain) if isinstance(layer, LEARNED_BIT_LAYERS)]
     if left:
         raise ValueError(
@@ -92,8 +94,8 @@ def _plain_subclassed(model):
     """The plain copy of a model with a custom `call`, without its quantized weights."""
     if not isinstance(model, LearnedBitSubclassed):
         raise ValueError(
-            "`to_keras` converts a model with a custom `call` if `to_learned_bits` made it; in "
-            f"others it cannot replace the layers. Received: model={model.name!r}"
+            "`to_keras` converts a model with a custom `call` only if `to_learned_bits` made it; "
+            f"it cannot replace the layers of others. Received: model={model.name!r}"
         )
     plain = model.wrapper.plain_twin()
     build_copy(model.wrapper.layer, plain)
@@ -101,7 +103,7 @@ def _plain_subclassed(model):
 
 
 def _copy_weights(layer, plain):
-    """Copies weights, those of learned-bit layers at their bit-widths, for `copy_model`."""
+    """Copies weights for `copy_model`: the quantized ones of learned-bit layers."""
     if isinstance(layer, LearnedBitSubclassed):
         layer = layer.wrapper
     if not isinstance(layer, OwnsBits):

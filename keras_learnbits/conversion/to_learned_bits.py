@@ -5,13 +5,9 @@ import math
 
 import keras
 
+from keras_learnbits._keras import is_graph, scope_name, symbolic_inputs
 from keras_learnbits.arguments import check_number
-from keras_learnbits.conversion.copying import (
-    build_copy,
-    copy_model,
-    copy_state,
-    is_graph,
-)
+from keras_learnbits.conversion.copying import build_copy, copy_model, copy_state
 from keras_learnbits.conversion.selection import Selection, left_behind
 from keras_learnbits.conversion.verification import check_conversion
 from keras_learnbits.layers.activation import LearnedBitActivation
@@ -46,32 +42,31 @@ def to_learned_bits(
 ):
     """Converts a Keras model to one that learns how many bits its kernels need.
 
-    The new model has the weights of the old one, its layers' names, dtype policies, regularizers
-    and `trainable` flags; it is not compiled. The old model does not change. Layers with a
-    learned-bit twin become that twin, whose scales are fitted to the weights. Recurrent layers,
-    `MultiHeadAttention`, wrappers, and custom blocks and models that hold such layers are put into
-    a `LearnedBitWrapper`, which quantizes the kernels inside. All other layers are copied.
-    Learned-bit layers are copied with their bits, so that a second call can convert other layers
-    with other settings.
+    The new model has the weights of the old one, and its layers have the same names, dtype
+    policies, regularizers and `trainable` flags; it is not compiled. The old model does not change.
+    A layer with a learned-bit twin becomes that twin, with scales fitted to the weights. Recurrent
+    layers, `MultiHeadAttention`, wrappers, and custom blocks and models that contain such layers
+    are put into a `LearnedBitWrapper`, which quantizes the kernels inside. All other layers are
+    copied. Learned-bit layers are copied with their bits, so that a second call can convert other
+    layers with other settings.
 
     A layer that is called several times is converted once, under the path of its first call.
 
     Args:
         model: A built Keras model: Sequential, functional, or with a custom `call`, in which case
             its class must be able to make it from its `get_config`. Other custom methods, such as
-            `train_step`, are left behind; the report names them.
-        include: Layers to convert; all by default. A pattern of names or paths (`"block1/*"`) in
-            the syntax of `fnmatch`, a layer, a layer class, a function of a layer to whether it is
-            selected, or a list of these.
-        exclude: Layers to leave, in the same forms; it overrides `include`.
-        x: Example input of the model. The predictions of the copy, at its float kernels, are
-            compared with the model's on it. By default random inputs of the model's shapes, if
+            `train_step`, are not kept; the report names them.
+        include: Layers to convert; all by default. A `fnmatch` pattern of names or paths
+            (`"block1/*"`), a layer, a layer class, a predicate of a layer, or a list of these.
+        exclude: Layers not to convert, in the same forms; it overrides `include`.
+        x: Example input of the model. The predictions of the copy for it, at its float kernels, are
+            compared with those of the model. By default random inputs of the model's shapes, if
             these are known.
-        copy: Whether the new model is a copy. If False, layers without a twin are used without
-            copying them, even if their class has no `get_config`. The original then shares weights
-            with the new model and must not be used any more. Such a model can be trained, and its
-            weights can be saved. Keras can save it whole only if it could save the original.
-        bits: Bit-width to start at.
+        copy: Whether the new model is a copy. If False, layers without a twin are not copied, so
+            their class needs no `get_config`. The original then shares weights with the new model
+            and must not be used any more. The new model can be trained, and its weights can be
+            saved. Keras can save it as a whole only if it could save the original.
+        bits: Initial bit-width.
         min_bits: Lowest bit-width.
         max_bits: Highest bit-width; by default 8, or `bits` if that is more.
         kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
@@ -83,15 +78,15 @@ def to_learned_bits(
 
     Returns:
         `LearnedBitModel` or, for a Sequential model without `activations`,
-        `LearnedBitSequential`. Print its attribute `conversion` to see what was converted, what
-        was not, and why.
+        `LearnedBitSequential`. Print its attribute `conversion` for a report of which layers were
+        converted, and why others were not.
 
     Raises:
-        ValueError: The model is not built; there is nothing to convert; a pattern or class in
+        ValueError: The model is not built; there is no layer to convert; a pattern or class in
             `include` or `exclude` matches no layer; a layer to convert has integer weights or
             LoRA; a layer is shared between models in a way that Keras cannot copy; `activations`
             are given for a model with a custom `call`; a weight is NaN or infinite; layers share
-            weights in a way that a copy loses; or the copy predicts something else.
+            weights in a way that a copy cannot; or the predictions of the copy differ.
 
     Examples:
         >>> model = keras.Sequential(
@@ -106,31 +101,8 @@ def to_learned_bits(
         ---------------------------------------
         32 weights (69.6%) with learned bits, 14 (30.4%) left float
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`to_learned_bits` needs a Keras model. Received: model={model!r}")
-    if not model.built or not model.weights:
-        raise ValueError(
-            "`to_learned_bits` needs a built model: call it on data first, or give it an Input. "
-            f"Received: model={model.name!r}, built={model.built}"
-        )
-    if isinstance(model, keras.Sequential) and not hasattr(model, "inputs"):
-        raise ValueError(
-            "A Sequential model must have one symbolic input, as from `keras.Input`. "
-            f"Received: model={model.name!r}"
-        )
-    check_number("bits", bits)
-    settings = {
-        "bits": bits,
-        "min_bits": min_bits,
-        "max_bits": max(8, math.ceil(bits)) if max_bits is None else max_bits,
-        "kernel_quantizer": kernel_quantizer,
-    }
-    check_bits(bits, min_bits, settings["max_bits"])
-    if activations not in (False, None) and not is_graph(model):
-        raise ValueError(
-            "`activations` are quantized in Sequential and functional models; in a custom `call` "
-            f"use `LearnedBitActivation`. Received: model={model.name!r}"
-        )
+    _check_model(model, activations)
+    settings = _bit_settings(bits, min_bits, max_bits, kernel_quantizer)
     make_activation = _make_activation(activations)
     check_finite_weights(model, "`to_learned_bits`")
     selection = Selection(model, include, exclude)
@@ -154,8 +126,42 @@ def to_learned_bits(
     return converted
 
 
+def _check_model(model, activations):
+    """Raises a ValueError if a model cannot be converted, or not with these `activations`."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`to_learned_bits` needs a Keras model. Received: model={model!r}")
+    if not model.built or not model.weights:
+        raise ValueError(
+            "`to_learned_bits` needs a built model: call it on data first, or give it an Input. "
+            f"Received: model={model.name!r}, built={model.built}"
+        )
+    if isinstance(model, keras.Sequential) and symbolic_inputs(model) is None:
+        raise ValueError(
+            "A Sequential model must have one symbolic input, as from `keras.Input`. "
+            f"Received: model={model.name!r}"
+        )
+    if activations not in (False, None) and not is_graph(model):
+        raise ValueError(
+            "`activations` are quantized in Sequential and functional models; in a custom `call` "
+            f"use `LearnedBitActivation`. Received: model={model.name!r}"
+        )
+
+
+def _bit_settings(bits, min_bits, max_bits, kernel_quantizer):
+    """Settings of the learned-bit layers, a dictionary."""
+    check_number("bits", bits)
+    max_bits = max(8, math.ceil(bits)) if max_bits is None else max_bits
+    check_bits(bits, min_bits, max_bits)
+    return {
+        "bits": bits,
+        "min_bits": min_bits,
+        "max_bits": max_bits,
+        "kernel_quantizer": kernel_quantizer,
+    }
+
+
 def _make_activation(activations):
-    """Function of `name` and `dtype` to a `LearnedBitActivation`; None for none."""
+    """A function of `name` and `dtype` that makes a `LearnedBitActivation`, or None."""
     if activations in (False, None):
         return None
     settings = {} if activations is True else activations
@@ -169,16 +175,16 @@ def _make_activation(activations):
 
 
 class _LayerConverter:
-    """Makes learned-bit layers of those that a selection wants, and copies the others.
+    """Converts the selected layers to learned-bit layers, and copies the others.
 
     Args:
         selection: `Selection`.
         settings: Dictionary of settings of the learned-bit layers.
-        reuse_layers: Whether layers are taken without copying them.
+        reuse_layers: Whether layers are used without copying them.
 
     Attributes:
-        outcomes: Dictionary of each wanted layer to a string, what it was converted to.
-        new_layers: Set of the learned-bit layers that were made.
+        outcomes: Dictionary of each selected layer to a string, its new class.
+        new_layers: Set of the new learned-bit layers.
     """
 
     def __init__(self, selection, settings, reuse_layers):
@@ -189,7 +195,7 @@ class _LayerConverter:
         self.new_layers = set()
 
     def replace_layer(self, layer):
-        """The layer that takes the place of one of the original, for `copy_model`."""
+        """The layer that replaces one of the original, for `copy_model`."""
         wanted = [each for each in layers_inside(layer) if self.selection.wants(each)]
         new = self._twin(layer) if wanted else None
         if new is not None:
@@ -199,6 +205,7 @@ class _LayerConverter:
         new = layer if self.reuse_layers else copy_layer(layer)
         if not wanted:
             return new
+        # The wrapper quantizes all kernels inside except the excluded ones.
         self.outcomes |= dict.fromkeys(wanted, f"in LearnedBitWrapper {layer.name!r}")
         excluded = [
             number
@@ -216,8 +223,10 @@ class _LayerConverter:
         try:
             return copy_layer(layer, TWINS[type(layer)], **self.settings)
         except ValueError:
+            # Its configuration has something that cannot be copied, such as a lambda. A wrapper can
+            # use the layer itself.
             if self.reuse_layers:
-                return None  # its configuration has a function that cannot be copied: it is wrapped
+                return None
             raise
 
     def replace_model(self, model):
@@ -226,8 +235,7 @@ class _LayerConverter:
         if wrapper.layer is not model:
             build_copy(model, wrapper.layer)
         wrapper.build()
-        # TensorFlow's outermost scopes must not begin with `_`; models in training open one each.
-        return LearnedBitSubclassed(wrapper, name=model.name.lstrip("_") or None)
+        return LearnedBitSubclassed(wrapper, name=scope_name(model.name))
 
 
 class _InputQuantizer:
@@ -242,7 +250,7 @@ class _InputQuantizer:
         layers: Layers of the model, whose names are taken.
 
     Attributes:
-        activations: List of the layers that were put in.
+        activations: List of the inserted layers.
     """
 
     def __init__(self, make_activation, converted, layers):
@@ -250,7 +258,8 @@ class _InputQuantizer:
         self.converted = converted
         self.names = {layer.name for layer in layers}
         self.activations = []
-        # `id` of a tensor to the tensor, kept so that its `id` stays its own, and its replacement.
+        # Dictionary of the `id` of a tensor to the tensor and its replacement. Keeping the tensor
+        # prevents Python from reusing its `id`.
         self.replacements = {}
 
     def call_layer(self, layer, *args, **kwargs):
@@ -265,7 +274,7 @@ class _InputQuantizer:
         return outputs
 
     def _quantized(self, value, layer):
-        """What a converted layer is called with instead of a value."""
+        """The argument of a converted layer that replaces a value."""
         if not isinstance(value, keras.KerasTensor) or "float" not in value.dtype:
             return value
         if id(value) not in self.replacements:

@@ -3,33 +3,35 @@
 import keras
 import numpy as np
 
+from keras_learnbits._keras import inputs_built_for, symbolic_inputs
 from keras_learnbits.layers.compute_scope import computing_with_float_kernels
 from keras_learnbits.layers.traversal import layers_inside
 
-# Largest relative difference that comes from summing in another order.
+# Largest relative difference of the predictions that may result from summing in another order.
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
-# Batch size, and the sizes that are tried in turn for other open dimensions.
+# Batch size, and the sizes that are tried one after another for other open dimensions.
 BATCH, SIZES = 2, (8, 32, 64)
 
 
 def check_conversion(model, converted, x=None):
-    """Compares a model with its conversion, at the float kernels of both.
+    """Compares a model with its conversion, with the float kernels of both.
 
     Args:
-        model: The original.
-        converted: Its conversion.
-        x: Input of both; by default random inputs of the model's shapes.
+        model: The original model.
+        converted: The converted model.
+        x: Input of both models; by default random inputs of the model's shapes.
 
     Returns:
-        None, or a string that says why they could not be compared.
+        None, or a string with the reason why they could not be compared.
 
     Raises:
-        ValueError: Their predictions differ; or the original cannot be called with `x`.
+        ValueError: The predictions differ; or the original cannot be called with `x`.
     """
     examples = list(_random_examples(model)) if x is None else [x]
     example, outputs = _first_that_runs(model, examples, given=x is not None)
     if outputs is None:
         return "not compared with the original, which took no random input: give `x`"
+    # A second run: a model that samples in inference does not even agree with itself.
     if _difference(outputs, _float_outputs(model, example)) > 0:
         return "not compared with the original, whose predictions are random"
     difference = _difference(outputs, _float_outputs(converted, example))
@@ -37,10 +39,10 @@ def check_conversion(model, converted, x=None):
     tolerance = max([1e-3, *(TOLERANCE.get(dtype, 0) for dtype in dtypes)])
     if difference > tolerance:
         raise ValueError(
-            "The copy predicts something else than the model. Either a layer keeps state in a "
+            "The copy predicts something else than the model. Perhaps a layer keeps state in a "
             "`tf.Variable` or an array, which Keras does not copy: create it with `add_weight`. Or "
-            "a `get_config` leaves out an argument of `__init__`: have it return all of them. Or "
-            "use `copy=False`, which takes layers without copying them. "
+            "a `get_config` does not return all arguments of `__init__`: add them. Or use "
+            "`copy=False`, which does not copy layers. "
             f"Received: model={model.name!r}, with outputs that differ by {difference:.2g} times "
             "the largest"
         )
@@ -48,7 +50,7 @@ def check_conversion(model, converted, x=None):
 
 
 def _first_that_runs(model, examples, given):
-    """The first example that a model can be called with, and its outputs; or None twice."""
+    """The first example that a model accepts, and its outputs; None and None if there is none."""
     for example in examples:
         try:
             return example, _float_outputs(model, example)
@@ -61,10 +63,16 @@ def _first_that_runs(model, examples, given):
 
 
 def _random_examples(model):
-    """Yields structures of random inputs: normal numbers, then zeros and ones, of each size."""
-    specs = _inputs_of(model)
-    shapes = keras.tree.flatten(specs)
-    if not shapes or any(each.dtype == "string" or each.sparse for each in shapes):
+    """Yields structures of random inputs: normal numbers, then zeros and ones, of each size.
+
+    Zeros and ones are valid where inputs are indices, e.g. of an embedding.
+    """
+    specs = symbolic_inputs(model)
+    if specs is None:
+        specs = inputs_built_for(model)
+    if specs is None or any(
+        each.dtype == "string" or each.sparse for each in keras.tree.flatten(specs)
+    ):
         return
     rng = np.random.default_rng(0)
     for size in SIZES:
@@ -80,34 +88,16 @@ def _random_examples(model):
             yield keras.tree.map_structure(draw, specs)
 
 
-def _inputs_of(model):
-    """Structure of `keras.KerasTensor`s like the inputs of a built model; empty if not known."""
-    if isinstance(model, keras.Sequential):
-        return model.inputs[0]
-    if getattr(model, "inputs", None):
-        return model.input
-    shape = (model.get_build_config() or {}).get("input_shape")
-    if shape is None:
-        return ()
-    is_shape = isinstance(shape, list | tuple) and all(
-        size is None or isinstance(size, int) for size in shape
-    )
-    if is_shape:
-        return keras.KerasTensor(shape, "float32")
-    if isinstance(shape, dict):
-        return {name: keras.KerasTensor(each, "float32") for name, each in shape.items()}
-    return [keras.KerasTensor(each, "float32") for each in shape]
-
-
 def _float_outputs(model, example):
-    """Outputs with float kernels, a list of arrays; statistics and seeds do not change."""
+    """Outputs with float kernels, a list of arrays. The model does not change."""
+    # The stateless scope receives the updates of seeds and statistics.
     with computing_with_float_kernels(), keras.StatelessScope(initialize_variables=False):
         outputs = model(example, training=False)
     return [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
 
 
 def _difference(ones, others):
-    """Largest difference of two lists of arrays, as a share of the largest number."""
+    """Largest difference between two lists of arrays, relative to the largest number."""
     if [one.shape for one in ones] != [other.shape for other in others]:
         return np.inf
     largest = 0.0

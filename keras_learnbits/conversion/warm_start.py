@@ -1,4 +1,4 @@
-"""`warm_start`: starts at the weights of a trained float model."""
+"""`warm_start`: initializes a model with the weights of a trained float model."""
 
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels
@@ -7,7 +7,7 @@ from keras_learnbits.layers.traversal import finalize_inside
 
 
 def warm_start(model, float_model):
-    """Gives a learned-bit model the weights of a float one, and fits its scales to them.
+    """Copies the weights of a float model to a learned-bit model, and fits the scales to them.
 
     Layers are matched by name; bit-widths do not change.
 
@@ -16,8 +16,8 @@ def warm_start(model, float_model):
         float_model: A built Keras model with the same layers, quantized or not.
 
     Raises:
-        ValueError: A layer with weights is in one model only, or weights differ in shape. The model
-            does not change then.
+        ValueError: A layer with weights is in one model only, or weights differ in shape. Then the
+            model does not change.
 
     Examples:
         >>> plain = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, name="head")])

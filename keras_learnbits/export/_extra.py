@@ -1,19 +1,19 @@
-"""Packages that only exports need."""
+"""Imports of packages that only exports need."""
 
 import importlib
 
 
 def import_extra(*names):
-    """Imports modules of packages that only exports need.
+    """Imports modules of optional packages, with an error that says how to install them.
 
     Args:
         *names: Names of modules, e.g. `"onnx"`, `"onnx.version_converter"`.
 
     Returns:
-        The module; a list of them if there are several.
+        The module, or a list of the modules if there are several.
 
     Raises:
-        ImportError: One is not installed.
+        ImportError: A package is not installed.
     """
     try:
         modules = [importlib.import_module(name) for name in names]

@@ -7,11 +7,16 @@ replaces each such input by integers and the operators that decode them.
 """
 
 import json
-import re
 
 import keras
 import tensorflow as tf
 
+from keras_learnbits._keras import (
+    inputs_built_for,
+    is_unnamed_input,
+    layers_of_scope,
+    symbolic_inputs,
+)
 from keras_learnbits._version import __version__
 from keras_learnbits.conversion.to_keras import plain_copy
 from keras_learnbits.export._weights import check_finite
@@ -26,8 +31,6 @@ from keras_learnbits.layers.traversal import layers_inside
 
 # The key of the library's entry among the metadata of a file.
 METADATA = "keras_learnbits"
-# What Keras calls the tensor of an `Input` without a name; it numbers those of a whole process.
-UNNAMED_INPUT = re.compile(r"keras_tensor(_\d+)?")
 
 
 class ModelFunction:
@@ -162,8 +165,7 @@ class ModelFunction:
         """
         layers = {layer.name for layer in layers_inside(self.plain) if layer is not self.plain}
         for scope in reversed(node.split("/")):
-            # TensorFlow numbers the scope of a layer, since a call opens it twice.
-            for name in (re.sub(r"_\d+$", "", scope), scope):
+            for name in layers_of_scope(scope):
                 if name in layers:
                     return name
         return node
@@ -209,27 +211,18 @@ def input_signature_of(model):
     Raises:
         ValueError: The shapes are unknown.
     """
-    if hasattr(model, "inputs"):
-        # A Sequential that was built and not yet called has no `input`.
-        given = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        return keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype, x.name), given)
-    shapes = (model.get_build_config() or {}).get("input_shape")
-    if shapes is None:
+    inputs = symbolic_inputs(model)
+    if inputs is not None:
+        return keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype, x.name), inputs)
+    inputs = inputs_built_for(model)
+    if inputs is None:
         raise ValueError(
             "A model with a custom `call` needs an `input_signature`, a structure of "
             "`tf.TensorSpec` like its argument, unless its `get_build_config` has the shape of a "
             f"single argument. Received: model={model.name!r}"
         )
-    return _specs_of(shapes)
-
-
-def _specs_of(shapes):
-    """Structure of float32 `tf.TensorSpec`s for a structure of shapes; batch sizes are open."""
-    if isinstance(shapes, dict):
-        return {key: _specs_of(each) for key, each in shapes.items()}
-    if all(size is None or isinstance(size, int) for size in shapes):
-        return tf.TensorSpec((None, *shapes[1:]))
-    return [_specs_of(each) for each in shapes]
+    # The batch size that the model was built with is a matter of chance.
+    return keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:])), inputs)
 
 
 def _output_names(model):
@@ -253,7 +246,7 @@ def _names(structure, known, otherwise):
         name = known[index] if len(known) == len(paths) else None
         if any(isinstance(key, str) for key in path):
             name = "/".join(map(str, path))
-        elif name is None or UNNAMED_INPUT.fullmatch(name):
+        elif name is None or is_unnamed_input(name):
             name = otherwise if len(paths) == 1 else f"{otherwise}_{index}"
         names.append(free_name(name, taken))
     return names

@@ -1,18 +1,14 @@
 """Names of a model's weights, and a check that all are finite; for all writers of files."""
 
 import itertools
-import re
 
-import keras
 import numpy as np
 
+from keras_learnbits._keras import is_hidden_graph, is_unnamed_weight
 from keras_learnbits.layers.discovery import free_name, quantized_kernels
 from keras_learnbits.layers.traversal import layers_inside
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
 from keras_learnbits.training.model import LearnedBitSubclassed
-
-# Keras's name of a weight that was added without one. The numbers run on through a process.
-UNNAMED = re.compile(r"variable(_\d+)?")
 
 
 def layer_paths(model):
@@ -31,16 +27,11 @@ def layer_paths(model):
     paths, taken = {root: ""}, set()
     for layer, chain in layers_inside(root).items():
         holder = (root, *chain)[-2] if chain else None
-        if holder in paths and not _is_graph_of(layer, holder):
+        if holder in paths and not is_hidden_graph(layer, holder):
             name = "/".join(filter(None, [paths[holder], layer.name]))
             wrapper = isinstance(layer, LearnedBitWrapper)
             paths[layer] = paths[holder] if wrapper else free_name(name, taken)
     return paths
-
-
-def _is_graph_of(layer, holder):
-    """Whether a layer is the functional model that Keras keeps inside a Sequential one."""
-    return isinstance(holder, keras.Sequential) and layer not in holder.layers
 
 
 def weight_names(model):
@@ -75,7 +66,7 @@ def weight_names(model):
     for variable in model.weights:
         layer = owners.get(id(variable), root)
         number = next(numbers[layer])
-        own_name = f"weight_{number}" if UNNAMED.fullmatch(variable.name) else variable.name
+        own_name = f"weight_{number}" if is_unnamed_weight(variable.name) else variable.name
         name = "/".join(filter(None, [paths[layer], own_name]))
         names[id(variable)] = free_name(name, taken)
     return names

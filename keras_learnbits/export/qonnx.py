@@ -1,4 +1,4 @@
-"""`export_qonnx`: a QONNX file, whose nodes name each layer's bits; for hardware compilers."""
+"""`export_qonnx`: a QONNX file with the bits of each layer, for hardware compilers."""
 
 import functools
 
@@ -15,44 +15,44 @@ DOMAIN = "qonnx.custom_op.general"
 
 
 def export_qonnx(model, path, *, input_signature=None, zero_point=True, check=True):
-    """Writes a model as a QONNX file: float kernels, each with a node that says what it is.
+    """Writes a model as a QONNX file, in which nodes describe how kernels are quantized.
 
-    Behind each kernel stands a `Quant` node with its bit-width, scale and zero point, which
-    rounds the kernel to what it already is, bit for bit, or, for the 1-bit grid of
-    `LearnedScaleQuantizer`, a `BipolarQuant` node. Zero points are real numbers, half-integers
-    with `LearnedScaleQuantizer`, whose middle lies between two levels.
+    Each kernel is followed by a `Quant` node with its bit-width, scale and zero point, or for the
+    1-bit grid of `LearnedScaleQuantizer` by a `BipolarQuant` node. The kernel is stored with its
+    quantized values, which the node does not change. Zero points are real numbers; with
+    `LearnedScaleQuantizer` they are half-integers, because 0 lies between two levels.
 
     The `qonnx` package executes the file with the model's predictions, and its `inference_cost`
-    reports the bits of `bit_table` for dense layers and convolutions (it knows no other layers;
-    nor does it execute recurrent ones but with `unroll=True`).
-    Since it infers no bits from a `Quant` node with a zero point, nor from a `BipolarQuant` node
-    with a scale, a `Dropout` follows, which does nothing at inference but carries the annotation.
+    reports the bits of `bit_table` for dense layers and convolutions. It supports no other layers,
+    and executes recurrent ones only with `unroll=True`. It does not infer bits from a `Quant` node
+    with a zero point, or from a `BipolarQuant` node with a scale. So these are followed by a
+    `Dropout`, which does nothing at inference and has the annotation.
 
-    Names and metadata are as `export_onnx` has them.
+    Names and metadata are as in files of `export_onnx`.
 
-    Compilers to hardware want weights without a zero point, FINN for one. With
-    `zero_point=False` they get doubled codes, odd integers of one bit more at half the step, and
-    no `Dropout`; 1-bit layers stay as they are.
+    Some hardware compilers, such as FINN, need weights without a zero point. With
+    `zero_point=False` codes are doubled to odd integers with one more bit at half the step, and
+    there is no `Dropout`; 1-bit layers do not change.
 
     Args:
-        model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
-            converts. The file computes in float32, also where the model does in a mixed precision.
+        model: A built Keras model with learned-bit layers and float32 kernels, which `to_keras`
+            can convert. The file computes in float32, even if the model has a mixed precision.
         path: Path of the file.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
             a fixed batch size, which many compilers need. By default that of its symbolic inputs,
             or float32 tensors of the shapes that a model with a custom `call` was built for.
         zero_point: Whether `Quant` nodes may have a zero point other than 0.
-        check: Whether to run the file with random inputs, its `Quant` nodes in `qonnx` and the rest
-            in onnxruntime, and to refuse it if its predictions are not the model's.
+        check: Whether to run the file with random inputs, `Quant` nodes in `qonnx` and the rest in
+            onnxruntime, and to refuse it if its predictions differ from the model's.
 
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
         ValueError: The model has no learned-bit layer, kernels that are not float32, weights that
             are not finite, inputs of unknown shape and no `input_signature`, or something that
             ONNX has no operator for; `zero_point=False` and a kernel is on another grid than
-            `LearnedScaleQuantizer`'s; or the file does not predict what the model does. Then no
-            file is written, and an old one stays.
-        OSError: The file cannot be written. An old one stays.
+            `LearnedScaleQuantizer`'s; or the predictions of the file differ from the model's. Then
+            no file is written, and an old one is unchanged.
+        OSError: The file cannot be written. An old one is unchanged.
 
     Examples:
         >>> export_qonnx(model, "model.onnx")  # doctest: +SKIP
@@ -78,17 +78,17 @@ def export_qonnx(model, path, *, input_signature=None, zero_point=True, check=Tr
 
 
 def _in_qonnx(path, inputs):
-    """What a file predicts: nodes of QONNX as `qonnx` computes them, all others in onnxruntime.
+    """The predictions of a file: `qonnx` computes its own nodes, onnxruntime all others.
 
-    That is what the executor of `qonnx` does, too, node by node; but it takes no graph with an open
-    dimension and no loops. Here kernels are computed once, and the rest runs as one graph.
+    The executor of `qonnx` does this node by node, but supports neither open dimensions nor loops.
+    Here the kernels are computed once, and the rest runs as one graph.
 
     Args:
         path: Path of the file.
-        inputs: Names of the inputs.
+        inputs: List of names of the inputs.
 
     Returns:
-        Function of a list of arrays, the inputs, to a list of arrays, the outputs.
+        Function of a list of input arrays to a list of output arrays.
     """
     onnx, registry = import_extra("onnx", "qonnx.custom_op.registry")
     proto = onnx.load(path)
@@ -120,6 +120,8 @@ def _quantized(kernel, output, zero_point):
         constants = {weights: kernel.levels, scale: 0.5 * step}
         node = make_node("BipolarQuant", [weights, scale], [last])
     else:
+        # Without a zero point, `step * (code + offset)` is `step / 2` times the odd integers
+        # `2 * code + 2 * offset`: signed numbers of one more bit, of the narrow range.
         doubled = int(not zero_point)
         constants = {
             weights: kernel.levels,
@@ -135,6 +137,6 @@ def _quantized(kernel, output, zero_point):
 
 
 def _annotate(graph, tensor, datatype):
-    """Says of which `qonnx.core.datatype.DataType` a tensor is."""
+    """Annotates a tensor with a `qonnx.core.datatype.DataType`."""
     annotation = graph.quantization_annotation.add(tensor_name=tensor)
     annotation.quant_parameter_tensor_names.add(key="finn_datatype", value=datatype)

@@ -1,1 +1,1 @@
-"""What the bits of a model come to, and what a change of them would do."""
+"""The bits of a model as a table, and measurements at other bit-widths."""

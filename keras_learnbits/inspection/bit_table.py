@@ -1,4 +1,4 @@
-"""`bit_table`: what a model has learned, and how many bytes it comes to."""
+"""`bit_table`: the bit-widths of a model, and its size."""
 
 import math
 from typing import NamedTuple
@@ -20,10 +20,10 @@ class BitRow(NamedTuple):
     """One quantized kernel.
 
     Attributes:
-        layer: Name of the layer; its path where names repeat; `layer/kernel` where it has several.
+        layer: Name of the layer; its path if names repeat; `layer/kernel` if it has several.
         shape: Shape of the kernel.
         weights: Number of weights.
-        bits: Integer bit-width in use.
+        bits: Integer bit-width.
         error: Relative quantization error `||q - W||^2 / ||W||^2`.
         code_bytes: Bytes of the packed codes, `ceil(weights * bits / 8)`.
         scale_bytes: Bytes of scales and offsets, 4 each.
@@ -47,9 +47,9 @@ class ActivationRow(NamedTuple):
     """One quantized activation.
 
     Attributes:
-        layer: Name of the `LearnedBitActivation`; its path where names repeat.
-        values: Number of values that flow for one example.
-        bits: Integer bit-width in use.
+        layer: Name of the `LearnedBitActivation`; its path if names repeat.
+        values: Number of activation values per example.
+        bits: Integer bit-width.
         bounds: Lowest and highest level; None before its range is fitted.
         scale_bytes: Bytes of its scale.
     """
@@ -141,8 +141,8 @@ class BitTable:
                 *self._activation_lines(),
                 f"{self.packed_bytes:,} bytes packed, {self.float_bytes:,} in float32: "
                 f"{self.compression:.1f} times smaller, "
-                f"{8 * self.packed_bytes / (self.weights + self.float_parameters):.2f} bits a "
-                "parameter all told",
+                f"{8 * self.packed_bytes / (self.weights + self.float_parameters):.2f} bits per "
+                "parameter overall",
             ]
         )
 
@@ -169,10 +169,10 @@ class BitTable:
 
 
 def bit_table(model):
-    """What the bits of a model have come to, layer by layer, and what it weighs.
+    """The bit-widths of a model, layer by layer, and its size in bytes.
 
     Args:
-        model: A built Keras model with learned-bit layers; of a distiller, its student is shown.
+        model: A built Keras model with learned-bit layers; a distiller stands for its student.
 
     Returns:
         `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`,
@@ -217,7 +217,10 @@ def bit_table(model):
         for tensor, name in zip(tensors, unique_names(tensors), strict=True)
         if isinstance(tensor, QuantizedActivation)
     ]
-    own = {id(v) for k in kernels for v in (k.kernel, k.bits, k.log_scale)}
-    own |= {id(v) for v in model.weights if isinstance(quantized_tensor_of(v), QuantizedActivation)}
-    floats = sum(math.prod(v.shape) for v in model.weights if id(v) not in own)
+    # Bit-widths and scales are not parameters, and kernels are counted in their rows.
+    counted = {id(v) for k in kernels for v in (k.kernel, k.bits, k.log_scale)}
+    counted |= {
+        id(v) for v in model.weights if isinstance(quantized_tensor_of(v), QuantizedActivation)
+    }
+    floats = sum(math.prod(v.shape) for v in model.weights if id(v) not in counted)
     return BitTable(rows, activations, floats)

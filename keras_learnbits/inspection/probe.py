@@ -1,4 +1,4 @@
-"""`probe_bits`: what one bit more or fewer really does to the loss."""
+"""`probe_bits`: measures how one bit more or fewer changes the loss."""
 
 from typing import NamedTuple
 
@@ -21,10 +21,10 @@ class BitChange(NamedTuple):
 
     Attributes:
         layer: Name of the layer.
-        bits: Its integer bit-width.
+        bits: Integer bit-width of the layer.
         step: -1 for one bit fewer, 1 for one more.
-        measured: Change of the mean loss, price left out.
-        standard_error: Of `measured`, from the paired differences batch by batch.
+        measured: Change of the mean loss without the price.
+        standard_error: Standard error of `measured`, from the paired differences of the batches.
         price: Change of `bit_reg * bit_penalty`.
         predicted: Dictionary of estimator to the change of the loss that it predicts.
     """
@@ -39,12 +39,13 @@ class BitChange(NamedTuple):
 
 
 class BitProbe:
-    """What `probe_bits` found; prints as an aligned table.
+    """The result of `probe_bits`; prints as an aligned table.
 
     Attributes:
-        changes: List of `BitChange`, two a layer where its bounds allow both.
-        moves: Dictionary of layer to a dictionary of estimator to the move of its bits, -1, 0 or
-            1, that lowers its predicted loss plus price; under `"loss"` that of the measured one.
+        changes: List of `BitChange`, two per layer unless its bounds exclude one.
+        moves: Dictionary of layer to a dictionary of estimator to the move of the layer's bits, -1,
+            0 or 1, that lowers the predicted loss plus price; `"loss"` stands for the measured
+            loss.
     """
 
     def __init__(self, changes, moves):
@@ -79,27 +80,28 @@ class BitProbe:
 def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=None, training=True):
     """Measures the loss with one bit fewer and one more, layer by layer, all else fixed.
 
-    Beside it stands what each estimator of bit gradients predicts from the data it sees, and the
-    move that its prediction asks for at the present price. The model is not changed.
+    The result also has the prediction of each estimator of bit gradients, and the move that
+    follows from it at the current price. The model does not change.
 
     Args:
         model: A compiled `LearnedBitModel` or `LearnedBitSequential`.
         x: Inputs, or a finite dataset of batches `(x, y)` or `(x, y, sample_weight)`.
         y: Targets; None for a dataset.
-        estimate_on: What the estimators see: a tuple `(x, y)` or a dataset. By default the same
-            data, on which `measured` cannot be wrong: give some batches of training data.
-        batch_size: Examples a batch, for arrays.
+        estimate_on: Data for the estimators, a tuple `(x, y)` or a dataset. By default the same
+            data, for which the predictions of `measured` are exact; give some batches of training
+            data for a fair comparison.
+        batch_size: Number of examples per batch, for arrays.
         layers: Names of the layers to probe, as in `bit_table`, or one name; all by default.
-        training: Whether to measure the loss that `fit` lowers, which `measured` looks at, with
-            batch normalization by the batch and with dropout. Otherwise it is that of `evaluate`,
-            whose moving statistics still are those of the present widths: what they cost is then
-            counted, too, though training after the change wins it back.
+        training: Whether to measure the loss that `fit` minimizes, with dropout and with batch
+            normalization by batch statistics, as the estimator `measured` does. Otherwise it is
+            the loss of `evaluate`, whose moving statistics belong to the current bit-widths. That
+            mismatch then adds to the loss, although training after the change would remove it.
 
     Returns:
         `BitProbe`: print it, or read `.changes` and `.moves`.
 
     Raises:
-        TypeError: The model is of another kind.
+        TypeError: The model does not learn bits.
         ValueError: A name in `layers` is unknown, the model is not built, or arrays come without
             targets.
 
@@ -115,14 +117,14 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
 
 
 class BitProber:
-    """`probe_bits` for repeated use: what it has compiled serves the next call, too.
+    """`probe_bits` for repeated use, which traces its functions once.
 
     Args:
         model: As for `probe_bits`.
         layers: As for `probe_bits`.
         batch_size: As for `probe_bits`.
         estimators: Dictionary of name to `keras_learnbits.bit_gradients.BitGradient`; by default
-            those of the library that can say something of the model's bits.
+            all estimators of the library that support the model's layers.
         training: As for `probe_bits`.
 
     Examples:
@@ -143,9 +145,9 @@ class BitProber:
         unknown = set(layers or ()) - set(names)
         if unknown:
             raise ValueError(f"`layers` must be among {names}. Received: {sorted(unknown)}")
-        places = [i for i, name in enumerate(names) if layers is None or name in layers]
-        self.names = [names[place] for place in places]
-        self.tensors = [tensors[place] for place in places]
+        indices = [i for i, name in enumerate(names) if layers is None or name in layers]
+        self.names = [names[index] for index in indices]
+        self.tensors = [tensors[index] for index in indices]
         self.batch_size = batch_size
         if estimators is None:
             activations = activations_among(self.tensors)
@@ -157,10 +159,11 @@ class BitProber:
 
         @tf.function(reduce_retracing=True)
         def measure(batch):
-            shifts = tf.one_hot(places, len(tensors))
+            # One case for the current widths, then each layer one bit lower, then one bit higher.
+            shifts = tf.one_hot(indices, len(tensors))
             cases = tf.concat([tf.zeros((1, len(tensors))), -shifts, shifts], axis=0)
             losses = model.losses_at(batch, cases, training)
-            return tf.transpose(tf.reshape(losses[1:] - losses[0], (2, len(places))))
+            return tf.transpose(tf.reshape(losses[1:] - losses[0], (2, len(indices))))
 
         @tf.function(reduce_retracing=True)
         def predict(batch):
@@ -171,11 +174,15 @@ class BitProber:
         self._measure, self._predict = measure, predict
 
     def __call__(self, x, y=None, *, estimate_on=None):
-        """What `probe_bits` returns, for the model as it is."""
+        """The result of `probe_bits` for the current state of the model."""
         if not self.tensors:
             return BitProbe([], {})
         data = _batches(x, y, self.batch_size)
-        seen = data if estimate_on is None else _batches(*_pair(estimate_on), self.batch_size)
+        seen = (
+            data
+            if estimate_on is None
+            else _batches(*_inputs_and_targets(estimate_on), self.batch_size)
+        )
         losses, errors = _mean([self._measure(batch).numpy() for batch in data], data)
         found = [self._predict(batch) for batch in seen]
         prices = found[0][1].numpy()
@@ -206,12 +213,12 @@ class BitProber:
         return BitProbe(changes, moves)
 
 
-def _pair(data):
+def _inputs_and_targets(data):
     return data if isinstance(data, tuple) else (data, None)
 
 
 def _batches(x, y, batch_size):
-    """A list of batches `(x, y, sample_weight)`, from arrays or from what yields batches."""
+    """A list of batches `(x, y, sample_weight)`, from arrays or from a dataset of batches."""
     if y is None and (isinstance(x, dict) or hasattr(x, "shape")):
         raise ValueError(
             "`probe_bits` takes arrays with their targets, or a dataset of batches. "
@@ -225,17 +232,23 @@ def _batches(x, y, batch_size):
 
 
 def _as_tuple(data):
-    """Several arrays as a tuple, for a list of them would be stacked."""
+    """A list of arrays as a tuple, because TensorFlow would stack a list."""
     several = isinstance(data, list) and all(hasattr(each, "shape") for each in data)
     return tuple(data) if several else data
 
 
 def _mean(values, batches):
-    """Mean over the examples of batches, and its standard error; infinite for a single batch."""
+    """Mean over the examples of batches, and its standard error; infinite for a single batch.
+
+    Args:
+        values: List of one array of means for each batch.
+        batches: List of batches, the last of which may be smaller.
+    """
     sizes = [len(keras.tree.flatten(batch)[0]) for batch in batches]
     shares = np.divide(sizes, sum(sizes))[:, None, None]
     mean = np.sum(shares * values, axis=0)
     if len(batches) == 1:
         return mean, np.full_like(mean, np.inf)
+    # For batches of equal size this is the standard deviation over the root of their number.
     squares = np.sum(np.square(shares * (values - mean)), axis=0)
     return mean, np.sqrt(squares * len(batches) / (len(batches) - 1))

@@ -1,1 +1,1 @@
-"""The learned-bit layers, one file a family, and what they share in `base`."""
+"""The learned-bit layers, one module per family, on the shared module `base`."""

@@ -1,4 +1,4 @@
-"""`LearnedBitActivation`: what flows between layers, at a learned bit-width."""
+"""`LearnedBitActivation`: activations at a learned bit-width."""
 
 import math
 
@@ -12,12 +12,13 @@ from keras_learnbits.layers.quantized_tensors import QuantizedTensor
 from keras_learnbits.quantizers import ActivationQuantizer
 from keras_learnbits.serialization import register
 
-# Values of a batch that its range is fitted to.
+# Number of values, drawn from a batch, that its range is fitted to. So the search for a scale is
+# traced once for all layers, and takes no longer for large activations.
 SAMPLE = 2**14
 
 
 class QuantizedActivation(QuantizedTensor):
-    """What flows through a `LearnedBitActivation`, with its bit-width and its scale."""
+    """The input of a `LearnedBitActivation`, with its bit-width and its scale."""
 
     def __init__(self, layer, bits, size):
         super().__init__(layer, bits)
@@ -28,11 +29,15 @@ class QuantizedActivation(QuantizedTensor):
         return self.layer.trainable
 
     def squared_error_at(self, bits):
-        """A twelfth of the squared step for each value, as for values between the levels."""
+        """A twelfth of the squared step per value, as for values spread evenly between levels.
+
+        The values themselves are not kept, so the error cannot be computed from them.
+        """
         step = self.layer.quantizer().grid(None, bits, self.layer.log_scale()).step
         return self.size * tf.square(step) / 12.0
 
     def may_move(self):
+        # Before the first training batch there is no grid, so the bit-width has no effect.
         return tf.cast(self.layer.batches_seen.value > 0, tf.float32)
 
     def bounds(self):
@@ -40,39 +45,40 @@ class QuantizedActivation(QuantizedTensor):
         if not self.layer.is_fitted():
             return None
         step, offset, max_code = map(float, self.layer.grid())
-        return step * offset + 0.0, step * (offset + max_code)  # no -0.0
+        return step * offset + 0.0, step * (offset + max_code)  # `+ 0.0` turns -0.0 into 0.0
 
     def squared_norm(self):
-        """The squared scale for each value, as for values from a Gaussian."""
+        """The squared scale per value, as for values from a Gaussian distribution."""
         return self.size * tf.exp(2.0 * self.layer.log_scale())
 
 
 @register
 class LearnedBitActivation(keras.layers.Layer):
-    """Rounds what flows through it to `2**bits` levels, with a trainable range and bit-width.
+    """Quantizes its input to `2**bits` levels, with a trainable range and bit-width.
 
-    The grid has a level at 0; it reaches from 0 upwards, or to both sides if negative values
-    flow. In the first training batches the range is fitted to what flows, at the least squared
-    error; from then on it is trained. Before the first one, values pass as they are. In a
-    `LearnedBitModel` the bits move, at a price of `bit_reg` for a mean bit per value, which needs
-    `bit_gradient="measured"` or `"straight_through"`, and a model with a learned-bit kernel, too.
+    The grid contains 0; it is signed if the calibration data contain negative values. During the
+    first training batches the range is fitted to the input by least squared error; afterwards it
+    is trained. Before the first training batch the layer returns its input unchanged. In a
+    `LearnedBitModel` the bit-width is learned, at a price of `bit_reg` per mean bit per value. This
+    needs `bit_gradient="measured"` or `"straight_through"`, and a model that has a learned-bit
+    kernel as well.
 
     Args:
-        bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
+        bits: Initial bit-width; may be fractional, the nearest integer is used.
         min_bits: Lowest bit-width, an integer >= 2 (at 1 bit a signed grid has no level above 0).
         max_bits: Highest bit-width, an integer <= 16.
-        calibration_batches: Training batches that the range is fitted to, an integer >= 1. Where
-            the layer is called several times a step, each call counts.
-        **kwargs: `name`, `dtype` and what else `keras.layers.Layer` takes.
+        calibration_batches: Number of training batches to fit the range to, an integer >= 1. If
+            the layer is called several times per step, each call counts.
+        **kwargs: `name`, `dtype` and the other arguments of `keras.layers.Layer`.
 
-    Input shape: any, `(batch_size, ...)`; dimensions that are not fixed count as 1 where values
-    are counted for the price. Output shape: the same.
+    Input shape: any, `(batch_size, ...)`. For the price, dimensions that are not fixed count as 1.
+    Output shape: the shape of the input.
 
     Raises:
         ValueError: `2 <= min_bits <= bits <= max_bits <= 16` does not hold, or
-            `calibration_batches` is no integer >= 1.
+            `calibration_batches` is not an integer >= 1.
 
-    Source: levels and gradients as in LSQ (arXiv 1902.08153), with bits that are learned.
+    Source: levels and gradients as in LSQ (arXiv 1902.08153), with a learned bit-width.
 
     Examples:
         >>> layer = LearnedBitActivation(bits=2)
@@ -85,7 +91,7 @@ class LearnedBitActivation(keras.layers.Layer):
         check_bits(bits, min_bits, max_bits)
         if min_bits < 2:
             raise ValueError(
-                "Activations need `min_bits` >= 2, since with 1 bit a signed grid has no level "
+                "Activations need `min_bits` >= 2, because with 1 bit a signed grid has no level "
                 f"above 0. Received: min_bits={min_bits}"
             )
         if not isinstance(calibration_batches, int) or calibration_batches < 1:
@@ -109,9 +115,12 @@ class LearnedBitActivation(keras.layers.Layer):
 
         bounds = ClipBits(self.min_bits, self.max_bits)
         self.bits = add_scalar("bits", self.initial_bits, constraint=bounds, trainable=False)
-        # The scale is what was fitted times what was trained since.
+        # The scale is the product of a fitted and a trained factor. So calibration can go on while
+        # the scale is being trained, and does not interfere with the optimizer's state.
         self.trained_log_scale = add_scalar("log_scale")
-        # Sums, which are still right when replicas take the mean of theirs.
+        # Sums over batches and not a running mean: replicas of `tf.distribute` average each
+        # variable, and a quotient of averaged sums is right even if some of their batches were
+        # unusable.
         self.total_log_scale = add_scalar("total_log_scale", trainable=False)
         self.batches_seen = add_scalar("batches_seen", trainable=False)
         self.signed = add_scalar("signed", trainable=False)
@@ -128,6 +137,7 @@ class LearnedBitActivation(keras.layers.Layer):
         if training:
             self._calibrate(values)
         examples = tf.shape(inputs)[0] if inputs.shape.rank else 1
+        # Plain tensors: shared traces must not capture the variables of one layer.
         bits, signed, seen = (
             tf.convert_to_tensor(variable.value)
             for variable in (self.bits, self.signed, self.batches_seen)
@@ -136,17 +146,18 @@ class LearnedBitActivation(keras.layers.Layer):
         return tf.cast(tf.reshape(quantized, tf.shape(inputs)), self.compute_dtype)
 
     def _calibrate(self, values):
-        """Takes the scale that fits a batch best into the mean."""
+        """Adds the scale that fits a batch best to the mean over batches."""
         variables = (self.total_log_scale, self.batches_seen, self.signed)
         state = [tf.convert_to_tensor(variable.value) for variable in variables]
         bits = tf.convert_to_tensor(self.bits.value)
         results = _calibrated(values, bits, self.calibration_batches, *state)
-        # Variables are assigned outside of `tf.cond`, where replicas cannot meet.
+        # Assigned outside of the `tf.cond` in `_calibrated`: `tf.distribute` averages the replicas'
+        # values by a merge call, which TensorFlow does not allow inside of a branch.
         for variable, value in zip(variables, results, strict=True):
             variable.assign(value)
 
     def log_scale(self):
-        """The natural logarithm of the scale in use, a float32 scalar."""
+        """The natural logarithm of the scale, a float32 scalar."""
         fitted = tf.math.divide_no_nan(self.total_log_scale.value, self.batches_seen.value)
         return fitted + self.trained_log_scale.value
 
@@ -155,54 +166,56 @@ class LearnedBitActivation(keras.layers.Layer):
         return _quantizer(self.signed.value)
 
     def is_fitted(self):
-        """Whether a batch of training data flowed through it."""
+        """Whether the layer was calibrated on at least one training batch."""
         return self.built and bool(tf.convert_to_tensor(self.batches_seen.value) > 0)
 
     def grid(self):
-        """The `keras_learnbits.numerics.grids.Grid` in use.
+        """The current `keras_learnbits.numerics.grids.Grid`.
 
         Raises:
-            ValueError: The range was not fitted yet.
+            ValueError: The range has not been fitted yet.
         """
         if not self.is_fitted():
             raise ValueError(
-                "A `LearnedBitActivation` has a grid once a batch of training data flowed "
-                f"through it. Received: layer={self.name!r}, which saw none"
+                "A `LearnedBitActivation` has a grid only after it was called on a training "
+                f"batch. Received: layer={self.name!r}, which has seen no batch"
             )
         return self.quantizer().grid(None, self.bits.value, self.log_scale())
 
     def plain(self, inputs, dtype=None):
-        """What this layer computes, with `keras.ops` and constants alone.
+        """The output of this layer, computed with `keras.ops` and constants only.
 
         Args:
             inputs: Tensor or `keras.KerasTensor`.
-            dtype: Of the result; by default the layer's compute dtype.
+            dtype: Name of the dtype of the result; by default the layer's compute dtype.
 
         Returns:
             Tensor of the shape of the layer's output.
 
         Raises:
-            ValueError: The range was not fitted yet.
+            ValueError: The range has not been fitted yet.
         """
         step, offset, max_code = map(float, self.grid())
+        # The reciprocal is rounded to float32 before it becomes a Python number, so that the codes
+        # are those of `ActivationQuantizer` bit for bit.
         position = keras.ops.cast(inputs, "float32") * float(1.0 / self.grid().step) - offset
         codes = keras.ops.clip(keras.ops.floor(position + 0.5), 0.0, max_code)
         return keras.ops.cast((codes + offset) * step, dtype or self.compute_dtype)
 
     def plain_twin(self, float32=False):
-        """Function of a tensor that computes what this layer does, with `keras.ops` alone.
+        """A function of a tensor that computes this layer's output with `keras.ops` only.
 
-        It ignores other arguments, and raises a ValueError for a tensor with a mask.
+        The function ignores other arguments, and raises a ValueError for a tensor with a mask.
 
         Args:
-            float32: Whether the result is float32 if this layer is of a mixed precision.
+            float32: Whether the result is float32 even if this layer has a mixed precision.
         """
 
         def compute(inputs, **ignored):
             if is_masked(inputs):
                 raise ValueError(
                     "Operations of `keras.ops` do not pass on masks, so `to_keras` cannot convert "
-                    "a quantized activation behind a layer that masks. "
+                    "a quantized activation after a layer that masks. "
                     f"Received: layer={self.name!r}"
                 )
             return self.plain(inputs, "float32" if float32 else None)
@@ -226,8 +239,8 @@ class LearnedBitActivation(keras.layers.Layer):
         }
 
 
-# All layers share these functions, so TensorFlow traces each of them once and not once per layer.
-# What flows comes as a list of values, and all else as scalars, so shapes are the same for all.
+# All layers share these functions, so that TensorFlow traces each of them once, and not once per
+# layer. Activations are flattened and all else is a scalar, so that shapes are the same for all.
 _VALUES, _NUMBER = tf.TensorSpec([None]), tf.TensorSpec([])
 
 
@@ -236,15 +249,15 @@ _VALUES, _NUMBER = tf.TensorSpec([None]), tf.TensorSpec([])
     autograph=False,
 )
 def _calibrated(values, bits, batches, total, seen, signed):
-    """The three variables of a calibration after one more batch.
+    """The values of the three calibration variables after one more batch.
 
     Args:
-        values: Of the batch.
-        bits: The bit-width in bits.
+        values: Float32 tensor, the activations of the batch.
+        bits: Float32 scalar, the bit-width.
         batches: Number of batches that a range is fitted to.
-        total: Sum of the logarithms of the scales that fit the batches before.
-        seen: Their number.
-        signed: Whether one of them had negative values, 1.0 or 0.0.
+        total: Sum of the logarithms of the scales that fit the earlier batches.
+        seen: Number of earlier batches.
+        signed: 1.0 if one of the earlier batches had negative values, otherwise 0.0.
     """
     values = tf.stop_gradient(values)
     old = total, seen, signed
@@ -254,7 +267,7 @@ def _calibrated(values, bits, batches, total, seen, signed):
         quantizer = ActivationQuantizer(tf.maximum(signed, negative))
         sample = _sample(values, seed=tf.cast(seen, tf.int32))
         fit = quantizer.fitted_log_scale(sample, bits, (1,))[0]
-        # Batches of no examples, of zeros, and of what is no number say nothing.
+        # Empty batches, and those of zeros or with NaN, have no scale and are not counted.
         usable = tf.math.is_finite(fit + tf.reduce_mean(values))
         usable = tf.logical_and(usable, tf.reduce_any(sample != 0))
         new = (total + fit, seen + 1.0, quantizer.signed)
@@ -265,30 +278,30 @@ def _calibrated(values, bits, batches, total, seen, signed):
 
 @tf.custom_gradient
 def _quantized(values, *state):
-    """Values at their bit-width; as they are before a range is fitted.
+    """Quantized values; the unchanged ones before a range is fitted.
 
     Args:
-        values: Of a batch.
-        *state: The bit-width in bits, the natural logarithm of the scale, the layer's variables
-            `signed` and `batches_seen`, and the number of examples.
+        values: Float32 tensor, the activations of a batch.
+        *state: Bit-width, natural logarithm of the scale, the layer's variables `signed` and
+            `batches_seen`, and the number of examples.
     """
-    quantized, *rounded = _quantized_forth(values, *state)
+    quantized, *rounded = _quantized_forward(values, *state)
 
     def gradient(upstream):
-        by_values, by_bits, by_scale = _quantized_back(upstream, *rounded, values, *state)
-        return by_values, by_bits, by_scale, None, None, None
+        gradients = _quantized_backward(upstream, *rounded, values, *state)
+        return *gradients, None, None, None  # none for `signed`, `batches_seen` and `examples`
 
     return quantized, gradient
 
 
-# TensorFlow derives no gradients of branches in functions that XLA is to compile, so there are
-# two functions.
+# Forward and backward pass are two functions, joined by `tf.custom_gradient`: TensorFlow cannot
+# differentiate a `tf.cond` inside of a function that XLA compiles, as with `jit_compile=True`.
 _STATE = [*[_NUMBER] * 4, tf.TensorSpec([], tf.int32)]
 
 
 @tf.function(input_signature=[_VALUES, *_STATE], autograph=False)
-def _quantized_forth(values, bits, log_scale, signed, seen, examples):
-    """The quantized values, and what their gradients need: levels in steps, codes beyond."""
+def _quantized_forward(values, bits, log_scale, signed, seen, examples):
+    """The quantized values, and what their gradients need: levels in steps, and excess codes."""
 
     def quantized():
         rounded = _quantizer(signed).rounded(values, bits, log_scale)
@@ -298,19 +311,20 @@ def _quantized_forth(values, bits, log_scale, signed, seen, examples):
 
 
 @tf.function(input_signature=[*[_VALUES] * 4, *_STATE], autograph=False)
-def _quantized_back(upstream, levels, beyond, values, bits, log_scale, signed, seen, examples):
-    """Gradients by the values, the bits, and the logarithm of the scale."""
+def _quantized_backward(upstream, levels, excess, values, bits, log_scale, signed, seen, examples):
+    """Gradients with respect to values, bit-width, and logarithm of the scale."""
 
     def gradients():
-        # All values pull at one scale: LSQ divides its gradient by the root of their number.
+        # The gradients of all values add up to that of the one scale. LSQ divides it by the square
+        # root of their number per example (arXiv 1902.08153, section 2.2).
         number = tf.maximum(tf.size(values) / tf.maximum(examples, 1), 1)
         share = tf.cast(number, tf.float32) ** -0.5
         inputs = values, bits, log_scale
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            constant = tf.stop_gradient(log_scale)
+            constant = tf.stop_gradient(log_scale)  # `scale` has its value, and `share` its slope
             scale = constant + share * (log_scale - constant)
-            quantized = _quantizer(signed).quantize(values, bits, scale, (levels, beyond))
+            quantized = _quantizer(signed).quantize(values, bits, scale, (levels, excess))
         return tape.gradient(quantized, inputs, upstream)
 
     zero = tf.constant(0.0)
@@ -318,12 +332,12 @@ def _quantized_back(upstream, levels, beyond, values, bits, log_scale, signed, s
 
 
 def _quantizer(signed):
-    # Replicas that disagree average to a fraction.
+    # The mean over replicas is a fraction if only some of them saw negative values.
     return ActivationQuantizer(tf.cast(signed > 0, tf.float32))
 
 
 def _sample(values, seed):
-    """`SAMPLE` values of a batch at random; zeros of an empty one."""
+    """`SAMPLE` random values of a batch; zeros if it is empty."""
     flat = tf.concat([tf.reshape(values, [-1]), [0.0]], axis=0)
     number = tf.maximum(tf.size(values, tf.int64), 1)
     seeds = tf.stack([0, seed])

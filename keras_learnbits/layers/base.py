@@ -1,12 +1,12 @@
-"""What every learned-bit layer shares: quantized kernels, each with a bit-width of its own.
+"""The base of every learned-bit layer: quantized kernels, each with its own bit-width.
 
-A layer names its quantized kernels as class attributes and leaves everything else to Keras:
+A layer declares its quantized kernels as class attributes and leaves everything else to Keras:
 
     class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
         kernel = QuantizedWeight(output_axes=(-1,))
 
-Keras's own `build` creates the float kernel through `add_weight`, where the mixin adds the
-bit-width and the scales; Keras's own `call` reads `self.kernel`, which there is the quantized one.
+Keras's `build` creates the float kernel with `add_weight`, where the mixin adds the bit-width and
+the scales. Keras's `call` reads `self.kernel`, which is the quantized kernel during a call.
 """
 
 import inspect
@@ -44,13 +44,18 @@ class ClipBits(keras.constraints.Constraint):
 class QuantizedWeight:
     """Class attribute of a layer: the quantized weight inside of `call`, the float one outside.
 
-    Inside of the layer's `call` it is a tensor in the compute dtype, what the layer computes with.
-    Outside it is the float `keras.Variable`, as in Keras, to be assigned, constrained and saved.
+    During the layer's `call` it is a tensor in the compute dtype, which the layer computes with.
+    At other times it is the float `keras.Variable`, as in Keras, to be assigned, constrained and
+    saved.
 
     Args:
         output_axes: Axes of the weight that number the layer's output channels, which may have
-            scales of their own; or a function from the layer to these axes.
+            separate scales; or a function from the layer to these axes.
     """
+
+    # A data descriptor (it has `__set__`), because only those take precedence over an entry of the
+    # layer's `__dict__`, where `self.kernel = ...` in Keras's `build` would otherwise put it.
+    # https://docs.python.org/3/howto/descriptor.html
 
     def __init__(self, output_axes):
         self.output_axes = output_axes
@@ -59,7 +64,7 @@ class QuantizedWeight:
         self.name = name
 
     def __get__(self, layer, owner=None):
-        if layer is None:
+        if layer is None:  # read from the class
             return self
         quantized_kernel = layer.quantized_kernels.get(self.name)
         if quantized_kernel is None:
@@ -67,28 +72,29 @@ class QuantizedWeight:
         return quantized_kernel.used_by_layer() if is_computing(layer) else quantized_kernel.kernel
 
     def __set__(self, layer, value):
-        """Keras's `build` assigns the weight that `add_weight` has just made, and nobody else."""
+        """Accepts only the weight from `add_weight`, which Keras's `build` assigns."""
         quantized_kernel = layer.quantized_kernels.get(self.name)
         if quantized_kernel is None or value is not quantized_kernel.kernel:
             raise AttributeError(
-                f"`{self.name}` of a learned-bit layer is its float variable and stays so: write "
-                f"`layer.{self.name}.assign(values)`. "
+                f"`{self.name}` of a learned-bit layer is its float variable and cannot be "
+                f"replaced: write `layer.{self.name}.assign(values)`. "
                 f"Received: a {type(value).__name__} for layer {layer.name!r}"
             )
 
     def axes_of(self, layer):
+        """The axes of the weight that number a layer's output channels."""
         return self.output_axes(layer) if callable(self.output_axes) else self.output_axes
 
 
 class OwnsBits(TakesFloatWeights):
-    """What owns quantized kernels: settings, and a bit-width and scales for each kernel.
+    """Base class of layers with quantized kernels: settings, bit-widths and scales.
 
-    Goes before a Keras layer class.
+    It goes before a Keras layer class.
 
     Args:
-        *args: The Keras layer's own.
-        **kwargs: The Keras layer's own.
-        bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
+        *args: Arguments of the Keras layer.
+        **kwargs: Arguments of the Keras layer.
+        bits: Initial bit-width; may be fractional, the nearest integer is used.
         min_bits: Lowest bit-width a kernel may reach, an integer >= 1.
         max_bits: Highest bit-width a kernel may reach, an integer <= 16.
         kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
@@ -118,11 +124,12 @@ class OwnsBits(TakesFloatWeights):
     @property
     def quantized_kernels(self):
         """Dictionary of weight name to `QuantizedKernel`; empty before the layer is built."""
+        # Kept in `__dict__`: `Layer.__setattr__` would replace the dictionary by a tracked one.
         return self.__dict__.get("_quantized_kernels", {})
 
     @property
     def bits(self):
-        """The bit-width, a scalar `keras.Variable`; a tuple of them where there are several."""
+        """The bit-width, a scalar `keras.Variable`; a tuple of them if there are several."""
         variables = tuple(kernel.bits for kernel in self.quantized_kernels.values())
         if not variables:
             raise AttributeError("You must build the layer before accessing `bits`.")
@@ -135,8 +142,9 @@ class OwnsBits(TakesFloatWeights):
             name: Name of the kernel in this layer.
             kernel: Float `keras.Variable`.
             output_axes: Axes of the kernel that number output channels.
-            prefix: What the names of the new variables begin with.
+            prefix: Prefix of the names of the new variables.
         """
+        # That of Keras: the mixin's `add_weight` is what calls this method.
         add_weight = super().add_weight
         bits = add_weight(
             name=f"{prefix}bits",
@@ -144,8 +152,8 @@ class OwnsBits(TakesFloatWeights):
             initializer=keras.initializers.Constant(float(self.initial_bits)),
             constraint=ClipBits(self.min_bits, self.max_bits),
             dtype="float32",
-            autocast=False,
-            trainable=False,
+            autocast=False,  # float16 would round a bit-width to steps of 0.01
+            trainable=False,  # only a `LearnedBitModel` trains bit-widths
             aggregation="mean",
         )
         quantizer, log_scale = self.kernel_quantizer, None
@@ -160,15 +168,15 @@ class OwnsBits(TakesFloatWeights):
                 dtype="float32",
                 autocast=False,
             )
-            # Not passed to `add_weight`: keras/src/layers/layer.py, `_track_variable`, decides by
-            # that argument for good in which list the layer keeps the variable.
+            # Not an argument of `add_weight`: by that argument Keras (keras/src/layers/layer.py,
+            # `_track_variable`) chooses once and for all the list in which it keeps the variable.
             log_scale.trainable = kernel.trainable
         quantized_kernel = QuantizedKernel(self, name, kernel, bits, log_scale, quantizer)
         mark_variables(quantized_kernel, bits, log_scale)
         self.__dict__.setdefault("_quantized_kernels", {})[name] = quantized_kernel
 
     def plain_weights(self):
-        """Values of the weights of the plain twin, in its order: kernels are quantized.
+        """Values for the weights of the plain twin, in its order, with quantized kernels.
 
         Returns:
             List of tensors for the kernels, and of `keras.Variable` for all other weights.
@@ -186,12 +194,12 @@ class OwnsBits(TakesFloatWeights):
         self.save_own_variables(own)
         if self.built and len(store) != len(own):
             raise ValueError(
-                f"A learned-bit layer has {len(own)} variables with its bits and scales. Where the "
-                "file holds the weights of a float model, load it into that model and call "
+                f"A learned-bit layer has {len(own)} variables with its bits and scales. If the "
+                "file has the weights of a float model, load it into that model and call "
                 "`keras_learnbits.warm_start(model, float_model)`. "
                 f"Received: {len(store)} variables for layer {self.name!r}"
             )
-        with keeping_scales():
+        with keeping_scales():  # the file has scales, which need not be fitted to its kernels
             load_variables(self, store)
         check_loaded_bits(self, self.quantized_kernels.values())
 
@@ -208,23 +216,23 @@ class OwnsBits(TakesFloatWeights):
 class LearnedBitMixin(OwnsBits):
     """Gives a Keras layer quantized kernels with trainable bit-widths.
 
-    Put it before the Keras layer. In a `LearnedBitModel` the bits move; in any other Keras model
-    the layer trains as a quantization-aware layer whose bits stay where they are, and the bits
-    are listed among the non-trainable weights.
+    Put it before the Keras layer. In a `LearnedBitModel` the bit-widths are learned. In any other
+    Keras model the layer does quantization-aware training at constant bit-widths, which are listed
+    among the non-trainable weights.
 
     Args:
-        *args: The Keras layer's own.
-        **kwargs: The Keras layer's own, and those that follow.
+        *args: Arguments of the Keras layer.
+        **kwargs: Arguments of the Keras layer, and the following ones.
 
     Keyword Args:
-        bits: Bit-width to start at, in bits; may be fractional, the nearest integer is in use.
+        bits: Initial bit-width; may be fractional, the nearest integer is used.
         min_bits: Lowest bit-width the layer may reach, an integer >= 1.
         max_bits: Highest bit-width the layer may reach, an integer <= 16.
         kernel_quantizer: `"learned_scale"`, `"min_max"` or a quantizer.
 
     Raises:
         ValueError: `1 <= min_bits <= bits <= max_bits <= 16` does not hold, the quantizer is
-            unknown, the dtype policy is an integer or float8 one, or LoRA is asked for.
+            unknown, the dtype policy is an integer or float8 one, or LoRA is enabled.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -234,6 +242,7 @@ class LearnedBitMixin(OwnsBits):
             for name in dir(cls)
             if isinstance(weight := inspect.getattr_static(cls, name), QuantizedWeight)
         }
+        # `__init__` takes `*args, **kwargs`, which `help` and editors would show otherwise.
         cls.__signature__ = _merged_signature(cls)
         cls.call = marking_call(cls.call)
 
@@ -253,10 +262,11 @@ class LearnedBitMixin(OwnsBits):
         dtype = keras.backend.standardize_dtype(kwargs.get("dtype") or self.variable_dtype)
         if not tf.as_dtype(dtype).is_floating:
             raise ValueError(
-                f"A learned-bit layer needs a floating-point `{name}`, which it rounds itself. "
+                f"A learned-bit layer needs a floating-point `{name}`, which it quantizes itself. "
                 f"Received: dtype={dtype!r} in layer {self.name!r}"
             )
-        # Without autocast the kernel arrives in full precision also under mixed policies.
+        # Without autocast the kernel has full precision under mixed policies, too; otherwise Keras
+        # would cast it to the compute dtype before it is rounded to its grid.
         kernel = super().add_weight(*args, name=name, autocast=False, **kwargs)
         prefix = f"{name}_" if len(self.quantized_weights) > 1 else ""
         output_axes = self.quantized_weights[name].axes_of(self)
@@ -269,15 +279,15 @@ class LearnedBitMixin(OwnsBits):
         """A layer of the Keras class with the same configuration; it is not built.
 
         Args:
-            float32: Whether it computes in float32 if this layer is of a mixed precision.
+            float32: Whether it computes in float32 even if this layer has a mixed precision.
         """
         config = super(OwnsBits, self).get_config()  # without the settings of bits
         return keras_twin(type(self)).from_config({**config, **dtype_setting(self, float32)})
 
     def enable_lora(self, rank, **kwargs):
         raise ValueError(
-            "LoRA adds to a frozen kernel what a learned-bit layer would have to round; it is not "
-            f"supported. Received: rank={rank} in layer {self.name!r}"
+            "LoRA is not supported: what it adds to a frozen kernel would not be quantized. "
+            f"Received: rank={rank} in layer {self.name!r}"
         )
 
 
@@ -298,36 +308,37 @@ def check_bits(bits, min_bits, max_bits):
 
 
 def check_loaded_bits(layer, tensors):
-    """Raises a ValueError if a file has given a layer bit-widths beyond its bounds.
+    """Raises a ValueError if a file had bit-widths outside of a layer's bounds.
 
-    They are then those that the layer begins with.
+    Those bit-widths are set to the initial ones.
 
     Args:
-        layer: The layer, with `initial_bits`, `min_bits` and `max_bits`.
-        tensors: Its `QuantizedTensor`s.
+        layer: Layer with `initial_bits`, `min_bits` and `max_bits`.
+        tensors: List of the layer's `QuantizedTensor`s.
     """
     loaded = {tensor: float(tensor.latent_bits()) for tensor in tensors}
-    beyond = [t for t, bits in loaded.items() if not layer.min_bits <= bits <= layer.max_bits]
-    for tensor in beyond:
+    outside = [t for t, bits in loaded.items() if not layer.min_bits <= bits <= layer.max_bits]
+    for tensor in outside:
         tensor.bits.assign(layer.initial_bits)
-    if beyond:
+    if outside:
         raise ValueError(
             "The bit-widths of a file must lie within the bounds of their layers. "
-            f"Received: bits={[loaded[tensor] for tensor in beyond]} for layer {layer.name!r}, "
+            f"Received: bits={[loaded[tensor] for tensor in outside]} for layer {layer.name!r}, "
             f"with min_bits={layer.min_bits}, max_bits={layer.max_bits}"
         )
 
 
 def keras_twin(cls):
-    """The Keras class that a learned-bit layer class goes before."""
+    """The Keras class that a learned-bit layer class extends."""
     layers = (base for base in cls.__mro__ if issubclass(base, keras.layers.Layer))
     return next(base for base in layers if not issubclass(base, OwnsBits))
 
 
 def _merged_signature(cls):
-    """Keras's arguments followed by those of the mixin, for `help` and editors."""
-    theirs = list(inspect.signature(keras_twin(cls).__init__).parameters.values())[1:]
-    own = inspect.signature(OwnsBits.__init__).parameters.values()
-    ours = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    """Arguments of the Keras class followed by those of the mixin, for `help` and editors."""
+    theirs = list(inspect.signature(keras_twin(cls).__init__).parameters.values())[1:]  # no self
+    of_mixin = inspect.signature(OwnsBits.__init__).parameters.values()
+    ours = [parameter for parameter in of_mixin if parameter.kind is parameter.KEYWORD_ONLY]
+    # `inspect` requires `**kwargs` to be the last parameter.
     rest = [p for p in theirs if p.kind is p.VAR_KEYWORD]
     return inspect.Signature([p for p in theirs if p not in rest] + ours + rest)

@@ -1,4 +1,4 @@
-"""Checks of models that are to learn bits or be written to files."""
+"""Checks of models before they learn bits or are written to files."""
 
 import keras
 import numpy as np
@@ -8,22 +8,22 @@ from keras_learnbits.layers.traversal import layers_inside, path_of
 
 
 def check_kernels(model, kernels):
-    """Raises a ValueError if a model that is to learn bits has no kernel for it."""
+    """Raises a ValueError if a model has no quantized kernel."""
     if not kernels:
         raise ValueError(
-            "A LearnedBitModel needs at least one learned-bit kernel, as of LearnedBitDense. "
+            "A LearnedBitModel needs at least one learned-bit kernel, e.g. of LearnedBitDense. "
             f"Received: layers={[layer.name for layer in model.layers]}"
         )
 
 
 def check_holders(model):
-    """Raises a ValueError if a model holds a learned-bit layer where it cannot be trained."""
+    """Raises a ValueError if a layer of a model prevents a learned-bit layer from training."""
     for layer in layers_inside(model):
         spectral = isinstance(layer, keras.layers.SpectralNormalization)
         if spectral and isinstance(layer.layer, OwnsBits):
             raise ValueError(
                 "`SpectralNormalization` changes the kernel of its layer in every step, and works "
-                "with float ones only; have it hold the Keras layer. "
+                "with float kernels only; give it the Keras layer. "
                 f"Received: {layer.name!r}, which holds {layer.layer.name!r}"
             )
 
@@ -33,10 +33,10 @@ def check_finite_weights(model, purpose):
 
     Args:
         model: A Keras model or layer.
-        purpose: What needs the weights, the subject of the message's sentence.
+        purpose: String, the operation that needs the weights; the message begins with it.
     """
     names, inside = {}, layers_inside(model)
-    # Holders first, so that the layer that a weight belongs to names it.
+    # Models first: a layer in them overwrites the path of its weights with a more precise one.
     for layer in sorted(inside, key=lambda layer: not isinstance(layer, keras.Model)):
         chain = inside[layer]
         names |= dict.fromkeys((id(weight) for weight in layer.weights), path_of(chain))
@@ -47,13 +47,13 @@ def check_finite_weights(model, purpose):
     ]
     if bad:
         raise ValueError(
-            f"{purpose} needs weights that are numbers; load or train them again. "
+            f"{purpose} needs finite weights; load or train them again. "
             f"Received: NaN or infinity in {', '.join(bad)}"
         )
 
 
 class _MaskProbe(keras.layers.Layer):
-    """Tells whether what it is called with has a mask."""
+    """Notes whether Keras passes it a mask along with its input."""
 
     def __init__(self):
         super().__init__()

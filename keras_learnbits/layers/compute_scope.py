@@ -1,7 +1,7 @@
-"""What a layer computes with, by scopes of the calling thread.
+"""Scopes that decide with which kernels layers compute, and with which gradients.
 
-Inside of a layer's `call`, `layer.kernel` is the quantized weight; outside, as in Keras, the float
-`keras.Variable`.
+During a layer's `call`, `layer.kernel` is the quantized weight; at other times, as in Keras, it is
+the float `keras.Variable`. A scope applies to the calling thread.
 """
 
 import contextlib
@@ -14,7 +14,11 @@ from keras_learnbits._keras import call_after_assign
 
 
 class _State(threading.local):
-    """State of this thread. Replicas trace their steps in threads of their own."""
+    """State of this thread.
+
+    `tf.distribute.MirroredStrategy` traces the step of each replica in a separate thread, and a
+    program may train one model while another thread predicts with the same layers.
+    """
 
     layers = ()
     float_kernels = False
@@ -27,7 +31,7 @@ _STATE = _State()
 
 @contextlib.contextmanager
 def _scope(**values):
-    """A scope in which some of the state has other values."""
+    """A scope with other values for some of the state."""
     outer = {name: getattr(_STATE, name) for name in values}
     vars(_STATE).update(values)
     try:
@@ -37,19 +41,23 @@ def _scope(**values):
 
 
 def is_computing(layer):
-    """Whether this is inside of the layer's `call`."""
+    """Whether the layer's `call` is running in this thread."""
+    # A tuple, because layers call the layers inside them. Searched by identity, because layers may
+    # define `__eq__`.
     return any(each is layer for each in _STATE.layers)
 
 
 def marking_call(call):
-    """A layer's `call`, during which `is_computing` holds for the layer; of the same signature.
-
-    `call` is wrapped and not `__call__`, because `keras.RematScope` runs `call` again by itself to
-    compute gradients.
+    """Wraps the `call` of a layer class so that `is_computing` is true during a call.
 
     Args:
         call: Function of a layer and its arguments.
+
+    Returns:
+        Function of the same signature, from which Keras reads the arguments that the layer takes.
     """
+    # `call` and not `__call__`, because the backward pass of a `keras.RematScope` runs `call` alone
+    # (keras/src/layers/layer.py, `rematerialized_call`). Subclasses inherit the wrapped one.
     if getattr(call, "marks_its_layer", False):
         return call
 
@@ -63,50 +71,50 @@ def marking_call(call):
 
 
 def computing_with_float_kernels(active=True):
-    """A scope in which learned-bit layers compute with their float kernels, as Keras's do.
+    """A scope in which learned-bit layers compute with their float kernels, like Keras layers.
 
     Args:
-        active: Whether they do; False changes nothing.
+        active: Boolean; False makes a scope that changes nothing.
     """
     return _scope(float_kernels=active or _STATE.float_kernels)
 
 
 def uses_float_kernels():
-    """Whether this is within `computing_with_float_kernels`."""
+    """Whether layers compute with their float kernels."""
     return _STATE.float_kernels
 
 
 def bit_gradients(wanted):
-    """A scope in which gradients with respect to the bits flow through kernels, or do not.
+    """A scope in which quantized kernels have gradients with respect to bit-widths, or have none.
 
-    They flow outside of any such scope. Graphs without them are smaller.
+    Outside of any such scope they have them. Without them graphs are smaller.
 
     Args:
-        wanted: Boolean.
+        wanted: Boolean, whether kernels have these gradients.
     """
     return _scope(bit_gradients=wanted)
 
 
 def wants_bit_gradients():
-    """Whether gradients with respect to the bits are to flow."""
+    """Whether quantized kernels have gradients with respect to bit-widths."""
     return _STATE.bit_gradients
 
 
 def keeping_scales():
-    """A scope in which assignments to kernels leave their scales alone; see `follow_kernel`."""
+    """A scope in which assignments to kernels do not change their scales; see `follow_kernel`."""
     return _scope(keeping_scales=True)
 
 
 def follow_kernel(tensor):
-    """Fits scales again whenever their kernel is assigned, as by `layer.kernel.assign(values)`.
+    """Fits scales again when their kernel is assigned, e.g. by `layer.kernel.assign(values)`.
 
-    Without this, values beyond the range of the old scales would be clipped silently. Optimizers
-    assign to `kernel.value`, and assignments in graphs are left alone. Kernels in a
-    `LearnedBitWrapper` are not followed, because the layers inside load them from files after
-    their scales.
+    Otherwise values outside of the range of the old scales would be clipped silently. Updates by
+    optimizers, which assign to `kernel.value`, and assignments in graphs do not fit the scales.
+    Kernels in a `LearnedBitWrapper` are not followed, because Keras loads them from a file after
+    the scales, which belong to the wrapper.
 
     Args:
-        tensor: `QuantizedKernel`.
+        tensor: `QuantizedKernel` with scales.
     """
 
     def fit_scale():

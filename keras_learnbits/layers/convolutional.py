@@ -1,7 +1,7 @@
 """Learned-bit twins of Keras's convolutions.
 
-All take the arguments of the Keras layer of that name, and `bits`, `min_bits`, `max_bits` and
-`kernel_quantizer` (`LearnedBitMixin` describes them).
+They take the arguments of the Keras layer, and `bits`, `min_bits`, `max_bits` and
+`kernel_quantizer` (see `LearnedBitMixin`).
 """
 
 import keras
@@ -12,7 +12,7 @@ from keras_learnbits.serialization import register
 
 @register
 class LearnedBitConv1D(LearnedBitMixin, keras.layers.Conv1D):
-    """`keras.layers.Conv1D` with a quantized kernel, a trainable bit-width, a scale a filter.
+    """`keras.layers.Conv1D` with a quantized kernel, a bit-width, and a scale per filter.
 
     Examples:
         >>> LearnedBitConv1D(4, 3)(keras.ops.ones((2, 8, 3))).shape
@@ -24,7 +24,7 @@ class LearnedBitConv1D(LearnedBitMixin, keras.layers.Conv1D):
 
 @register
 class LearnedBitConv2D(LearnedBitMixin, keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with a quantized kernel, a trainable bit-width, a scale a filter.
+    """`keras.layers.Conv2D` with a quantized kernel, a bit-width, and a scale per filter.
 
     Examples:
         >>> LearnedBitConv2D(4, 3)(keras.ops.ones((2, 8, 8, 3))).shape
@@ -36,7 +36,7 @@ class LearnedBitConv2D(LearnedBitMixin, keras.layers.Conv2D):
 
 @register
 class LearnedBitConv3D(LearnedBitMixin, keras.layers.Conv3D):
-    """`keras.layers.Conv3D` with a quantized kernel, a trainable bit-width, a scale a filter.
+    """`keras.layers.Conv3D` with a quantized kernel, a bit-width, and a scale per filter.
 
     Examples:
         >>> LearnedBitConv3D(4, 3)(keras.ops.ones((2, 8, 8, 8, 3))).shape
@@ -44,6 +44,9 @@ class LearnedBitConv3D(LearnedBitMixin, keras.layers.Conv3D):
     """
 
     kernel = QuantizedWeight(output_axes=(-1,))
+
+
+# Transposed kernels have the shape `(..., filters, channels)`.
 
 
 @register
@@ -80,6 +83,10 @@ class LearnedBitConv3DTranspose(LearnedBitMixin, keras.layers.Conv3DTranspose):
     """
 
     kernel = QuantizedWeight(output_axes=(-2,))
+
+
+# Depthwise kernels have the shape `(..., channels, depth_multiplier)`; each pair of indices of the
+# last two axes is one output channel.
 
 
 @register

@@ -11,7 +11,7 @@ class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
     """`keras.layers.Dense` with a quantized kernel and a trainable bit-width.
 
     Takes the arguments of `keras.layers.Dense`, and `bits`, `min_bits`, `max_bits` and
-    `kernel_quantizer` (`LearnedBitMixin` describes them). Scales are one a unit.
+    `kernel_quantizer` (see `LearnedBitMixin`). There is one scale per unit.
 
     Input shape: `(batch_size, ..., input_dim)`. Output shape: `(batch_size, ..., units)`.
 
@@ -27,7 +27,10 @@ class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
 
 
 def _einsum_output_axes(layer):
-    """Axes of an einsum kernel that appear in the output, which contraction leaves in place."""
+    """Axes of an einsum kernel that appear in the output.
+
+    The output is contracted over all other axes, along which weights must share a scale.
+    """
     inputs, output = layer.equation.replace(" ", "").split("->")
     kernel = inputs.split(",")[1]
     return tuple(axis for axis, letter in enumerate(kernel) if letter in output)
@@ -37,8 +40,8 @@ def _einsum_output_axes(layer):
 class LearnedBitEinsumDense(LearnedBitMixin, keras.layers.EinsumDense):
     """`keras.layers.EinsumDense` with a quantized kernel and a trainable bit-width.
 
-    Takes the arguments of `keras.layers.EinsumDense`, and those of `LearnedBitMixin`. Scales are
-    one for each index of the kernel's axes that appear in the output.
+    Takes the arguments of `keras.layers.EinsumDense`, and those of `LearnedBitMixin`. There is one
+    scale per index of the kernel's axes that appear in the output.
 
     Examples:
         >>> layer = LearnedBitEinsumDense("ab,bc->ac", output_shape=3, bias_axes="c", bits=4)
@@ -53,8 +56,8 @@ class LearnedBitEinsumDense(LearnedBitMixin, keras.layers.EinsumDense):
 class LearnedBitEmbedding(LearnedBitMixin, keras.layers.Embedding):
     """`keras.layers.Embedding` with quantized embeddings and a trainable bit-width.
 
-    Takes the arguments of `keras.layers.Embedding`, and those of `LearnedBitMixin`. Scales are
-    one an output dimension, shared by all rows.
+    Takes the arguments of `keras.layers.Embedding`, and those of `LearnedBitMixin`. There is one
+    scale per output dimension, shared by all rows.
 
     Input shape: `(batch_size, ...)` of integers. Output shape: `(batch_size, ..., output_dim)`.
 
@@ -68,7 +71,9 @@ class LearnedBitEmbedding(LearnedBitMixin, keras.layers.Embedding):
 
     def __init__(self, *args, weights=None, **kwargs):
         super().__init__(*args, **kwargs)
-        if weights is not None:  # Keras's own way assigns all the layer's weights by position
+        if weights is not None:
+            # Keras calls `set_weights(weights)` (keras/src/layers/core/embedding.py), which would
+            # need values for the bit-width and the scales, too.
             self.build()
             values = weights[0] if isinstance(weights, list) and len(weights) == 1 else weights
             self.quantized_kernels["embeddings"].kernel.assign(values)

@@ -1,4 +1,4 @@
-"""How the quantized tensors of a model are found and named."""
+"""Finds and names the quantized tensors of a model."""
 
 import itertools
 
@@ -7,10 +7,10 @@ from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 
 
 def quantized_tensors(model):
-    """All that has a bit-width in a model or layer: kernels, then activations.
+    """All quantized tensors of a model or layer: kernels, then activations.
 
     Args:
-        model: A built Keras model or layer; of a distiller, that of its student.
+        model: A built Keras model or layer; a distiller stands for its student.
 
     Returns:
         List of `QuantizedTensor`, each once, in the order of the variables.
@@ -23,7 +23,7 @@ def quantized_kernels(model):
     """All quantized kernels of a model or layer, each once, in the order of the variables.
 
     Args:
-        model: A built Keras model or layer; of a distiller, that of its student.
+        model: A built Keras model or layer; a distiller stands for its student.
 
     Returns:
         List of `QuantizedKernel`.
@@ -32,33 +32,35 @@ def quantized_kernels(model):
 
 
 def kernels_among(tensors):
-    """Those of a list of `QuantizedTensor`s that are kernels."""
+    """The kernels in a list of `QuantizedTensor`s."""
     return [tensor for tensor in tensors if isinstance(tensor, QuantizedKernel)]
 
 
 def activations_among(tensors):
-    """Those of a list of `QuantizedTensor`s that are no kernels."""
+    """The activations in a list of `QuantizedTensor`s."""
     return [tensor for tensor in tensors if not isinstance(tensor, QuantizedKernel)]
 
 
 def learner_of(model):
-    """The model whose bits are learned: of a distiller the student, else the model itself."""
+    """The model whose bits are learned: the student of a distiller, otherwise the model itself."""
     return model.bit_learner() if hasattr(model, "bit_learner") else model
 
 
 def _marking(model):
+    # Found by their variables, because Keras lists the variables of a model but not all the layers
+    # in it, such as those in lists or in layers of other libraries.
     owners = [quantized_tensor_of(variable) for variable in learner_of(model).variables]
     return list({id(owner): owner for owner in owners if owner is not None}.values())
 
 
 def unique_names(tensors):
-    """Names for logs and tables: the layers' own, and their paths where names repeat.
+    """Names for logs and tables: names of layers, or their paths if names repeat.
 
     Args:
         tensors: List of `QuantizedTensor`.
 
     Returns:
-        List of as many different strings.
+        List of different strings, one for each tensor.
     """
     names = [tensor.name() for tensor in tensors]
     if len(set(names)) < len(names):
@@ -68,11 +70,11 @@ def unique_names(tensors):
 
 
 def free_name(name, taken):
-    """The name, or the name with the lowest number behind it that is not taken.
+    """The name, or if it is taken the name with the lowest free number.
 
     Args:
         name: String.
-        taken: Set of names. The new one is added.
+        taken: Set of names, to which the new one is added.
 
     Examples:
         >>> taken = set()
@@ -86,19 +88,21 @@ def free_name(name, taken):
 
 
 def mark_variables(tensor, *variables):
-    """Marks variables (or None) as a quantized tensor's, so that it is found however deep."""
+    """Marks variables as those of a quantized tensor, which is found by them; None is skipped."""
     for variable in variables:
         if variable is not None:
             mark(variable, tensor)
 
 
 def quantized_tensor_of(variable):
-    """The `QuantizedTensor` whose bit-width or scales a variable holds, else None."""
+    """The `QuantizedTensor` whose bit-width or scales a variable contains, or None."""
     return marked(variable)
 
 
 def without_fixed_scales(variables):
-    """Without the scales of kernels that are not trained, which may lie inside other layers."""
+    """The variables without the scales of kernels that are not trained."""
+    # A `LearnedBitWrapper` has the scales of a kernel that belongs to a layer inside. Freezing that
+    # layer does not freeze the variables of the wrapper.
     tensors = [quantized_tensor_of(variable) for variable in variables]
     return [
         variable

@@ -7,26 +7,30 @@ from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensor
 
 
 def float_weights(layer):
-    """Weights of a layer or model without bits and scales, in order."""
+    """Weights of a layer or model without bit-widths and scales, in order."""
     return [v for v in layer.weights if quantized_tensor_of(v) is None]
 
 
 def assign_all(variables, values):
-    """Assigns as many values to variables, in order."""
+    """Assigns values to variables, in order; their numbers must be equal."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
 
 class TakesFloatWeights:
-    """A layer or model whose `set_weights` takes float weights, too. Goes before Keras's class."""
+    """A layer or model whose `set_weights` also accepts float weights alone.
+
+    It goes before the Keras class.
+    """
 
     def set_weights(self, weights):
-        """Sets all weights; or only the float ones, as of the Keras layer or model, in order.
+        """Sets all weights, or only the float ones, e.g. those of the Keras layer or model.
 
-        With float ones scales are fitted to the new kernels, and bits stay, as with `warm_start`.
+        With float weights the scales are fitted to the new kernels, and bit-widths do not change,
+        as with `warm_start`.
 
         Raises:
-            ValueError: Numbers or shapes of the weights are others.
+            ValueError: The weights have other shapes, or another number.
         """
         floats = float_weights(self)
         if len(weights) != len(floats) or len(floats) == len(self.weights):
@@ -36,7 +40,7 @@ class TakesFloatWeights:
         shapes, given = [tuple(v.shape) for v in floats], [np.shape(value) for value in weights]
         if shapes != given:
             raise ValueError(
-                "`set_weights` takes weights of the shapes that there are. "
+                "`set_weights` needs weights with the shapes of the present ones. "
                 f"Received: shapes {given} for {shapes} in {self.name!r}"
             )
         with keeping_scales():

@@ -4,55 +4,57 @@ import inspect
 
 import keras
 
-# `get_config` of every Keras layer returns these, even if a custom `__init__` does not take them.
+from keras_learnbits._keras import is_mixed, set_dtype_policy
+
+# Every `get_config` returns these (keras/src/layers/layer.py), even if the `__init__` of a custom
+# layer does not accept them.
 BASE_SETTINGS = ("name", "trainable", "dtype")
 
 
 def copy_layer(layer, layer_class=None, **settings):
-    """A new layer with the configuration of another one; it is not built.
+    """A new, unbuilt layer with the configuration of another one.
 
     Args:
         layer: `keras.layers.Layer`.
         layer_class: Class of the new layer; by default that of `layer`.
-        **settings: Entries that replace those of the configuration, or are added to it.
+        **settings: Entries that replace entries of the configuration, or are added to it.
 
     Raises:
-        ValueError: The class cannot be made from the configuration.
+        ValueError: The class cannot make a layer from the configuration.
 
     Examples:
         >>> copy_layer(keras.layers.Dense(3, name="head"), units=5).get_config()["units"]
         5
     """
     try:
-        # Some classes put layers into their configuration without serializing them; the original
-        # and its copy would share those.
+        # Some classes put layers into their configuration without serializing them. The original
+        # and its copy would share these layers.
         config = _with_copied_layers({**layer.get_config(), **settings})
         return _layer_from_config(layer_class or type(layer), config)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             "A layer can be copied if its class can be made from its `get_config`. Functions in "
             "the configuration must be registered with `keras.saving`; lambdas cannot be. "
-            "`copy=False` takes such layers without copying them, and uses up the original. "
+            "`copy=False` takes such layers without copying them. "
             f"Received: {layer.name!r} of class {type(layer).__name__}, {error}"
         ) from error
 
 
 def dtype_setting(layer, float32):
-    """Settings for `copy_layer` of a copy that may have to compute in float32.
+    """Settings for `copy_layer` that make a copy compute in float32.
 
     Args:
         layer: `keras.layers.Layer`.
-        float32: Whether a layer of a mixed precision is to compute in float32.
+        float32: Whether the copy of a layer with a mixed precision computes in float32.
 
     Returns:
-        Dictionary with the key `"dtype"`; empty if the precision stays.
+        Dictionary with the key `"dtype"`; empty if the precision does not change.
     """
-    is_mixed = layer.dtype_policy.name.startswith("mixed_")
-    return {"dtype": "float32"} if float32 and is_mixed else {}
+    return {"dtype": "float32"} if float32 and is_mixed(layer) else {}
 
 
 def _with_copied_layers(value):
-    """A configuration, or a value in one, with its layers copied."""
+    """A configuration, or a value in it, with copies of the layers in it."""
     if isinstance(value, keras.layers.Layer):
         return copy_layer(value)
     if isinstance(value, dict):
@@ -63,7 +65,7 @@ def _with_copied_layers(value):
 
 
 def _layer_from_config(layer_class, config):
-    """`from_config`, which also serves classes whose `__init__` takes no `name`, `dtype`, ..."""
+    """`from_config`, also for classes whose `__init__` does not accept `name`, `dtype`, ..."""
     parameters = inspect.signature(layer_class.__init__).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return layer_class.from_config(config)
@@ -73,7 +75,7 @@ def _layer_from_config(layer_class, config):
     layer = layer_class.from_config(config)
     for name, value in values.items():
         if name == "dtype":
-            layer.dtype_policy = keras.dtype_policies.get(value)
+            set_dtype_policy(layer, value)
         else:
             setattr(layer, name, value)
     return layer

@@ -1,4 +1,4 @@
-"""What has a bit-width: `QuantizedTensor` and `QuantizedKernel`."""
+"""Tensors with a bit-width: `QuantizedTensor` and `QuantizedKernel`."""
 
 import math
 from typing import NamedTuple
@@ -27,13 +27,13 @@ class RoundedKernel(NamedTuple):
 
 
 class QuantizedTensor:
-    """What has a bit-width: a kernel, or the input of a `LearnedBitActivation`.
+    """A tensor with a bit-width: a kernel, or the input of a `LearnedBitActivation`.
 
     Attributes:
-        layer: The layer it belongs to.
-        bits: Scalar `keras.Variable`, the latent real bit-width in bits.
+        layer: The learned-bit layer that it belongs to.
+        bits: Scalar `keras.Variable`, the latent real bit-width.
         size: Number of weights, or of values per example.
-        trainable: Whether its bits are trained.
+        trainable: Whether its bit-width is trained.
     """
 
     def __init__(self, layer, bits):
@@ -49,11 +49,11 @@ class QuantizedTensor:
         return tf.convert_to_tensor(self.bits.value)
 
     def integer_bits(self):
-        """The bit-width in use, a float32 scalar tensor."""
+        """The bit-width that is used, a float32 scalar tensor with an integer."""
         return grids.integer_bits(self.latent_bits())
 
     def may_move(self):
-        """1.0 if its bits may move already, else 0.0, a float32 scalar."""
+        """1.0 if its bit-width may change in this step, otherwise 0.0; a float32 scalar."""
         return 1.0
 
     def squared_error(self):
@@ -65,7 +65,7 @@ class QuantizedTensor:
         raise NotImplementedError
 
     def squared_norm(self):
-        """Sum of the squares of what is quantized, a float32 scalar."""
+        """Sum of the squares of the float values, a float32 scalar."""
         raise NotImplementedError
 
 
@@ -87,7 +87,7 @@ class QuantizedKernel(QuantizedTensor):
         self.quantizer = quantizer
 
     def name(self, of_layer=None):
-        """The layer's name, or `of_layer`; where a layer has several kernels, `layer/kernel`."""
+        """The layer's name, or `of_layer`; `layer/kernel` if the layer has several kernels."""
         of_layer = super().name(of_layer)
         several = len(self.layer.quantized_kernels) > 1
         return f"{of_layer}/{self.weight_name}" if several else of_layer
@@ -102,11 +102,11 @@ class QuantizedKernel(QuantizedTensor):
         return self.kernel.trainable
 
     def _float32(self):
-        """The tensors a quantizer takes: kernel, bits, log_scale."""
+        """The arguments of a quantizer's methods: kernel, bits, log_scale."""
         return self._float32_at(self.latent_bits())
 
     def _float32_at(self, bits):
-        """The same at another bit-width."""
+        """The arguments of a quantizer's methods at another bit-width."""
         kernel = tf.cast(tf.convert_to_tensor(self.kernel.value), tf.float32)
         log_scale = None if self.log_scale is None else tf.convert_to_tensor(self.log_scale.value)
         return kernel, bits, log_scale
@@ -124,14 +124,14 @@ class QuantizedKernel(QuantizedTensor):
         return self.quantizer.encode(*self._float32())
 
     def stored(self, name=None):
-        """The kernel as files store it.
+        """The kernel in the form in which files store it.
 
         Args:
             name: Name for files and tables; by default `name()`.
 
         Returns:
-            `StoredKernel`. Its steps and offsets are broadcast to one shape, with as many axes as
-            the kernel.
+            `StoredKernel`. Its steps and offsets have the same shape, with as many axes as the
+            kernel.
         """
         codes, grid = self.encode()
         step, offset = np.broadcast_arrays(grid.step.numpy(), grid.offset.numpy())
@@ -145,10 +145,7 @@ class QuantizedKernel(QuantizedTensor):
         )
 
     def rounded(self):
-        """The kernel at its bit-width, `RoundedKernel`; within `rounding_once` the same each time.
-
-        It is in the layer's compute dtype.
-        """
+        """The kernel at its bit-width, a `RoundedKernel`; computed once within `rounding_once`."""
 
         def rounded():
             dtype = self.layer.compute_dtype
@@ -160,9 +157,9 @@ class QuantizedKernel(QuantizedTensor):
         return once("rounded", self, rounded)
 
     def used_by_layer(self):
-        """What the layer computes with, in its compute dtype.
+        """The kernel that the layer computes with, in the layer's compute dtype.
 
-        The quantized kernel, or within `computing_with_float_kernels` the float one.
+        It is the quantized kernel, or within `computing_with_float_kernels` the float one.
         """
         if uses_float_kernels():
             return tf.cast(tf.convert_to_tensor(self.kernel.value), self.layer.compute_dtype)
@@ -177,11 +174,11 @@ class QuantizedKernel(QuantizedTensor):
         return self.quantizer.squared_error(*self._float32_at(bits))
 
     def squared_norm(self):
-        """`||W||^2`, a float32 scalar; taken as a constant."""
+        """`||W||^2`, a float32 scalar; a constant for gradients."""
         return self.rounded().squared_norm
 
     def fit_scale(self):
-        """Sets the scales to those with the least squared error at the present bit-width."""
+        """Sets the scales to those with the least squared error at the current bit-width."""
         if self.log_scale is not None:
             kernel, bits, _ = self._float32()
             shape = self.log_scale.shape
@@ -191,7 +188,7 @@ class QuantizedKernel(QuantizedTensor):
 def latent_widths(tensors):
     """The real bit-widths of a list of `QuantizedTensor`s, shape `(layers,)`.
 
-    Within `rounding_once` the same tensor each time.
+    They are stacked once within `rounding_once`.
     """
 
     def stacked():
@@ -201,5 +198,5 @@ def latent_widths(tensors):
 
 
 def integer_widths(tensors):
-    """The bit-widths in use of a list of `QuantizedTensor`s, shape `(layers,)`."""
+    """The integer bit-widths of a list of `QuantizedTensor`s, shape `(layers,)`."""
     return grids.integer_bits(latent_widths(tensors))

@@ -7,9 +7,9 @@ import tensorflow as tf
 
 
 class _State(threading.local):
-    """Results by name, tensors and graph; None outside of any scope.
+    """Results of this thread by name, tensors and graph; None outside of a scope.
 
-    Replicas trace their steps in threads of their own.
+    `tf.distribute.MirroredStrategy` traces the step of each replica in a separate thread.
     """
 
     results = None
@@ -19,15 +19,16 @@ _STATE = _State()
 
 
 def once(name, of, function):
-    """The result of a function; within `rounding_once`, that of its first call in this graph.
+    """The result of a function; within `rounding_once`, the result of its first call.
 
     Args:
-        name: Name of what is computed.
-        of: What it is computed from, hashable.
+        name: Name of the result.
+        of: Hashable object that the result is computed from.
         function: Function without arguments.
     """
     if _STATE.results is None:
         return function()
+    # A tensor of one graph cannot be used in another, e.g. in the body of a `tf.while_loop`.
     key = name, of, tf.compat.v1.get_default_graph()
     if key not in _STATE.results:
         _STATE.results[key] = function()
@@ -35,15 +36,15 @@ def once(name, of, function):
 
 
 def rounding_once():
-    """A scope in which kernels, bits and scales must not change: each kernel is rounded once."""
+    """A scope in which each kernel is rounded once; kernels, bits and scales must not change."""
     return _scope({})
 
 
 def rounding_again():
-    """A scope within `rounding_once` that rounds at each call, for the backward pass.
+    """A scope within `rounding_once` in which kernels are rounded at each call.
 
-    `keras.RematScope` calls layers again there, and the gradients of their kernels flow through
-    what is rounded in that call.
+    It is for the backward pass: a `keras.RematScope` calls layers again there, under another
+    gradient tape, which must record the rounding.
     """
     return _scope(None)
 

@@ -1,4 +1,4 @@
-"""`StoredKernel`: a quantized kernel as files store it, in NumPy arrays."""
+"""`StoredKernel`: a quantized kernel in NumPy arrays, in the form in which files store it."""
 
 import math
 from typing import NamedTuple
@@ -13,8 +13,8 @@ class StoredKernel(NamedTuple):
         name: Name of the kernel in tables and files.
         bits: Integer bit-width of the codes.
         codes: Int32 array of the kernel's shape, with integers in `0..2**bits - 1`.
-        step: Float32 array of as many axes, the distance between two levels. It broadcasts against
-            the codes.
+        step: Float32 array with as many axes as the codes, which it broadcasts against; the
+            distance between two levels.
         offset: Float32 array of the shape of `step`.
 
     Examples:
@@ -48,13 +48,14 @@ class StoredKernel(NamedTuple):
 
     @property
     def is_mid_rise(self):
-        """Whether 0 lies half-way between two levels, so that the bits alone give the offsets.
+        """Whether 0 lies half-way between two levels, so that the bit-width determines the offsets.
 
-        The numbers decide, not the quantizer, because a file must decode to these weights.
+        This depends on the numbers and not on what the quantizer declares, because a file must
+        decode to exactly these weights.
         """
         return bool(np.all(self.offset == -0.5 * self.max_code))
 
     def moved(self, move):
-        """The kernel after a function of arrays that only moves elements, e.g. a transposition."""
+        """The kernel after a function of arrays that only moves elements, e.g. a transpose."""
         step, offset = (np.broadcast_to(each, self.codes.shape) for each in self[-2:])
         return self._replace(codes=move(self.codes), step=move(step), offset=move(offset))

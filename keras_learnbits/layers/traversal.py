@@ -7,14 +7,14 @@ from keras_learnbits.layers.twins import kernels_of
 
 
 def layers_inside(layer):
-    """A layer and all layers that it holds, each once, a holder before what it holds.
+    """A layer and all layers inside it, each once, and each before the layers inside it.
 
     Args:
         layer: `keras.layers.Layer`, also a model.
 
     Returns:
-        Dictionary of layer to the tuple of layers that lead to it, itself last; without `layer`,
-        whose own tuple is empty.
+        Dictionary of layer to the tuple of layers on the way from `layer` to it, which ends with
+        itself. The tuple of `layer` is empty.
 
     Examples:
         >>> layer = keras.layers.TimeDistributed(keras.layers.Dense(3, name="dense"))
@@ -34,6 +34,7 @@ def layers_inside(layer):
                 visit(each, chain)
 
     def walk(holder, chain):
+        # A model's `layers` come in the order of its graph; attributes come in that of assignment.
         if isinstance(holder, keras.Model):
             visit(holder.layers, chain)
         for value in list(vars(holder).values()):
@@ -44,18 +45,20 @@ def layers_inside(layer):
 
 
 def finalize_inside(model):
-    """Has layers compute with what they were given: `Normalization` keeps copies of its weights."""
+    """Makes layers use weights that were assigned to them."""
+    # `Normalization` computes with copies of its mean and variance, which it makes in
+    # `finalize_state` (keras/src/layers/preprocessing/normalization.py).
     for layer in layers_inside(model):
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
 
 
 def kernels_inside(layer):
-    """The kernels of a layer and of all layers that it holds, but those that learn their bits.
+    """The kernels of a layer and of all layers inside, except those of learned-bit layers.
 
     Returns:
-        List of the layers that lead to the kernel's (without `layer`), the name of the weight,
-        and its `QuantizedWeight`.
+        List of tuples: the layers on the way from `layer` to that of the kernel, the name of the
+        weight, and its `QuantizedWeight`.
     """
     return [
         (chain, weight_name, weight)
@@ -66,5 +69,5 @@ def kernels_inside(layer):
 
 
 def path_of(chain):
-    """Names of the layers that lead to a layer, joined by `/`."""
+    """Path of a layer: the names of a chain of layers, joined by `/`."""
     return "/".join(layer.name for layer in chain)

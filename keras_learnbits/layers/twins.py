@@ -1,4 +1,4 @@
-"""Which Keras layers have kernels to quantize, and which learned-bit layer replaces each."""
+"""Which Keras layers have kernels to quantize, and their learned-bit twins."""
 
 import keras
 
@@ -23,7 +23,7 @@ LEARNED_BIT_LAYERS = (
 TWINS = {keras_twin(layer): layer for layer in LEARNED_BIT_LAYERS}
 CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
 PER_UNIT = QuantizedWeight(output_axes=(-1,))
-# Kernels of the Keras layers that have some: weight names and their output axes.
+# Dictionary of each Keras layer with kernels to the names of these weights and their output axes.
 KERNELS = {
     **{layer: twin.quantized_weights for layer, twin in TWINS.items()},
     **{cell: {"kernel": PER_UNIT, "recurrent_kernel": PER_UNIT} for cell in CELLS},
@@ -31,10 +31,11 @@ KERNELS = {
 
 
 def kernels_of(layer):
-    """Weight names of a Keras layer's own kernels, and their `QuantizedWeight`s.
+    """The kernels of a Keras layer, without those of layers inside.
 
     Returns:
-        Dictionary; empty if the layer has none, or quantizes them itself.
+        Dictionary of weight name to `QuantizedWeight`; empty if the layer has no kernels, or
+        quantizes them itself.
 
     Examples:
         >>> list(kernels_of(keras.layers.GRUCell(3)))
@@ -42,7 +43,9 @@ def kernels_of(layer):
     """
     if isinstance(layer, OwnsBits):
         return {}
+    # A subclass of a Keras layer has its kernels, even if it has no twin.
     kernels = next((KERNELS[base] for base in type(layer).__mro__ if base in KERNELS), {})
+    # `ReversibleEmbedding` extends `Embedding`, and has a second kernel unless it is tied.
     if isinstance(layer, keras.layers.ReversibleEmbedding) and not layer.tie_weights:
         return {**kernels, "reverse_embeddings": PER_UNIT}
     return kernels

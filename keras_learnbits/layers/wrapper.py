@@ -1,4 +1,4 @@
-"""`LearnedBitWrapper`: learned bits for the kernels of any layer, however deep they lie."""
+"""`LearnedBitWrapper`: learned bits for the kernels of a layer and of all layers inside it."""
 
 import fnmatch
 import functools
@@ -15,27 +15,26 @@ from keras_learnbits.serialization import register
 
 @register
 class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
-    """Quantizes all kernels inside a layer, each with a trainable bit-width of its own.
+    """Quantizes all kernels inside a layer, each with its own trainable bit-width.
 
-    For layers that hold others, such as `MultiHeadAttention`, `Bidirectional` or a block of your
-    own, and for recurrent layers, whose kernel and recurrent kernel have bits each. The layer
-    runs as it is, with its kernels' values replaced for the time of the call; so a recurrent
-    layer's are rounded once, and not at every time step.
+    It is for layers that contain others, such as `MultiHeadAttention`, `Bidirectional` or a custom
+    block, and for recurrent layers, whose kernel and recurrent kernel have separate bit-widths. The
+    layer is called unchanged, while quantized values replace those of its kernels. So the kernels
+    of a recurrent layer are rounded once per call instead of once per time step.
 
     Kernels are those of Keras's dense, embedding and convolutional layers and recurrent cells,
-    and of classes derived from them. Layers inside that learn their bits themselves are left
-    alone.
+    and of subclasses of these. Learned-bit layers inside the layer are not changed.
 
     Args:
-        layer: `keras.layers.Layer`; called as this wrapper is.
-        exclude: Kernels that stay as they are: patterns, as `fnmatch` takes them, of paths
-            inside the layer, e.g. `"query/*"`, or numbers of kernels in their order. (Names that
-            Keras made up may be others when a model is loaded, so files hold the numbers.)
+        layer: `keras.layers.Layer`; the wrapper takes the same inputs.
+        exclude: Kernels that stay float: `fnmatch` patterns of paths inside the layer, e.g.
+            `"query/*"`, or indices of kernels in their order. (Automatic names of layers may
+            differ when a model is loaded, so files contain the indices.)
         **kwargs: `bits`, `min_bits`, `max_bits`, `kernel_quantizer` and `name`.
 
     Raises:
-        ValueError: As for every learned-bit layer; or, when it is built, the layer has no kernel
-            to quantize, or one that is no float variable.
+        ValueError: As for every learned-bit layer; or, when the wrapper is built, the layer has no
+            kernel to quantize, or a kernel is not a float variable.
 
     Examples:
         >>> layer = LearnedBitWrapper(keras.layers.MultiHeadAttention(2, 4), bits=3)
@@ -50,8 +49,8 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
             raise ValueError(
                 f"`LearnedBitWrapper` needs a layer to wrap. Received: layer={layer!r}"
             )
-        set_hidden(self, "layer", layer)
-        # The inner layer casts its inputs and variables according to its own policy.
+        set_hidden(self, "layer", layer)  # Keras reads the signature of `call`, which needs it
+        # The wrapped layer casts its inputs and variables according to its own policy.
         super().__init__(name=name or layer.name, dtype="float32", autocast=False, **kwargs)
         self.layer = layer
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
@@ -80,16 +79,18 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
                 f"Received: {name!r} of type {type(kernel).__name__} in layer {self.name!r}, dtype "
                 f"policy {layer.dtype_policy.name!r}"
             )
-        while name in self.quantized_kernels:
+        while name in self.quantized_kernels:  # layers inside may have the same name
             name += "_"
         self.quantize_weight(name, kernel, weight.axes_of(layer), name.replace("/", ".") + "_")
 
     def __call__(self, *args, **kwargs):
-        if not self.quantized_kernels:  # `built` is True for a layer that Keras has restored
-            # Outside of the graph that a step may be traced in, as Keras builds its layers.
+        # Not `self.built`, which Keras sets for a restored layer even if nothing was built.
+        if not self.quantized_kernels:
+            # Variables must not be created in the graph of a training step, so leave it, as Keras
+            # does (keras/src/backend/tensorflow/core.py).
             with tf.init_scope():
                 if not is_built(self.layer):
-                    # Only the layer itself knows how to build itself from its arguments.
+                    # A custom layer may create its sublayers' variables only when it is called.
                     self.layer(*keras.tree.map_structure(_symbolic, args),
                                **keras.tree.map_structure(_symbolic, kwargs))  # fmt: skip
                 self.build()
@@ -97,8 +98,10 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
 
     @property
     def call(self):
-        """The layer's `call` with quantized kernels; of the same signature."""
+        """The layer's `call` with quantized kernels, with the same signature."""
 
+        # A property, because Keras reads from the signature whether `call` takes `training` and
+        # `mask`, which depends on the wrapped layer.
         def call(*args, **kwargs):
             return self._call_quantized(*args, **kwargs)
 
@@ -109,25 +112,27 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         with ReplacedValues(kernels, self._refuse_assignment) as scope:
             outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
-            # A new tensor: keras/src/layers/layer.py collects losses by the `id` of their tensors,
-            # and would add a loss only once that several layers share.
+            # A copy, because keras/src/layers/layer.py collects losses by the `id` of their tensors
+            # and would count a loss once that several layers share.
             self.add_loss(tf.identity(loss))
         return outputs
 
     def _refuse_assignment(self, kernel):
         raise ValueError(
-            "A layer whose `call` assigns to its kernel cannot be quantized, because it would be "
-            "rounded before the assignment; exclude it, or have it compute with a changed kernel. "
+            "A layer whose `call` assigns to its kernel cannot be quantized, because the kernel is "
+            "rounded before the assignment; exclude the layer, or compute with a changed kernel. "
             f"Received: an assignment to {kernel.path!r} in layer {self.name!r}"
         )
 
     @property
     def metrics(self):
-        """None: Keras collects those of layers inside itself, and leaves those of models out."""
+        """An empty list, although `layer` may have metrics."""
+        # Keras collects the metrics of all layers inside a model by itself. It leaves out those of
+        # compiled models inside (keras/src/trainers/trainer.py), and this property would add them.
         return []
 
     def reset_state(self):
-        """Resets the states of stateful recurrent layers inside, as those do."""
+        """Resets the states of stateful recurrent layers inside."""
         for layer in layers_inside(self.layer):
             if isinstance(layer, keras.layers.RNN):
                 layer.reset_state()
@@ -147,7 +152,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         """A copy of the wrapped layer; it is not built.
 
         Args:
-            float32: Whether it computes in float32 if the layer is of a mixed precision.
+            float32: Whether it computes in float32 even if the layer has a mixed precision.
         """
         return copy_layer(self.layer, **dtype_setting(self.layer, float32))
 
@@ -160,9 +165,9 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
 
     def get_config(self):
         config = super().get_config()
-        del config["dtype"]
+        del config["dtype"]  # always float32, and no argument of `__init__`
         layer = keras.saving.serialize_keras_object(self.layer)
-        layer.pop("build_config", None)
+        layer.pop("build_config", None)  # the wrapper's own `build_from_config` builds the layer
         return {**config, "layer": layer, "exclude": self.exclude}
 
     @classmethod
@@ -172,30 +177,33 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
 
 
 def _matches(item, number, name):
-    """Whether an item of `exclude` names a kernel, by pattern or by number."""
+    """Whether an item of `exclude` selects a kernel, by pattern or by index."""
     return fnmatch.fnmatch(name, item) if isinstance(item, str) else item == number
 
 
 def is_built(layer):
-    """Whether a layer and all that it holds are built."""
+    """Whether a layer and all layers inside are built."""
     return all(each.built for each in layers_inside(layer))
 
 
 def build_without_call(layer, build_config):
-    """Builds a layer and the layers inside, as far as Keras can before the layer is called.
+    """Builds a layer and the layers inside, as far as this is possible without calling it.
 
     Args:
         layer: `keras.layers.Layer`.
-        build_config: Dictionary, the `get_build_config` of a built layer of this kind; or None.
+        build_config: Dictionary, the `get_build_config` of a built layer of this class, or None.
 
     Returns:
-        Whether all of them are built.
+        Whether the layer and all layers inside are built.
     """
+    # keras/src/layers/layer.py, `build`: the default only notes that the layer is built. Sublayers
+    # of such a layer are built when they are called.
     builds_when_called = type(layer).build is keras.layers.Layer.build
     if isinstance(layer, keras.Model) or not builds_when_called:
         if build_config and not is_built(layer):
             layer.build_from_config(build_config)
-        # Keras does not set `built` of models that are built by calling them.
+        # keras/src/models/model.py, `build_from_config`: a model without a `build` is called on
+        # symbolic inputs, which does not set `built`.
         layer.built = layer.built or all(
             each.built for each in layers_inside(layer) if each is not layer
         )
@@ -203,7 +211,7 @@ def build_without_call(layer, build_config):
 
 
 def _symbolic(value):
-    """A symbolic tensor in the place of a tensor or an array."""
+    """A symbolic tensor like a tensor or an array; other values unchanged."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return keras.KerasTensor(value.shape, keras.backend.standardize_dtype(value.dtype))
     return value

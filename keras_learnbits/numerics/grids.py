@@ -1,11 +1,11 @@
-"""Pure tensor functions: grids, rounding to a grid, and what rounding costs.
+"""Pure tensor functions: grids, their codes and their levels.
 
-A *grid* is what a kernel is rounded to: the `max_code + 1` evenly spaced levels
+A kernel is rounded to a *grid* of `max_code + 1` evenly spaced levels
 
     level(code) = step * (code + offset),    code = 0, 1, ..., max_code
 
-Everything is computed in float32; shapes of `step`, `offset` and `max_code` broadcast
-against the kernel's, with 1 (or no axis at all) where they are shared.
+Everything is computed in float32. `step`, `offset` and `max_code` broadcast against the kernel: an
+axis along which weights share them has size 1, or is missing.
 """
 
 import math
@@ -15,11 +15,12 @@ import tensorflow as tf
 
 MIN_BITS = 1
 MAX_BITS = 16
-# Divisor in place of the squared norm of a kernel of zeros.
+# Replaces the squared norm of a kernel of zeros, where something is divided by it.
 TINY = 1e-30
 
 # Step of the symmetric mid-rise grid of 2**bits levels with the least squared error on unit
-# Gaussian weights, for 1, 2, ..., 16 bits (found by minimizing the error in closed form).
+# Gaussian weights, for 1, 2, ..., 16 bits; found by minimizing the error in closed form. Max,
+# "Quantizing for Minimum Distortion", has the first ones: https://doi.org/10.1109/TIT.1960.1057548
 GAUSSIAN_STEPS = (
     1.595769, 0.9956867, 0.5860194, 0.3352006, 0.1881388, 0.1040631, 0.05686777, 0.03076240,
     0.01649896, 0.008785460, 0.004649840, 0.002448416, 0.001283620, 6.704597e-4, 3.490671e-4,
@@ -32,7 +33,7 @@ class Grid(NamedTuple):
 
     Attributes:
         step: Distance between two levels; positive.
-        offset: Code-valued shift of the levels; a half-integer on mid-rise grids.
+        offset: Shift of the levels, in steps; a half-integer on mid-rise grids.
         max_code: The highest code, `2**bits - 1`.
     """
 
@@ -42,35 +43,37 @@ class Grid(NamedTuple):
 
 
 def integer_bits(bits):
-    """Rounds a real bit-width to the integer in use; halves go up.
+    """Rounds a real bit-width to the integer in use; halves are rounded up.
 
     Examples:
         >>> integer_bits(tf.constant([2.4, 2.5, 3.5])).numpy().tolist()
         [2.0, 3.0, 4.0]
     """
+    # Not `tf.round`, which rounds halves to the even neighbour.
     return tf.floor(bits + 0.5)
 
 
 def max_code(bits):
     """The highest code, `2**B - 1` at the integer `B` nearest to `bits`.
 
-    Differentiable in `bits` as if they were real: the derivative is `ln(2) * 2**B`.
+    The derivative with respect to `bits` is that of `2**bits - 1` at `B`: `ln(2) * 2**B`.
 
     Examples:
         >>> max_code(tf.constant(2.7)).numpy().item()
         7.0
     """
     levels = 2.0 ** integer_bits(bits)
-    at_is_zero = bits - tf.stop_gradient(bits)
-    return tf.stop_gradient(levels) - 1.0 + math.log(2.0) * tf.stop_gradient(levels) * at_is_zero
+    # Its value is 0 and its derivative 1, so that a product with it adds a slope to a constant.
+    zero = bits - tf.stop_gradient(bits)
+    return tf.stop_gradient(levels) - 1.0 + math.log(2.0) * tf.stop_gradient(levels) * zero
 
 
 def gaussian_grid(bits):
-    """Best step for unit Gaussian weights of a `2**B`-level mid-rise grid, and its highest code.
+    """The best step of a mid-rise grid for unit Gaussian weights, and its highest code.
 
-    `B` is the integer nearest to `bits`. Derivatives in `bits` are those of real bit-widths: of
-    the step, of the table interpolated in the logarithm, `step * gaussian_log_step_slope(bits)`;
-    of the code, as of `max_code`.
+    The grid has `2**B` levels, where `B` is the integer nearest to `bits`. The derivative of the
+    step with respect to `bits` is `step * gaussian_log_step_slope(bits)`, from the logarithms of
+    the steps at the adjacent widths; that of the code is as in `max_code`.
 
     Examples:
         >>> step, highest = gaussian_grid(tf.constant(1.0))
@@ -78,8 +81,8 @@ def gaussian_grid(bits):
         (1.5958, 1.0)
     """
     step, step_slope, highest, highest_slope = _gaussian_row(bits)
-    at_is_zero = bits - tf.stop_gradient(bits)
-    return step + step_slope * at_is_zero, highest + highest_slope * at_is_zero
+    zero = bits - tf.stop_gradient(bits)  # as in `max_code`
+    return step + step_slope * zero, highest + highest_slope * zero
 
 
 def constant_gaussian_grid(bits):
@@ -95,7 +98,9 @@ def constant_gaussian_grid(bits):
 
 
 def gaussian_log_step_slope(bits):
-    """Derivative of the logarithm of the best step by the bits: -0.47 at 1 bit, -0.65 at 16.
+    """Derivative of the logarithm of the best step with respect to the bit-width.
+
+    It is -0.47 at 1 bit and -0.65 at 16 bits.
 
     Examples:
         >>> round(float(gaussian_log_step_slope(tf.constant(4.0))), 3)
@@ -105,12 +110,13 @@ def gaussian_log_step_slope(bits):
 
 
 def _gaussian_row(bits):
+    # One lookup of all four numbers: the cost of a small operation is tracing and dispatching it.
     row = tf.gather(tf.constant(_GAUSSIAN_GRIDS, tf.float32), _table_index(bits))
     return tf.unstack(row, num=4)
 
 
 def _table_index(bits):
-    return tf.cast(bits + 0.5, tf.int32)  # towards 0, which is down
+    return tf.cast(bits + 0.5, tf.int32)  # truncates, like `floor` for numbers > 0
 
 
 def _log_step_slopes():
@@ -119,8 +125,8 @@ def _log_step_slopes():
     return [(after - before) / 2 for before, after in zip(extended, extended[2:], strict=False)]
 
 
-# Rows are numbered by bits. Row 0 is that of 1 bit: nobody reads it, and it is finite, for those
-# who debug with `tf.debugging.enable_check_numerics`.
+# Rows are indexed by bits. Nothing reads row 0; it repeats that of 1 bit because
+# `tf.debugging.enable_check_numerics` would report numbers that are not finite.
 _LOG_STEP_SLOPES = [*_log_step_slopes()[:1], *_log_step_slopes()]
 _GAUSSIAN_GRIDS = [
     (step, step * slope, 2**bits - 1, math.log(2.0) * 2**bits)
@@ -145,15 +151,16 @@ def encode(kernel, grid):
 
 
 def nearest_codes(kernel, grid):
-    """`encode`, and by how many codes weights lie beyond the range: below it less than 0.
+    """`encode`, and by how many codes each weight lies outside the range; negative below it.
 
     Examples:
         >>> grid = Grid(tf.constant(1.0), tf.constant(-1.5), tf.constant(3.0))
-        >>> codes, beyond = nearest_codes(tf.constant([-3.0, 0.4]), grid)
-        >>> codes.numpy().tolist(), beyond.numpy().tolist()
+        >>> codes, excess = nearest_codes(tf.constant([-3.0, 0.4]), grid)
+        >>> codes.numpy().tolist(), excess.numpy().tolist()
         ([0.0, 2.0], [-1.0, 0.0])
     """
-    # Not times a reciprocal: compilers would fuse it with the sum, and round otherwise.
+    # Divides and does not multiply by a reciprocal: compilers would fuse that product with the
+    # subtraction (FMA), which rounds differently, and files would hold other codes.
     position = kernel / grid.step - grid.offset
     nearest = tf.floor(position + 0.5)
     codes = tf.clip_by_value(nearest, 0.0, grid.max_code)
@@ -166,12 +173,12 @@ def decode(codes, grid):
 
 
 def with_error_slope(error, bits, log_step_slope):
-    """`error` with the derivative in `bits` that a squared error has while no weight is clipped.
+    """Gives a squared error the derivative with respect to `bits` that it has without clipping.
 
-    There it grows as the square of the step, so `d error / d bits = 2 * error * log_step_slope`:
-    -1.39 times the error where one bit more halves the step. This is the linearization of the
-    published method; the exact difference to one bit more is -0.75 times the error, to one
-    fewer +3 times.
+    While no weight is clipped the error grows with the square of the step, so
+    `d error / d bits = 2 * error * log_step_slope`: -1.39 times the error if one more bit halves
+    the step. This is the linearization of the published method. The exact change is -0.75 times
+    the error for one bit more, and +3 times for one bit fewer.
 
     Examples:
         >>> bits = tf.Variable(4.0)

@@ -1,21 +1,21 @@
-"""Scales of a grid: their start at the root mean square, and their search for the least error."""
+"""Scales of a grid: their initial values, and a search for those with the least error."""
 
 import math
 
 import numpy as np
 import tensorflow as tf
 
-# Number of scales that a search tries.
+# Number of scales that a search tries; from half to twice the start they are 3.6% apart.
 CANDIDATES = 40
-# Number of squares, 8 bytes each, that are held at once.
+# Number of squares, 8 bytes each, that are kept in memory at the same time.
 SQUARES_AT_ONCE = 2**22
 
 
 def log_root_mean_square(values, shape):
-    """Logarithm of the root mean square of the weights behind each scale.
+    """Logarithm of the root mean square of the weights that share a scale.
 
-    A channel of zeros takes that of the whole kernel, a kernel of zeros `1 / sqrt(fan_in)`, so
-    that it can be trained away from zero.
+    A channel of zeros gets that of the whole kernel. A kernel of zeros gets `1 / sqrt(fan_in)`, so
+    that training can move it away from zero.
 
     Args:
         values: Float tensor, the kernel.
@@ -39,35 +39,35 @@ def log_root_mean_square(values, shape):
 
 
 def search_range(values, start, half_range):
-    """Where to search scales, as `search` takes it.
+    """The range in which `search` looks for scales.
 
-    Between half and twice the start, or further where the grid is to reach the largest weight.
+    It reaches from half to twice the start, or further if the largest weight would be clipped.
 
     Args:
         values: Float32 tensor, the kernel.
         start: Float32 tensor, logarithms of the scales.
-        half_range: Magnitude of the outermost level at these scales.
+        half_range: Float32 tensor, magnitude of the outermost level at these scales.
 
     Returns:
-        Logarithms of the lowest scales, and by how much those of the highest exceed them: two
-        tensors of the shape of `start`.
+        Logarithms of the lowest scales, and the differences between those of the highest and the
+        lowest ones: two tensors of the shape of `start`.
     """
     largest = tf.reduce_max(tf.abs(values), shared_axes(start.shape), keepdims=True)
     unclipped = tf.math.log(tf.maximum(largest / half_range, 1e-30))
     low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
-    low = tf.where(largest > 0, low, 0.0)
+    low = tf.where(largest > 0, low, 0.0)  # all scales fit a channel of zeros equally well
     return start + low, high - low
 
 
 def search(error_at, start, low, reach):
-    """The scales with the least error among candidates between bounds.
+    """The scales with the least error among evenly spaced candidates.
 
     Args:
         error_at: Function of a tensor of logarithms of scales to the errors of each, of the same
             shape.
-        start: Float32 tensor, the result where no error is finite.
+        start: Float32 tensor, the result if no error is finite.
         low: Float32 tensor of the shape of `start`, the lowest candidates.
-        reach: Float32 tensor of the shape of `start`, by how much the highest exceed these.
+        reach: Float32 tensor of the shape of `start`, the highest candidates minus the lowest.
 
     Returns:
         Float32 tensor of the shape of `start`.
@@ -85,7 +85,7 @@ def search(error_at, start, low, reach):
         error = error_at(candidate)
         return index + 1, tf.where(error < least, candidate, best), tf.minimum(error, least)
 
-    # TensorFlow traces the body of a loop once, and not once per candidate.
+    # A loop in the graph: TensorFlow traces its body once instead of once per candidate.
     least = tf.fill(tf.shape(start), np.finfo(np.float32).max)
     state = tf.constant(0), start, least
     return tf.while_loop(lambda index, *_: index < CANDIDATES, tried, state)[1]
@@ -97,7 +97,10 @@ def shared_axes(shape):
 
 
 def _sum_of_squares(values, shape):
-    """In float64, summed to a shape; by rows, because a large kernel's squares take much memory."""
+    """Sum of squares in float64, in a given shape.
+
+    Large kernels are summed in parts, because their squares in float64 need twice their memory.
+    """
     axes = shared_axes(shape)
     rows_at_once = max(1, SQUARES_AT_ONCE * values.shape[0] // values.shape.num_elements())
     if 0 not in axes or rows_at_once >= values.shape[0]:

@@ -1,4 +1,4 @@
-"""What XLA compiles: from which size on, and how optimizers update large weights."""
+"""Compilation by XLA: from which size on, and of the updates of large weights."""
 
 import contextlib
 
@@ -7,22 +7,23 @@ import tensorflow as tf
 
 from keras_learnbits._keras import updating_with
 
-# Number of weights from which on a compiled loop saves more time in a training than it takes to
-# compile (docs/speed.md).
+# Number of weights from which on a compiled loop saves more time during training than compiling it
+# takes (docs/speed.md).
 COMPILED_SIZE = 2**18
 
 
 @contextlib.contextmanager
 def compiled_updates(optimizer):
-    """A scope in which XLA compiles how an optimizer updates each large variable.
+    """A scope in which XLA compiles an optimizer's update of each large variable.
 
-    Keras computes an update operation by operation, each of which reads and writes as many numbers
-    as the variable has; XLA makes a loop of what leads to each result. By count, one of Adam's
-    moves 40 bytes a weight in place of 130. The numbers are Keras's but for their rounding.
+    Keras computes an update operation by operation, and each operation reads and writes an array
+    of the variable's size. XLA fuses the operations that lead to one result into one loop. An
+    update of Adam then moves 40 instead of 130 bytes per weight. The results equal those of Keras
+    up to rounding.
 
-    Nothing changes for optimizers that are not Keras's own, as they may do what XLA cannot; under
-    `tf.distribute`, which has a way of its own to update variables; where steps run eagerly; and
-    for gradients with few rows, as of embeddings.
+    Nothing changes for custom optimizers, which may use operations that XLA does not support;
+    under `tf.distribute`, which updates variables in its own way; for eager steps; and for sparse
+    gradients, such as those of embeddings.
 
     Args:
         optimizer: `keras.optimizers.Optimizer`.
@@ -36,14 +37,15 @@ def compiled_updates(optimizer):
 
 
 def _update(update_step, gradient, variable, learning_rate):
-    """`keras.optimizers.Optimizer.update_step`, compiled where the variable is large."""
-    dense = isinstance(gradient, tf.Tensor)
+    """`keras.optimizers.Optimizer.update_step`, compiled for a large variable."""
+    dense = isinstance(gradient, tf.Tensor)  # not `tf.IndexedSlices`
     if not dense or variable.shape.num_elements() < COMPILED_SIZE:
         return update_step(gradient, variable, learning_rate)
 
     @tf.function(jit_compile=True, autograph=False)
     def compiled(gradient):
-        # The learning rate as it came: a Keras variable takes on the dtype that it meets.
+        # The learning rate is captured: as an argument, a Keras variable would become a tensor,
+        # which is not cast automatically to the dtype of what it is multiplied with.
         update_step(gradient, variable, learning_rate)
 
     compiled(gradient)

@@ -1,4 +1,4 @@
-"""`BitState`: what callbacks and users read and set while a model learns its bits."""
+"""`BitState`: prices, freeze and predicted losses, for callbacks and users."""
 
 import math
 import warnings
@@ -10,7 +10,7 @@ from keras_learnbits.training.compiling import BitCompiling
 
 
 class BitState(BitCompiling):
-    """Prices, freezes and predicts losses of the bits. Goes before the Keras model class."""
+    """Sets prices, freezes bits and predicts losses. Goes before the Keras model class."""
 
     def steer_price(self, name, value):
         """Sets a price until this `fit` ends or raises.
@@ -30,10 +30,10 @@ class BitState(BitCompiling):
 
         Args:
             bits: List of integers, one for each of `quantized_tensors`, or dictionary of
-                `QuantizedTensor` to integer; by default the bit-widths in use.
+                `QuantizedTensor` to integer; by default the current integer bit-widths.
 
         Raises:
-            ValueError: `bits` are not as many integers within the layers' bounds.
+            ValueError: `bits` does not have one integer within its bounds for each layer.
         """
         tensors = self.quantized_tensors
         if bits is None:
@@ -51,44 +51,46 @@ class BitState(BitCompiling):
         for tensor, width in zip(tensors, bits, strict=True):
             tensor.bits.assign(width)
         if tensors and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)  # or files would not keep the freeze
+            # Keras saves an optimizer only if it is built, and the freeze with it.
+            self.optimizer.build(self.trainable_variables)
         self.bits_frozen.assign(1.0)
 
     def freeze_bits_untrained(self, bits):
-        """`freeze_bits` at the end of training; warns about widths that fall, since no weight
-        will be trained at them.
+        """`freeze_bits` at the end of training.
+
+        It warns about bit-widths that become smaller, because no weight is trained at them.
         """
         before = self._integer_widths()
         self.freeze_bits(bits)
         after = self._integer_widths()
-        fallen = [
+        reduced = [
             f"{name!r} from {before[tensor]} to {after[tensor]}"
             for tensor, name in zip(after, unique_names(list(after)), strict=True)
             if after[tensor] < before[tensor]
         ]
-        if fallen:
+        if reduced:
             warnings.warn(
-                "Bit-widths fell as training ended, so no weight was trained at them: "
-                f"{', '.join(fallen)} bits. Have `FreezeBits(at=...)` freeze them earlier, and "
-                "`EarlyStopping(start_from_epoch=...)` wait for that epoch.",
+                "Bit-widths were reduced when training ended, so no weight was trained at them: "
+                f"{', '.join(reduced)} bits. Freeze them earlier with `FreezeBits(at=...)`, and "
+                "let `EarlyStopping(start_from_epoch=...)` start after that epoch.",
                 stacklevel=2,
             )
 
     def unfreeze_bits(self):
-        """Lets the bit-widths move again."""
+        """Lets the bit-widths change again."""
         self.bits_frozen.assign(0.0)
 
     def _integer_widths(self):
-        """Dictionary of `QuantizedTensor` to the bit-width in use, an integer."""
+        """Dictionary of `QuantizedTensor` to its current bit-width, an integer."""
         return {tensor: int(tensor.integer_bits()) for tensor in self.quantized_tensors}
 
     def predicted_losses(self):
-        """Predicts the loss at each layer's bit-widths, with all other layers unchanged.
+        """Predicts the loss at other bit-widths of each layer, with all other layers unchanged.
 
         Returns:
             The trained `QuantizedTensor`s, and a NumPy array of shape `(layers, 16)`: the loss at
-            1, 2, ... bits relative to the present one, without the price; `inf` beyond a layer's
-            bounds.
+            1, 2, ... bits relative to that at the current bit-width, without the price; `inf`
+            outside of a layer's bounds.
 
         Raises:
             ValueError: The estimator does not predict losses at integer bit-widths, or the model
@@ -106,7 +108,7 @@ class BitState(BitCompiling):
         return [estimator.tensors[index] for index in indices], estimator.loss_table()[indices]
 
     def prepare_bits(self):
-        """Creates the optimizer's state where training has not yet done so.
+        """Creates the optimizer's state if training has not yet done so.
 
         Raises:
             ValueError: The model is not built, or has no learned-bit layer.
@@ -114,24 +116,24 @@ class BitState(BitCompiling):
         kernels = quantized_kernels(self)
         if not kernels:
             raise ValueError(
-                "The model must be built, and have a learned-bit layer, before what its bits are "
-                f"worth is asked for. Received: model={self.name!r}, built={self.built}"
+                "The model must be built, and have a learned-bit layer, before losses at other "
+                f"bit-widths can be predicted. Received: model={self.name!r}, built={self.built}"
             )
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
 
     @property
     def losses_are_known(self):
-        """Whether every layer was probed, so that `predicted_losses` rests on measurements."""
+        """Whether every layer has been probed, so that `predicted_losses` uses measurements."""
         estimator = self._bit_state().bit_gradient
         return estimator.predicts_losses and estimator.has_probed_all()
 
     def cheapest_integers(self):
-        """The integer next to each latent bit-width that has less predicted loss plus price.
+        """Of the two integers next to each latent bit-width, the one with less loss plus price.
 
         Returns:
-            Dictionary of `QuantizedTensor` to integer; the nearest ones if the estimator does not
-            predict losses.
+            Dictionary of `QuantizedTensor` to integer; the nearest integers if the estimator does
+            not predict losses.
         """
         integers = self._integer_widths()
         if not self._bit_state().bit_gradient.predicts_losses:

@@ -1,4 +1,4 @@
-"""`BitVariables`: a model's quantized tensors, and its bit-widths among its variables."""
+"""`BitVariables`: the quantized tensors of a model, and its bit-widths as variables."""
 
 from keras_learnbits.layers.discovery import quantized_tensors, without_fixed_scales
 from keras_learnbits.layers.float_weights import TakesFloatWeights
@@ -7,23 +7,24 @@ from keras_learnbits.layers.float_weights import TakesFloatWeights
 class BitVariables(TakesFloatWeights):
     """Lists the bit-widths of trainable layers among a model's trainable variables.
 
-    Layers list their bit-widths among the non-trainable variables, so that other Keras models do
-    not train them. Goes before the Keras model class.
+    Layers list them among the non-trainable variables, so that other Keras models do not train
+    them. Goes before the Keras model class.
     """
 
-    # A method and not a property: Keras's saving reads all properties, and would recurse.
+    # A method and not a property: keras/src/saving/saving_lib.py, `_walk_saveable`, reads all
+    # properties, and would recurse endlessly into this model.
     def bit_learner(self):
-        """The model whose bits are learned: this one, or the student of a distiller."""
+        """The model whose bits are learned: this one; for a distiller its student."""
         return self
 
     @property
     def quantized_tensors(self):
-        """All `QuantizedTensor`s: first those of kernels, then those of activations."""
+        """All `QuantizedTensor`s: those of kernels, then those of activations."""
         return quantized_tensors(self)
 
     @property
     def trained_tensors(self):
-        """The `QuantizedTensor`s of trainable layers, whose bits are trained."""
+        """The `QuantizedTensor`s of trainable layers, whose bit-widths are trained."""
         if not self.trainable:
             return []
         return [tensor for tensor in self.quantized_tensors if tensor.trainable]
@@ -32,6 +33,7 @@ class BitVariables(TakesFloatWeights):
         return [tensor.bits for tensor in self.trained_tensors]
 
     def _without_trained_bits(self, variables):
+        # By `id`, because Keras's variables compare elementwise and are not hashable.
         trained = {id(bits) for bits in self._trained_bits()}
         return [variable for variable in variables if id(variable) not in trained]
 

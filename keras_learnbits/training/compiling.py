@@ -1,4 +1,4 @@
-"""`BitCompiling`: `compile` with the settings of the bits, and where these are kept."""
+"""`BitCompiling`: `compile` with settings of the bits, and access to these settings."""
 
 import keras
 import tensorflow as tf
@@ -19,9 +19,9 @@ class BitCompiling(BitVariables):
         quantization_reg: Weight of the quantization error in the loss, a scalar `keras.Variable`.
         bits_frozen: 1.0 while the bits are frozen, else 0.0; a scalar `keras.Variable`.
         bit_settings: Dictionary of the arguments of `compile` on bits.
-        bit_objective: `BitObjective`, the two terms of the loss.
+        bit_objective: `BitObjective`, the two terms that are added to the task's loss.
 
-    The first three belong to the training and are saved with the optimizer. `compile` sets the
+    The first three are state of the training and are saved with the optimizer. `compile` sets the
     prices, and leaves frozen bits frozen.
     """
 
@@ -43,12 +43,13 @@ class BitCompiling(BitVariables):
     ):
         """Configures training: Keras's arguments, and how bits are learned.
 
-        Frozen bits stay so until `unfreeze_bits`, or a `fit` with `FreezeBits` or `BitBudget`.
+        Frozen bits stay frozen until `unfreeze_bits`, or a `fit` with `FreezeBits` or `BitBudget`.
 
         Args:
-            optimizer: As in `keras.Model.compile`; it acts on the weights only.
-            bit_reg: Price of the bits: with the default penalty, what one mean bit per weight
-                may cost in loss. A number >= 0, 1e-3 by default; 1e-6 with `"paper"`.
+            optimizer: As in `keras.Model.compile`; it updates the weights only.
+            bit_reg: Price of the bits: with the default penalty, the increase of the loss that
+                saving one mean bit per weight may cost. A number >= 0, 1e-3 by default; 1e-6 with
+                `"paper"`.
             quantization_reg: Weight of the quantization error in the loss. A number >= 0, 1e-3 by
                 default.
             bit_penalty: `"bits"`, the mean bits per weight; or the published `"levels"`,
@@ -57,18 +58,18 @@ class BitCompiling(BitVariables):
             quantization_error: `"relative"`, `||q - W||^2 / ||W||^2` averaged over the weights,
                 or `"squared"`, the published `sum 1/2 ||q - W||^2`, the default with `"paper"`;
                 or a function like `keras_learnbits.training.penalties.relative_error`.
-            bit_gradient: Estimator of the gradients whose sign moves the bits: `"measured"`,
+            bit_gradient: Estimator of the gradients whose signs move the bits: `"measured"`,
                 `"difference"`, `"straight_through"` or `"paper"`, or an instance of
-                `keras_learnbits.bit_gradients.BitGradient`. With `"paper"` training takes the
-                task's loss at the float kernels.
+                `keras_learnbits.bit_gradients.BitGradient`. With `"paper"` the task's loss in
+                training is that of the float kernels.
             bit_optimizer: `keras.optimizers.Optimizer` for the bits; `SignSGD(0.01)` by default,
-                which moves each bit-width by 0.01 bits a step, and `SignSGD(1.0)` with `"paper"`.
-                Where its gradient is 0, as it is while bits are frozen, it must not move them.
-            **kwargs: As in `keras.Model.compile`, as are arguments not described here.
+                which moves each bit-width by 0.01 bits per step, and `SignSGD(1.0)` with `"paper"`.
+                It must not move bits whose gradient is 0, as it is while they are frozen.
+            **kwargs: Arguments of `keras.Model.compile`, which also has those not described here.
 
         Raises:
             ValueError: A price is negative or not finite, a name is unknown, a learned-bit layer
-                lies in a `SpectralNormalization`, or the model is built and has none.
+                is inside a `SpectralNormalization`, or the model is built and has none.
         """
         bit_gradient = bit_gradients.get(bit_gradient)
         settings = bit_settings(
@@ -106,6 +107,7 @@ class BitCompiling(BitVariables):
             for name, value in self.bit_settings.items()
             if callable(value)
         }
+        # Keras serializes its own arguments only.
         return {**config, **self.bit_settings, **functions}
 
     def compile_from_config(self, config):
@@ -117,6 +119,7 @@ class BitCompiling(BitVariables):
         """The `LearnedBitOptimizer`, which keeps the state of the bits' training."""
         if not self.compiled:
             raise AttributeError("You must compile the model before accessing its bits' training.")
+        # Under mixed_float16 Keras wraps the optimizer: keras/src/trainers/trainer.py, `compile`.
         return getattr(self.optimizer, "inner_optimizer", self.optimizer)
 
     @property
@@ -134,5 +137,6 @@ class BitCompiling(BitVariables):
     @property
     def bits_are_frozen(self):
         """Whether the bits are frozen."""
-        # `value` is a mirrored variable outside of the scope of a `tf.distribute` strategy.
+        # Outside of the scope of a `tf.distribute` strategy `value` is a mirrored variable, which
+        # has no truth value.
         return bool(tf.convert_to_tensor(self.bits_frozen.value))

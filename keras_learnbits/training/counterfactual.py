@@ -15,15 +15,15 @@ from keras_learnbits.training.replicas import unshared
 class CounterfactualLosses:
     """Losses of a model on one batch at other bit-widths, without the price of the bits.
 
-    Nothing in the model changes: neither weights, nor metrics, nor statistics.
+    Evaluating them does not change the model: neither weights, nor metrics, nor statistics.
 
     Args:
         model: A compiled model that learns its bits.
         batch: Tuple `(x, y, sample_weight)`.
         training: Whether to run the model as `fit` does, with batch statistics and with the same
             dropout in all cases; otherwise as `evaluate` does.
-        state: List of pairs of a variable and the value to run it with, such as `values_before`.
-        loss: Result of `compute_loss` at the present bit-widths, if it is known already.
+        state: List of pairs of a variable and its value during the run, such as `values_before`.
+        loss: Result of `compute_loss` at the current bit-widths, if it is known already.
     """
 
     def __init__(self, model, batch, training=True, state=(), loss=None):
@@ -38,8 +38,8 @@ class CounterfactualLosses:
 
         Args:
             tensors: List of `QuantizedTensor`s of the model.
-            shifts: Integers to add to their bit-widths, which stay within their bounds; shape
-                `(cases, layers)`.
+            shifts: Float32 tensor of shape `(cases, layers)`, integers to add to the bit-widths,
+                which are clipped to their bounds.
 
         Returns:
             Float32 tensor of shape `(cases,)`.
@@ -55,10 +55,12 @@ class CounterfactualLosses:
             with scope, rounding_once(), bit_gradients(False):
                 return _mean_loss(run(self.model, self.batch, self.training)[1])
 
+        # A loop in the graph traces the model once for all cases; one at a time, so that only one
+        # case's activations are in memory.
         return tf.map_fn(loss_at, shifts, parallel_iterations=1)
 
     def changes(self, tensors, shifts):
-        """Changes of the loss from the present bit-widths to shifted ones.
+        """Changes of the loss between the current bit-widths and shifted ones.
 
         Args:
             tensors: List of `QuantizedTensor`s of the model.
@@ -68,7 +70,9 @@ class CounterfactualLosses:
             Float32 tensor of shape `(cases,)`.
         """
         if self.loss is None or self._needs_inference():
-            # Replicas cannot synchronize in a branch of the graph: run without batch statistics.
+            # Estimators call this in a `tf.cond`, inside of which replicas cannot synchronize their
+            # batch statistics, so the moving statistics are used. The loss of the training step has
+            # batch statistics, so the current bit-widths are evaluated again as the first case.
             training = self.training and not self._needs_inference()
             losses = CounterfactualLosses(self.model, self.batch, training)
             losses = losses.at(tensors, tf.pad(shifts, [[1, 0], [0, 0]]))
@@ -76,7 +80,7 @@ class CounterfactualLosses:
         return self.at(tensors, shifts) - _mean_loss(self.loss)
 
     def _needs_inference(self):
-        """Whether replicas synchronize the statistics of a batch normalization."""
+        """Whether a batch normalization synchronizes its statistics between replicas."""
         layers = layers_inside(self.model)
         return tf.distribute.has_strategy() and any(
             getattr(layer, "synchronized", False) for layer in layers
@@ -84,7 +88,9 @@ class CounterfactualLosses:
 
 
 def run(model, batch, training):
-    """Predictions of a model and their loss. Subclasses may leave `training` out of both.
+    """Predictions of a model and their loss.
+
+    `call` and `compute_loss` of custom classes need not have an argument `training`.
 
     Args:
         model: A compiled model.
@@ -101,23 +107,24 @@ def run(model, batch, training):
 
 
 def training_argument(function, training):
-    """`training` as a keyword argument, if a function takes it."""
+    """`training` as a dictionary of keyword arguments; empty if a function does not take it."""
     return {"training": training} if "training" in inspect.signature(function).parameters else {}
 
 
 def values_before(model):
-    """Pairs of a variable that a forward pass may change, such as a seed, and its value."""
+    """Pairs of each variable that a forward pass may change, e.g. a seed, and its value."""
     return [(v, tf.convert_to_tensor(v.value)) for v in model.non_trainable_variables]
 
 
 def without_side_effects(model, state=()):
-    """A scope in which variables of a model are not changed, and some have other values.
+    """A scope in which a model's variables do not change, and some have other values.
 
     Args:
         model: A Keras model.
         state: List of pairs of a variable and its value in the scope.
     """
-    # `model.losses` reads regularized weights from the scope, and fails on those that are missing.
+    # keras/src/layers/layer.py, `_get_regularization_losses`, reads regularized weights from the
+    # scope and fails on those that the scope does not have.
     regularized = [v for v in model.trainable_variables if v.regularizer is not None]
     state = [(v, v.value) for v in regularized] + list(state)
     return keras.StatelessScope(state_mapping=state, collect_losses=True)

@@ -1,4 +1,4 @@
-"""`LearnedBitDistiller`: bits learned from a teacher, such as the float net."""
+"""`LearnedBitDistiller`: bits learned from a teacher, such as the float model."""
 
 import keras
 
@@ -8,7 +8,7 @@ from keras_learnbits.training.replicas import shared
 
 
 class _ReplicaDistiller(keras.distillation.Distiller):
-    """Keras's, with its loss divided by the number of replicas, as that of other models is."""
+    """Keras's distiller with its loss divided by the number of replicas, as in other models."""
 
     def compute_loss(self, *args, **kwargs):
         return shared(super().compute_loss(*args, **kwargs))
@@ -18,19 +18,20 @@ class _ReplicaDistiller(keras.distillation.Distiller):
 class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
     """`keras.distillation.Distiller` whose `fit` learns the student's bits, too.
 
-    `task_loss` is then `student_loss_weight` times the loss against the labels plus the rest
-    times the distillation loss. After training, `student` is the model to keep: save that one. As
-    Keras's, a distiller does not use sample weights, and is saved without its compile settings.
+    `task_loss` is `student_loss_weight` times the loss against the labels, plus
+    `1 - student_loss_weight` times the distillation loss. After training, save `student`. Like
+    Keras's class, a distiller ignores sample weights, and is saved without its compile settings.
 
-    Two things to know about Keras's (3.15): `LogitsDistillation` needs its divergence as an object,
-    `loss=keras.losses.KLDivergence(reduction=None)`; given by name, it is taken of the logits. And
-    losses given as objects, here and in `compile`, should have `reduction=None`: the distiller
-    takes the mean, which other reductions divide by the number of replicas once more.
+    Two properties of Keras's class (3.15): `LogitsDistillation` needs its divergence as an object,
+    `loss=keras.losses.KLDivergence(reduction=None)`; if it is given by name, Keras computes it from
+    logits instead of probabilities. And losses that are objects, here and in `compile`, should have
+    `reduction=None`, because the distiller takes the mean; other reductions divide by the number
+    of replicas a second time.
 
     Args:
-        *args: Those of `keras.distillation.Distiller`: `teacher`, `student`,
+        *args: Arguments of `keras.distillation.Distiller`: `teacher`, `student`,
             `distillation_losses`, `student_loss_weight`, ...
-        **kwargs: Likewise.
+        **kwargs: Arguments of `keras.distillation.Distiller`.
 
     Examples:
         >>> inputs = keras.Input((8,))
@@ -53,7 +54,10 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
         return self.student
 
     def _computes_a_loss_itself(self):
-        return False  # Keras's distiller does, from a loss of its own
+        # Keras's distiller overrides `compute_loss`, but needs a loss in `compile`.
+        return False
 
     def get_compile_config(self):
-        return None  # Keras's distiller keeps no loss that could be restored
+        # Without it Keras does not compile a loaded distiller. Keras's class passes the loss on to
+        # its own attribute, so `super()` has none to restore.
+        return None

@@ -1,14 +1,15 @@
-"""`FitPlan`: what the callbacks of one `fit` share."""
+"""`FitPlan`: state that the callbacks of one `fit` share."""
 
 
 class FitPlan:
-    """The plan of one `fit` for the bits. `fit` makes it, and drops it when it ends or raises.
+    """State that the callbacks of one `fit` share; `fit` makes it and deletes it at the end.
 
     Args:
         model: The model in training.
 
     Attributes:
-        found_frozen: Whether the bits were frozen when `fit` began, or were restored so.
+        found_frozen: Whether the bits were frozen when `fit` began, or when a callback restored a
+            checkpoint.
         budget: The `BitBudget` among the callbacks, or None.
     """
 
@@ -18,16 +19,16 @@ class FitPlan:
         self.budget = None
 
     def unfreeze(self):
-        """Lets the bits move, and notes whether a callback has restored frozen ones."""
+        """Unfreezes the bits, and notes whether a callback has restored frozen ones."""
         self.found_frozen = self.found_frozen or self._model.bits_are_frozen
         self._model.unfreeze_bits()
 
     def allocate(self):
-        """The integer bit-widths to freeze at: dictionary of `QuantizedTensor` to integer."""
+        """The bit-widths to freeze: dictionary of `QuantizedTensor` to integer."""
         if self.budget is not None:
             return self.budget.allocate()
         return self._model.cheapest_integers()
 
     def permits_present_widths(self):
-        """Whether the budget, if there is one, permits the bit-widths in use."""
+        """Whether the budget, if there is one, permits the current bit-widths."""
         return self.budget is None or self.budget.keep()

@@ -23,8 +23,8 @@ class LearnedBitTraining(TrainingStep):
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`.
 
-        If it raises or is interrupted, prices and the freeze are restored, because callbacks do
-        not get to do so; weights and bits are as far as training has come.
+        If it raises or is interrupted, prices and the freeze are restored, because Keras does not
+        call `on_train_end` of callbacks then. Weights and bits keep their trained values.
         """
         frozen = self.compiled and self.bits_are_frozen
         self.fit_plan = FitPlan(self)
@@ -55,8 +55,8 @@ class LearnedBitTraining(TrainingStep):
     ):
         """As `keras.Model.evaluate`: the loss and the compiled metrics.
 
-        With `return_dict=True` the parts of the loss, too. In `fit`, those that do not depend on
-        the data are left out of the validation's logs.
+        With `return_dict=True` it also returns the parts of the loss. The validation logs of `fit`
+        do not contain the parts that do not depend on data, which are in the training logs.
         """
         with self.bit_metrics.only("task_loss"):
             logs = super().evaluate(
@@ -65,25 +65,26 @@ class LearnedBitTraining(TrainingStep):
         return self._as_keras(logs, return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """As `keras.Model.test_on_batch`; returns as `evaluate` does."""
+        """As `keras.Model.test_on_batch`; the result is like that of `evaluate`."""
         with self.bit_metrics.only("task_loss"):
             logs = super().test_on_batch(x, y, sample_weight, return_dict=True)
         return self._as_keras(logs, return_dict)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """As `keras.Model.train_on_batch`; returns as `evaluate` does."""
+        """As `keras.Model.train_on_batch`; the result is like that of `evaluate`."""
         logs = super().train_on_batch(x, y, sample_weight, class_weight, return_dict=True)
         return self._as_keras(logs, return_dict)
 
-    # A file that a callback saves within a `fit` is that of a model outside of it.
+    # A callback may save within a `fit` that steers prices. The file must have the user's prices,
+    # as if the model were saved after `fit`.
 
     def save(self, *args, **kwargs):
-        """As `keras.Model.save`; prices are those that a `fit` found."""
+        """As `keras.Model.save`; prices are those from before `fit`."""
         with self._released_prices():
             return super().save(*args, **kwargs)
 
     def save_weights(self, *args, **kwargs):
-        """As `keras.Model.save_weights`; prices are those that a `fit` found."""
+        """As `keras.Model.save_weights`; prices are those from before `fit`."""
         with self._released_prices():
             return super().save_weights(*args, **kwargs)
 
@@ -91,7 +92,7 @@ class LearnedBitTraining(TrainingStep):
         return self._bit_state().released() if self.compiled else contextlib.nullcontext()
 
     def _as_keras(self, logs, return_dict):
-        """What Keras returns; as a dictionary with all parts of the loss."""
+        """The result in Keras's form; a dictionary also has the parts of the loss."""
         if return_dict:
             return logs if self.fit_plan else {**logs, **self._parts_without_data()}
         names = []
@@ -104,21 +105,21 @@ class LearnedBitTraining(TrainingStep):
         return values[0] if len(values) == 1 else values
 
     def _parts_without_data(self):
-        """The parts of the loss that the data do not change: dictionary of name to number."""
+        """The parts of the loss that do not depend on data: dictionary of name to number."""
         with rounding_once(), bit_gradients(False):
             parts = self.loss_parts()
         return {name: float(keras.ops.convert_to_numpy(value)) for name, value in parts.items()}
 
 
 def check_learns_bits(model, name):
-    """Raises a TypeError unless the bits of a model move in training.
+    """Raises a TypeError unless a model learns its bits in training.
 
     Args:
-        model: The model.
-        name: Name of what needs such a model.
+        model: Any object.
+        name: Name of the function or class that needs such a model.
     """
     if not isinstance(model, LearnedBitTraining):
         raise TypeError(
-            f"`{name}` needs a LearnedBitModel or LearnedBitSequential, since bits do not "
+            f"`{name}` needs a LearnedBitModel or LearnedBitSequential, because bits do not "
             f"move in other models. Received: model={model}"
         )

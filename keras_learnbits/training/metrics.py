@@ -9,24 +9,29 @@ from keras_learnbits.serialization import register
 
 @register
 class BitMetrics(keras.metrics.Metric):
-    """Means over examples of the parts of the loss: one entry in the logs for each.
+    """Means of the parts of the loss over examples; each part is one entry in the logs.
 
     Args:
         names: Names of the entries.
         name: Name of the metric.
+        **kwargs: Arguments of `keras.metrics.Metric`.
     """
 
     def __init__(self, names, name="bit_metrics", **kwargs):
         super().__init__(name=name, **kwargs)
         self.names = self.present = tuple(names)
         self.shown = None
+        # One vector for all parts: separate variables would be updated by separate operations.
         self.total = self.add_variable((len(self.names),), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
 
     def update_state(self, values, sample_weight=1.0):
-        """Adds values, a dictionary of name to scalar, for `sample_weight` examples.
+        """Adds the values of a batch.
 
-        Names that it leaves out are left out of the result.
+        Args:
+            values: Dictionary of name to scalar. Names that are missing do not appear in the
+                result.
+            sample_weight: Number of examples in the batch.
         """
         self.present = tuple(values)
         values = [keras.ops.cast(values.get(name, 0.0), "float32") for name in self.names]
@@ -42,7 +47,7 @@ class BitMetrics(keras.metrics.Metric):
 
     @contextlib.contextmanager
     def only(self, *names):
-        """A scope in which the result has only some of the entries."""
+        """A scope in which the result contains only the given entries."""
         outer, self.shown = self.shown, names
         try:
             yield

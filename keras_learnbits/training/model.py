@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_learnbits._keras import FunctionalModel, is_functional_call, replace_base
+from keras_learnbits._keras import FunctionalModel, clone, is_functional_call, replace_base
 from keras_learnbits.serialization import register
 from keras_learnbits.training.fitting import LearnedBitTraining
 
@@ -11,8 +11,8 @@ from keras_learnbits.training.fitting import LearnedBitTraining
 class LearnedBitModel(LearnedBitTraining, keras.Model):
     """`keras.Model` whose `fit` learns weights and bit-widths together.
 
-    Use it as `keras.Model`: with inputs and outputs, or as a base class with a `call` of your
-    own. `LearnedBitSequential` is the same for a stack of layers.
+    Use it like `keras.Model`: with inputs and outputs, or as the base class of a model with a
+    custom `call`. `LearnedBitSequential` is the same for a stack of layers.
 
     Examples:
         >>> inputs = keras.Input((8,))
@@ -25,6 +25,7 @@ class LearnedBitModel(LearnedBitTraining, keras.Model):
     """
 
     def __new__(cls, *args, **kwargs):
+        # As in keras/src/models/model.py, `Model.__new__`: inputs and outputs make another class.
         if cls is LearnedBitModel and is_functional_call(args, kwargs):
             cls = LearnedBitFunctional
         return super().__new__(cls)
@@ -38,10 +39,11 @@ class LearnedBitModel(LearnedBitTraining, keras.Model):
 
 @register
 class LearnedBitFunctional(LearnedBitModel, FunctionalModel):
-    """What `LearnedBitModel(inputs, outputs)` makes.
+    """The class of `LearnedBitModel(inputs, outputs)`.
 
-    A layer that its graph shares with a model inside of it, as a tied embedding, is one layer again
-    when the model is made from its configuration; Keras makes two, and cannot load the file.
+    Its graph may share a layer with a model inside it, e.g. a tied embedding. From a configuration
+    Keras makes two layers of it, and then cannot load the weights. Here the configuration lists
+    shared layers, so that each becomes one layer again.
     """
 
     def __init__(self, inputs, outputs, name=None, **kwargs):
@@ -68,7 +70,7 @@ class LearnedBitFunctional(LearnedBitModel, FunctionalModel):
 
 
 def _paths_of_layers(model, prefix=""):
-    """Dictionary of layer to its paths, of all layers in the graphs of a model and inside it."""
+    """Dictionary of each layer in the graph of a model, and in graphs inside it, to its paths."""
     paths = {}
     for layer in model.layers:
         path = prefix + layer.name
@@ -80,23 +82,27 @@ def _paths_of_layers(model, prefix=""):
 
 
 def _with_layers(model, others):
-    """A functional model of the same layers but for those that others take the place of."""
+    """A functional model of the same layers, some of which are replaced.
+
+    Args:
+        model: Functional model.
+        others: Dictionary of layer to the layer that replaces it.
+    """
 
     def replaced(layer):
         is_graph = isinstance(layer, FunctionalModel)
         return _with_layers(layer, others) if is_graph else others.get(layer, layer)
 
-    bare = keras.Model(model.input, model.output, name=model.name)
-    return keras.models.clone_model(bare, clone_function=replaced)
+    return clone(model, clone_function=replaced)
 
 
 @register
 class LearnedBitSubclassed(LearnedBitModel):
-    """What `to_learned_bits` makes of a model with a `call` of its own.
+    """The class of models that `to_learned_bits` makes of models with a custom `call`.
 
     Args:
         wrapper: `LearnedBitWrapper` around such a model; its attribute `layer` is the model.
-        **kwargs: `name` and what else `keras.Model` takes.
+        **kwargs: `name` and the other arguments of `keras.Model`.
     """
 
     def __init__(self, wrapper, **kwargs):
@@ -107,10 +113,12 @@ class LearnedBitSubclassed(LearnedBitModel):
             self.built = True
 
     def build(self, input_shape):
-        """Nothing: the wrapper is built when it is made or called. Keras notes the shape."""
+        """Does nothing: the wrapper is built when it is made or called."""
+        # Without this method Keras would not note the shapes that `get_build_config` returns
+        # (keras/src/layers/layer.py, `build_wrapper`).
 
     def call(self, inputs, training=None):
-        return self.wrapper(inputs)
+        return self.wrapper(inputs)  # Keras passes `training` on to layers that take it
 
     def get_config(self):
         wrapper = keras.saving.serialize_keras_object(self.wrapper)

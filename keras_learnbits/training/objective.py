@@ -1,4 +1,4 @@
-"""`BitObjective`: the two terms that are added to the task's loss, for what a model quantizes."""
+"""`BitObjective`: the two terms that are added to the task's loss."""
 
 import tensorflow as tf
 
@@ -10,10 +10,11 @@ from keras_learnbits.training import penalties
 
 
 class BitObjective:
-    """What bits cost and what rounding costs, without their weights in the loss.
+    """The penalty on bits and the quantization error, without their factors in the loss.
 
-    Its methods take all `QuantizedTensor`s of a model, `layers` of them. All have a price;
-    kernels have a quantization error, too, while that of activations is seen by the task alone.
+    Its methods take the list of all `QuantizedTensor`s of a model; `layers` is its length. The
+    penalty is on all of them. The quantization error is that of kernels; that of activations
+    affects the task's loss only.
 
     Args:
         bit_penalty: `"bits"`, `"levels"`, `"widths"`, or a function like
@@ -42,7 +43,7 @@ class BitObjective:
         return self._error(errors, _squared_norms(kernels), _shares(kernels))
 
     def error_weights(self, tensors):
-        """Derivatives of the quantization error by the squared errors, shape `(layers,)`."""
+        """Derivatives of the quantization error with respect to squared errors, `(layers,)`."""
         kernels = kernels_among(tensors)
         errors = tf.stack([kernel.squared_error() for kernel in kernels])
         with tf.GradientTape() as tape:
@@ -52,7 +53,7 @@ class BitObjective:
         return tf.stack([next(slopes) if tensor in kernels else 0.0 for tensor in tensors])
 
     def penalty_gradients(self, tensors):
-        """Derivatives of the penalty by the latent bit-widths, shape `(layers,)`."""
+        """Derivatives of the penalty with respect to latent bit-widths, shape `(layers,)`."""
         bits = latent_widths(tensors)
         with tf.GradientTape() as tape:
             tape.watch(bits)
@@ -60,12 +61,13 @@ class BitObjective:
         return tape.gradient(penalty, bits)
 
     def penalty_table(self, tensors):
-        """Penalty of each layer at 1, 2, ... bits, relative to its present width.
+        """Penalty of each layer at 1, 2, ... bits, relative to its current bit-width.
 
         Returns:
             Float32 tensor of shape `(layers, 16)`.
         """
         widths = tf.range(grids.MIN_BITS, grids.MAX_BITS + 1, dtype=tf.float32)
+        # `0 * bits` broadcasts the widths to shape `(16, layers)`.
         return self._penalty_at(tensors, lambda bits: 0.0 * bits + widths[:, None])
 
     def penalty_changes(self, tensors):
@@ -73,13 +75,18 @@ class BitObjective:
         return self._penalty_at(tensors, lambda bits: bits + tf.constant([[-1.0], [1.0]]))
 
     def _penalty_at(self, tensors, other):
-        """Changes of each layer's penalty at `other(bits)`, shape `(cases, layers)` transposed."""
+        """Changes of each layer's penalty at other bit-widths, shape `(layers, cases)`.
+
+        Args:
+            tensors: List of `QuantizedTensor`s.
+            other: Function of the integer bit-widths to others, of shape `(cases, layers)`.
+        """
         bits, shares = integer_widths(tensors), _shares(tensors)
         return tf.transpose(self._penalty(other(bits), shares) - self._penalty(bits, shares))
 
 
 class ErrorTerm:
-    """The quantization error's share of the loss, `quantization_reg * quantization_error`.
+    """The term `quantization_reg * quantization_error` of the loss.
 
     Args:
         objective: `BitObjective`.
@@ -93,17 +100,17 @@ class ErrorTerm:
         self._tensors = tensors
 
     def weights(self, tensors):
-        """Loss per squared quantization error of some of the tensors, shape `(layers,)`."""
+        """Derivatives of the loss with respect to squared errors of tensors, shape `(layers,)`."""
         indices = [self._tensors.index(tensor) for tensor in tensors]
         return self.weight * tf.gather(self._objective.error_weights(self._tensors), indices)
 
 
 def bit_settings(defaults, **given):
-    """The arguments of `compile` on bits, with defaults in the place of None.
+    """The arguments of `compile` on bits, with defaults instead of None.
 
     Args:
-        defaults: Dictionary, an estimator's `compile_defaults`.
-        **given: What the user gave.
+        defaults: Dictionary, the `compile_defaults` of an estimator.
+        **given: Arguments of `compile`.
 
     Raises:
         ValueError: A price is negative or not finite.
@@ -115,7 +122,7 @@ def bit_settings(defaults, **given):
 
 
 def mean_bits(tensors):
-    """Mean latent bits per weight, or per value of activations.
+    """Mean latent bits per weight, or per activation value.
 
     Args:
         tensors: List of `QuantizedTensor` of one kind.
@@ -131,7 +138,7 @@ def _squared_norms(kernels):
 
 
 def _shares(tensors):
-    """Share of each among all of its kind, a float32 tensor of shape `(layers,)`."""
+    """Each tensor's share of all weights, or of all activation values, shape `(layers,)`."""
     totals = {}
     for tensor in tensors:
         totals[type(tensor)] = totals.get(type(tensor), 0) + tensor.size

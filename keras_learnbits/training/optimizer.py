@@ -15,36 +15,38 @@ from keras_learnbits.training.sign_sgd import SignSGD
 
 @register
 class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
-    """The user's optimizer for the weights, one of its own for the bits.
+    """Combines the user's optimizer for the weights with a separate one for the bits.
 
-    Seen from outside it is the user's: `learning_rate` and `iterations` are those of the
-    weights, so that schedules, callbacks and TensorBoard mean what they meant. Weight decay,
-    clipping, averaging and accumulation stay with the weights. The scales follow a copy of the
-    user's optimizer without weight decay, which would pull logarithms to 0, i.e. scales to 1.
+    `learning_rate` and `iterations` are those of the user's optimizer, so schedules, callbacks and
+    TensorBoard work as usual. Weight decay, clipping, averaging and accumulation apply to the
+    weights. Scales have a copy of the user's optimizer without weight decay, which would pull their
+    logarithms towards 0, i.e. the scales towards 1.
 
     Args:
-        optimizer: The user's `keras.optimizers.Optimizer`.
-        bit_optimizer: The bits', e.g. `SignSGD(0.01)`.
-        bit_gradient: What the bits' optimizer takes the sign of: name, config or
-            `keras_learnbits.bit_gradients.BitGradient`, whose state is kept here.
+        optimizer: `keras.optimizers.Optimizer` for the weights.
+        bit_optimizer: `keras.optimizers.Optimizer` for the bits, e.g. `SignSGD(0.01)`.
+        bit_gradient: Estimator of the gradients with respect to the bits: name, config or
+            `keras_learnbits.bit_gradients.BitGradient`. Its state is saved with this optimizer.
         name: Name of the optimizer.
 
     Attributes:
-        weight_optimizer: The user's optimizer.
-        bit_optimizer: The bits' optimizer.
-        bit_reg, quantization_reg, bits_frozen: State of the training that a model shows under
-            the same names; kept here, since it is to be saved with the optimizer, like the
-            learning rate, and not with the weights.
+        weight_optimizer: Optimizer of the weights.
+        scale_optimizer: Optimizer of the scales.
+        bit_optimizer: Optimizer of the bits.
+        bit_reg, quantization_reg, bits_frozen: State of the training, which the model has under
+            the same names. It is here because it is saved with the optimizer, like the learning
+            rate, and not with the weights.
 
     Raises:
-        ValueError: `optimizer` is none, or itself a `MultiOptimizer`, which Keras cannot nest.
+        ValueError: `optimizer` is not an optimizer, or is a `MultiOptimizer`, which Keras cannot
+            nest.
     """
 
     def __init__(self, optimizer, bit_optimizer, bit_gradient, name="learned_bit_optimizer"):
         single = isinstance(optimizer, keras.optimizers.Optimizer)
         if not single or isinstance(optimizer, keras.optimizers.MultiOptimizer):
             raise ValueError(
-                "The optimizer of a LearnedBitModel must be a single one, since Keras does not "
+                "The optimizer of a LearnedBitModel must be a single one, because Keras does not "
                 f"nest `MultiOptimizer`. Received: optimizer={optimizer}"
             )
         super().__init__(self._choose, loss_scale_factor=optimizer.loss_scale_factor, name=name)
@@ -52,12 +54,12 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         self.scale_optimizer = _following(optimizer)
         self.bit_optimizer = bit_optimizer
         bit_gradient = bit_gradients.get(bit_gradient)
-        # A copy, for its state belongs to this optimizer.
+        # A copy, because its state belongs to this optimizer.
         self.bit_gradient = bit_gradient.from_config(bit_gradient.get_config())
         self.bit_reg = self.add_variable((), name="bit_reg", dtype="float32")
         self.quantization_reg = self.add_variable((), name="quantization_reg", dtype="float32")
         self.bits_frozen = self.add_variable((), name="bits_frozen", dtype="float32")
-        self._steered = {}  # names of prices to their values before
+        self._steered = {}  # dictionary of the name of a price to its value before `steer`
 
     def steer(self, name, value):
         """Sets `bit_reg` or `quantization_reg` until `release`."""
@@ -66,14 +68,14 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         price.assign(value)
 
     def release(self):
-        """Restores the prices before `steer`."""
+        """Restores the prices from before `steer`."""
         for name, value in self._steered.items():
             getattr(self, name).assign(value)
         self._steered = {}
 
     @contextlib.contextmanager
     def released(self):
-        """A scope with the prices of before, in which a model is saved."""
+        """A scope with the prices from before `steer`, in which a model is saved."""
         steered = {n: float(tf.convert_to_tensor(getattr(self, n).value)) for n in self._steered}
         for name, value in self._steered.items():
             getattr(self, name).assign(value)
@@ -94,22 +96,27 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
         if self.bit_gradient.kernels_only and activations:
             raise ValueError(
                 "The bits of activations are learned with bit_gradient='measured' or "
-                "'straight_through'; with others let them stand, trainable=False. Received: "
+                "'straight_through'; with others set `trainable=False` of these layers. Received: "
                 f"bit_gradient={type(self.bit_gradient).__name__}, activations={activations}"
             )
         self.bit_gradient.build(tensors, self.add_variable)
 
     def _choose(self, variable):
+        """The optimizer of a variable."""
         tensor = quantized_tensor_of(variable)
         if tensor is None:
             return self.weight_optimizer
         return self.bit_optimizer if variable is tensor.bits else self.scale_optimizer
 
     def _split(self, items, variables):
-        """Pairs each optimizer with its share of `items`; the weights' comes last.
+        """Yields each optimizer and the items that belong to it.
 
-        The scales' optimizer reads the learning rate of the weights', which moves on with it.
+        Args:
+            items: List of one item for each variable.
+            variables: List of `keras.Variable`s.
         """
+        # That of the weights comes last: its update advances `iterations`, and so the learning rate
+        # of a schedule, which the optimizer of the scales reads in the same step.
         optimizers = (self.scale_optimizer, self.bit_optimizer, self.weight_optimizer)
         owners = [self._choose(variable) for variable in variables]
         for optimizer in optimizers:
@@ -117,6 +124,9 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
             if share:
                 yield optimizer, share
 
+    # keras/src/optimizers/multi_optimizer.py, `apply`: Keras calls the optimizers in the order in
+    # which it first met them. Here that of the weights must be the last one, see `_split`, and XLA
+    # compiles large updates.
     def apply(self, grads, trainable_variables):
         if not self.built:
             self.build(trainable_variables)
@@ -125,10 +135,11 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
             if optimizer is self.bit_optimizer and all(gradient is None for gradient, _ in share):
                 raise ValueError(
                     "Bits move in the `train_step` of this library, which gives them a gradient. A "
-                    "subclass with a `train_step` of its own must call `super().train_step`; a "
-                    "loss of its own goes into `compute_loss`. Received: no gradient of "
+                    "subclass with a custom `train_step` must call `super().train_step`; a custom "
+                    "loss belongs in `compute_loss`. Received: no gradient of "
                     f"{[variable.path for _, variable in share]}"
                 )
+            # Eager updates assign kernels, which must not fit the scales again.
             with compiled_updates(optimizer), keeping_scales():
                 optimizer.apply(*map(list, zip(*share, strict=True)))
 
@@ -151,7 +162,8 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
 
     @property
     def optimizers(self):
-        # Keras's callbacks look for this name, and set the learning rate of all that they find.
+        # keras/src/callbacks/learning_rate_scheduler.py and others set the learning rate of all
+        # optimizers in this attribute, also that of the bits.
         raise AttributeError("Use `weight_optimizer` and `bit_optimizer`.")
 
     def get_config(self):
@@ -171,7 +183,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
 
 
 def _following(optimizer):
-    """A copy of an optimizer that follows its learning rate and has no weight decay."""
+    """A copy of an optimizer that reads its learning rate and has no weight decay."""
     config = optimizer.get_config()
     config["name"] = f"{optimizer.name}_scales"
     config["learning_rate"] = lambda: optimizer.learning_rate
@@ -182,20 +194,20 @@ def _following(optimizer):
         return type(optimizer).from_config(config)
     except TypeError as error:
         raise ValueError(
-            "The scales of a LearnedBitModel follow a copy of the optimizer, which its class makes "
-            "`from_config`, of all that `get_config` gives. "
+            "The scales of a LearnedBitModel are updated by a copy of the optimizer, so its "
+            "`from_config` must accept what its `get_config` returns. "
             f"Received: optimizer={optimizer.name!r} of class {type(optimizer).__name__}, {error}"
         ) from error
 
 
 def with_bits(optimizer, bit_optimizer, bit_gradient):
-    """Puts the bits' optimizer beside a user's, inside loss scaling if there is any.
+    """Combines an optimizer with one for the bits, inside loss scaling if there is any.
 
     Args:
-        optimizer: Whatever `keras.Model.compile` takes as optimizer, also that of a model that
-            was compiled before.
-        bit_optimizer: Likewise for the bits; None for the one of before, or `SignSGD` with the
-            step of `bit_gradient`.
+        optimizer: Optimizer in any form that `keras.Model.compile` takes, also that of a compiled
+            `LearnedBitModel`.
+        bit_optimizer: Optimizer for the bits in the same forms. None for that of such a model, or
+            else for `SignSGD` with the step of `bit_gradient`.
         bit_gradient: `keras_learnbits.bit_gradients.BitGradient`.
 
     Returns:

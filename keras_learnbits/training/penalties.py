@@ -1,4 +1,4 @@
-"""What is added to the task loss: what bits cost, and what rounding costs."""
+"""Terms of the loss besides the task's: penalties on bits, and quantization errors."""
 
 import tensorflow as tf
 
@@ -6,17 +6,18 @@ from keras_learnbits.numerics import grids
 
 
 def mean_bits(bits, shares):
-    """Mean bits per weight, `sum N_l b_l / sum N_l`: the storage, whoever uses it.
+    """Mean bits per weight, `sum N_l b_l / sum N_l`, i.e. the storage.
 
-    `bit_reg` times this is what one mean bit may cost in loss, the same for every model. Where
-    activations are quantized, too, their mean bits per value are added.
+    It is a mean, so that the same `bit_reg` suits models of any size. If activations are quantized
+    too, their mean bits per value are added.
 
     Args:
         bits: Float32 tensor of shape `(..., layers)`.
-        shares: Each layer's share of the weights, or of the values of activations.
+        shares: Float32 tensor of shape `(layers,)`, each layer's share of all weights, or of all
+            activation values.
 
     Returns:
-        Each layer's term of the sum, of the shape of `bits`, in bits.
+        Float32 tensor of the shape of `bits`, each layer's term of the sum.
 
     Examples:
         >>> mean_bits(tf.constant([2.0, 4.0]), tf.constant([0.75, 0.25])).numpy().tolist()
@@ -26,14 +27,14 @@ def mean_bits(bits, shares):
 
 
 def levels(bits, shares):
-    """The published price, `sum_l 2**b_l`, which charges a small layer as much as a big one.
+    """The published penalty, `sum_l 2**b_l`, which is the same for small and large layers.
 
     Args:
         bits: Float32 tensor of shape `(..., layers)`.
-        shares: Not used.
+        shares: Float32 tensor, not used.
 
     Returns:
-        Each layer's term of the sum, of the shape of `bits`.
+        Float32 tensor of the shape of `bits`, each layer's term of the sum.
 
     Examples:
         >>> levels(tf.constant([1.0, 3.0]), None).numpy().tolist()
@@ -44,14 +45,14 @@ def levels(bits, shares):
 
 
 def widths(bits, shares):
-    """The published price of the study of the learning rate, `sum_l b_l`, the same for all layers.
+    """The penalty of the published study of the learning rate, `sum_l b_l`.
 
     Args:
         bits: Float32 tensor of shape `(..., layers)`.
-        shares: Not used.
+        shares: Float32 tensor, not used.
 
     Returns:
-        Each layer's term of the sum, of the shape of `bits`, in bits.
+        Float32 tensor of the shape of `bits`, each layer's term of the sum.
 
     Examples:
         >>> widths(tf.constant([1.0, 3.0]), None).numpy().tolist()
@@ -65,16 +66,16 @@ BIT_PENALTIES = {"bits": mean_bits, "levels": levels, "widths": widths}
 
 
 def relative_error(squared_errors, squared_norms, shares):
-    """Quantization error of a model: squared error over squared norm, `||q - W||^2 / ||W||^2`.
+    """Relative quantization error of a model: `||q - W||^2 / ||W||^2`, averaged over layers.
 
-    The mean over layers weighted by their numbers of weights, without a unit: 0 is exact, 1 is
-    a kernel rounded away. No layer counts more than 1: one that begins at zeros has errors beyond
-    its squared norm, since symmetric grids have no level at 0.
+    Layers are weighted by their number of weights. 0 means no error, 1 that nothing is left of the
+    weights. Each layer's ratio is at most 1; for a kernel of zeros the error would exceed the
+    squared norm, because symmetric grids have no level at 0.
 
     Args:
-        squared_errors: `||q - W||^2`, shape `(layers,)`.
-        squared_norms: `||W||^2`, shape `(layers,)`; taken as constants.
-        shares: Each layer's share of the weights, shape `(layers,)`.
+        squared_errors: Float32 tensor of shape `(layers,)`, `||q - W||^2`.
+        squared_norms: Float32 tensor of shape `(layers,)`, `||W||^2`; constants for gradients.
+        shares: Float32 tensor of shape `(layers,)`, each layer's share of all weights.
 
     Returns:
         Float32 scalar.

@@ -1,4 +1,4 @@
-"""Losses of one replica and of all, under `tf.distribute`.
+"""Losses of one replica and of all replicas, under `tf.distribute`.
 
 Keras divides the loss of a replica's examples by the number of replicas, so that gradients can be
 summed over replicas:

@@ -1,4 +1,4 @@
-"""`SignSGD`, gradient descent by the sign."""
+"""`SignSGD`: gradient descent by the sign of the gradient."""
 
 import keras
 
@@ -9,26 +9,27 @@ from keras_learnbits.serialization import register
 
 @register
 class SignSGD(keras.optimizers.Optimizer):
-    """Gradient descent by the sign: `w <- w - learning_rate * sign(m)`.
+    """Gradient descent by the sign of the gradient: `w <- w - learning_rate * sign(m)`.
 
-    With a `momentum` of 0, `m` is the gradient; else its running mean, `m <- momentum * m +
-    (1 - momentum) * g`, whose sign a noisy gradient flips less often ("signum"). Gradients are
-    summed over replicas first. A variable stays where its gradient is 0 or not a number, and
-    where `|m| <= dead_zone`.
+    With a `momentum` of 0, `m` is the gradient `g`. Otherwise it is the running mean,
+    `m <- momentum * m + (1 - momentum) * g`, whose sign changes less often if the gradient is noisy
+    ("signum"). Gradients are summed over replicas before the sign is taken. A variable does not
+    move if its gradient is 0 or not finite, or if `|m| <= dead_zone`.
 
     Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788;
     with momentum, Bernstein et al., "signSGD", arXiv 1802.04434.
 
     Args:
-        learning_rate: The step; for bits, in bits. A float or a
-            `keras.optimizers.schedules.LearningRateSchedule`.
-        momentum: Share of the past in the running mean, 0 <= momentum < 1.
-        dead_zone: Magnitude of `m` up to which its sign is 0; a float >= 0 or a schedule.
+        learning_rate: Step size, a float or a
+            `keras.optimizers.schedules.LearningRateSchedule`; for bit-widths it is in bits.
+        momentum: Weight of the past in the running mean, 0 <= momentum < 1.
+        dead_zone: Magnitude of `m` up to which a variable does not move; a float >= 0 or a
+            schedule.
         name: Name of the optimizer.
-        **kwargs: Those of `keras.optimizers.Optimizer`.
+        **kwargs: Arguments of `keras.optimizers.Optimizer`.
 
     Raises:
-        ValueError: `momentum` or `dead_zone` is out of its range.
+        ValueError: `momentum` or `dead_zone` is out of range.
 
     Examples:
         >>> variable = keras.Variable(2.0)
@@ -60,6 +61,7 @@ class SignSGD(keras.optimizers.Optimizer):
             past = self.means[variable_index(self, variable)]
             mean = self.momentum * past + (1 - self.momentum) * gradient
             self.assign(past, keras.ops.where(is_number, mean, past))
+            # A gradient of 0 means that the variable must not move, e.g. because it is frozen.
             mean = keras.ops.where(gradient != 0, mean, 0.0)
         sign = keras.ops.sign(mean)
         dead_zone = self.dead_zone(self.iterations) if callable(self.dead_zone) else self.dead_zone

@@ -1,4 +1,4 @@
-"""`TrainingStep`: the loss of a model that learns its bits, and its training step."""
+"""`TrainingStep`: the loss and the training step of a model that learns its bits."""
 
 import keras
 import tensorflow as tf
@@ -38,24 +38,25 @@ class TrainingStep(BitState):
     """
 
     def _add_bit_metrics(self):
-        """Creates the metrics, once the Keras class is initialized."""
+        """Creates the metrics; the Keras class must be initialized."""
         names = "task_loss quantization_error bit_penalty mean_bits mean_activation_bits bit_reg"
         self.bit_metrics = BitMetrics(names.split())
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The task's loss plus the quantization error: what the weights are trained by.
+        """The loss of the weights: the task's loss plus the quantization error.
 
-        The price of the bits, which only the bits depend on, is added to the loss that `fit` and
+        The price of the bits does not depend on the weights. It is added to the loss that `fit` and
         `evaluate` report. A subclass with a custom loss adds it to `super().compute_loss(...)`,
-        which then needs no loss in `compile`.
+        and then needs no loss in `compile`.
         """
+        # keras/src/trainers/trainer.py, `compute_loss`, raises if there is nothing to minimize.
         if self.loss is None and not self.losses and self._computes_a_loss_itself():
             task_loss = tf.zeros(())
         else:
             task_loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if task_loss.shape.rank != 0:
             raise ValueError(
-                "A LearnedBitModel needs a loss that is one number a batch, as with "
+                "A LearnedBitModel needs a loss that is one number per batch, as with "
                 f"`reduction='sum_over_batch_size'`. Received: a loss of shape {task_loss.shape}"
             )
         check_kernels(self, kernels_among(self.quantized_tensors))
@@ -65,7 +66,7 @@ class TrainingStep(BitState):
         return type(self).compute_loss is not TrainingStep.compute_loss
 
     def _error_and_penalty(self):
-        """Quantization error and penalty, two float32 scalars; once within `rounding_once`."""
+        """Quantization error and penalty, two float32 scalars; computed once in `rounding_once`."""
         tensors = self.quantized_tensors
 
         def computed():
@@ -75,15 +76,15 @@ class TrainingStep(BitState):
         return once("error and penalty", tuple(tensors), computed)
 
     def _error_term(self):
-        """What the quantization error adds to the loss, a float32 scalar."""
+        """The term of the quantization error in the loss, a float32 scalar."""
         return self.quantization_reg.value * self._error_and_penalty()[0]
 
     def _price(self):
-        """What the bits add to the loss, a float32 scalar."""
+        """The term of the bits in the loss, a float32 scalar."""
         return self.bit_reg.value * self._error_and_penalty()[1]
 
     def loss_parts(self):
-        """The parts of the loss that do not depend on data: dictionary of name to scalar tensor."""
+        """The parts of the loss that do not depend on data, a dictionary of name to scalar."""
         tensors = self.quantized_tensors
         activations = activations_among(tensors)
         error, penalty = self._error_and_penalty()
@@ -94,12 +95,12 @@ class TrainingStep(BitState):
         }
         if activations:
             parts["mean_activation_bits"] = mean_bits(activations)
-        if self.bit_settings["bit_penalty"] != "bits":  # that penalty is the sum of these means
+        if self.bit_settings["bit_penalty"] != "bits":  # the default is the sum of these means
             parts["bit_penalty"] = penalty
         return parts
 
     def _update_losses(self, loss, x, y):
-        """Updates the metrics of the loss and of its parts, from what `compute_loss` returned."""
+        """Updates the metrics of the loss and of its parts from the result of `compute_loss`."""
         loss = tf.cast(unshared(loss), tf.float32)
         count = _batch_size(x, y)
         parts = {"task_loss": loss - self._error_term(), **self.loss_parts()}
@@ -112,7 +113,8 @@ class TrainingStep(BitState):
         return all(layer.built for layer in (self, *self.layers))
 
     def make_train_function(self, force=False):
-        # TensorFlow traces a step twice if it creates variables: create them before the first one.
+        # TensorFlow traces a `tf.function` twice if its first call creates variables, so they are
+        # created here: https://www.tensorflow.org/guide/function#creating_tfvariables
         remade = force or self.train_function is None
         if self._all_are_built() and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
@@ -123,7 +125,7 @@ class TrainingStep(BitState):
         return self.train_function
 
     def _keeps_keras_metrics(self):
-        """Whether metrics get the data as `fit` passes them: no subclass overrides that."""
+        """Whether metrics are updated as Keras does it, which a subclass may override."""
         return (
             type(self).train_step is TrainingStep.train_step
             and type(self).compute_metrics is keras.Model.compute_metrics
@@ -131,7 +133,7 @@ class TrainingStep(BitState):
 
     def train_step(self, data):
         x, y, sample_weight = batch = keras.utils.unpack_x_y_sample_weight(data)
-        if not self._all_are_built():  # the gradient tape must watch bits that exist
+        if not self._all_are_built():  # the gradient tape can only watch bits that exist
             self(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
@@ -146,8 +148,9 @@ class TrainingStep(BitState):
                 for tensor, gradient in self._bit_gradients(estimator, step):
                     gradients.replace(tensor.bits, gradient)
             self._update_losses(loss, x, y)
+        # Loss scaling tries scales at which gradients overflow, and skips these steps.
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            gradients.check(loss)  # loss scaling skips such steps
+            gradients.check(loss)
         self.optimizer.apply(gradients.values, gradients.variables)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
@@ -161,12 +164,12 @@ class TrainingStep(BitState):
     def losses_at(self, data, shifts, training):
         """Losses on a batch at shifted bit-widths, without the price of the bits.
 
-        Nothing changes: neither weights, nor metrics, nor statistics.
+        This does not change the model: neither weights, nor metrics, nor statistics.
 
         Args:
             data: Tuple `(x, y, sample_weight)`.
-            shifts: Integers to add to the widths of `trained_tensors`, which stay within their
-                bounds; shape `(cases, layers)`.
+            shifts: Float32 tensor of shape `(cases, layers)`, integers to add to the bit-widths of
+                `trained_tensors`, which are clipped to their bounds.
             training: Whether to run the model as `fit` does, with batch statistics and with the
                 same dropout in all cases; otherwise as `evaluate` does.
 
@@ -176,9 +179,9 @@ class TrainingStep(BitState):
         return CounterfactualLosses(self, data, training).at(self.trained_tensors, shifts)
 
     def bit_step(self, data):
-        """What a training step on a batch would pass to an estimator of bit gradients.
+        """The `BitStep` that a training step on a batch would pass to an estimator.
 
-        Nothing changes: neither weights, nor metrics, nor statistics.
+        This does not change the model: neither weights, nor metrics, nor statistics.
 
         Args:
             data: Tuple `(x, y, sample_weight)`.
@@ -192,7 +195,8 @@ class TrainingStep(BitState):
         return self._bit_step(data, tensors, loss, gradients, values_before(self))
 
     def _check_training_argument(self):
-        """Without the argument, no `LearnedBitActivation` could tell training from inference."""
+        """Raises a ValueError if `call` of a model with quantized activations lacks `training`."""
+        # Keras would call the layers without it, and the activations would never be calibrated.
         activations = [each.name() for each in activations_among(self.quantized_tensors)]
         if activations and not training_argument(self.call, True):
             raise ValueError(
@@ -213,6 +217,7 @@ class TrainingStep(BitState):
             y_pred, loss = run(self, batch, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
+        # The backward pass: a `keras.RematScope` calls layers again here.
         with rounding_again():
             return y_pred, loss, Gradients(variables, tape.gradient(scaled_loss, variables))
 
@@ -224,7 +229,7 @@ class TrainingStep(BitState):
             tensors: The `QuantizedTensor`s whose bits are trained.
             loss: Result of `compute_loss`.
             gradients: `Gradients` of the scaled loss.
-            before: `values_before` this step.
+            before: Result of `values_before` from before this step.
         """
         everything = self.quantized_tensors
         indices = [everything.index(tensor) for tensor in tensors]
@@ -246,7 +251,8 @@ class TrainingStep(BitState):
 
     def _bit_gradients(self, estimator, step):
         """Pairs of each tensor and its scaled gradient with respect to the bits."""
-        # 0 while bits are frozen, or while an activation is being calibrated.
+        # 0 while bits are frozen, and before an activation has a range. Estimators return gradients
+        # of the unscaled loss, and the optimizer divides all gradients by the loss scale.
         unit = self.optimizer.scale_loss(shared(1.0 - self.bits_frozen.value))
         moves = unit * tf.stack([tensor.may_move() for tensor in step.tensors])
         estimates = tf.unstack(moves * estimator(step), num=len(step.tensors))

@@ -13,7 +13,7 @@ import keras_learnbits as klb
 from keras_learnbits.callbacks import targets
 
 # Trainings are short here: bits come to a budget at their end.
-pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths fell as training ended")
+pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_before_the_first_training_batch_values_pass_as_they_are(values):
     layer = klb.LearnedBitActivation(bits=2)
     np.testing.assert_array_equal(layer(values), values)
     np.testing.assert_array_equal(layer(values, training=False), values)
-    with pytest.raises(ValueError, match="once a batch of training data flowed"):
+    with pytest.raises(ValueError, match="only after it was called on a training"):
         layer.grid()
 
 
@@ -125,7 +125,7 @@ def test_the_gradient_of_the_scale_is_the_same_where_dimensions_are_not_fixed(va
 
 
 def test_gradients_are_those_of_lsq(values):
-    """Straight through within the range, 0 beyond it; the scale's over the root of the values."""
+    """Straight through within the range, 0 excess it; the scale's over the root of the values."""
     layer = calibrated(values, bits=3)
     with tf.GradientTape() as tape:
         inputs = tf.constant(values)
@@ -324,7 +324,7 @@ def test_conversion_quantizes_the_inputs_of_converted_layers_once_the_models_amo
 def test_converted_activations_go_back_to_plain_operations_that_predict_the_same(tmp_path):
     learned = klb.to_learned_bits(net_to_convert(), bits=4, activations={"bits": 3})
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
-    with pytest.raises(ValueError, match="once a batch of training data flowed"):
+    with pytest.raises(ValueError, match="only after it was called on a training"):
         klb.to_keras(learned)
     learned.compile("adam", "mse", bit_reg=0.1, bit_optimizer=klb.SignSGD(0.1))
     learned.fit(x, np.ones((16, 2)), epochs=3, batch_size=4, verbose=0)
@@ -517,7 +517,7 @@ def test_activations_of_a_model_with_a_call_of_its_own_are_refused():
 @pytest.mark.thorough
 def test_all_activations_share_what_is_traced(data):
     """What one model has traced serves all its layers, and the next model of other shapes."""
-    shared = (activation._calibrated, activation._quantized_forth, activation._quantized_back)
+    shared = (activation._calibrated, activation._quantized_forward, activation._quantized_backward)
     counts = []
     for units in (3, 5, 7):
         layers = [keras.layers.Dense(units, activation="relu") for _ in range(3)]

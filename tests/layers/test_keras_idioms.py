@@ -143,7 +143,7 @@ def test_set_weights_of_a_model_takes_those_of_the_float_model_and_its_own(make_
 
 def test_float_weights_of_other_shapes_are_refused_and_change_nothing(layer):
     before = layer.get_weights()
-    with pytest.raises(ValueError, match="of the shapes that there are"):
+    with pytest.raises(ValueError, match="with the shapes of the present ones"):
         layer.set_weights([np.zeros((3, 4)), np.zeros(3)])
     for now, then in zip(layer.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)

@@ -84,7 +84,7 @@ def test_two_replicas_distil_as_one(strategy, make_model, data):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:Bit-widths fell as training ended")
+@pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")
 def test_bytes_are_those_of_the_student(make_model, data):
     model = distiller(make_model)
     target = klb.bit_table(model.student).packed_bytes - 30

@@ -275,7 +275,7 @@ def test_a_loss_of_each_example_is_refused(make_model, data):
     model = make_model()
     model.compile("adam", keras.losses.MeanSquaredError(reduction=None))
     for method in (model.fit, model.evaluate):
-        with pytest.raises(ValueError, match="one number a batch.*Received: a loss of shape"):
+        with pytest.raises(ValueError, match="one number per batch.*Received: a loss of shape"):
             method(*data, verbose=0)
 
 

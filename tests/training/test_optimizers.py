@@ -251,5 +251,5 @@ def test_an_optimizer_that_cannot_be_made_from_its_config_is_refused(make_model)
         def __init__(self, rate):
             super().__init__(2 * rate)
 
-    with pytest.raises(ValueError, match="follow a copy.*of class Boosted"):
+    with pytest.raises(ValueError, match="updated by a copy.*of class Boosted"):
         make_model().compile(Boosted(0.01), "mse")

@@ -15,7 +15,7 @@ __all__ = ["PackedFileError", "load_packed", "load_packed_model", "save_packed"]
 
 
 def __getattr__(name):
-    # Not before they are asked for: they need TensorFlow, which the command does not.
+    # Imported when first used: they need TensorFlow, which the command does not.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from keras_learnbits.export.packed import saving

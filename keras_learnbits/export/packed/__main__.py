@@ -1,4 +1,4 @@
-"""Prints what a packed file holds: `python -m keras_learnbits.export.packed FILE`."""
+"""Prints the contents of a packed file: `python -m keras_learnbits.export.packed FILE`."""
 
 import argparse
 import math
@@ -16,8 +16,8 @@ def bit_table_of(path):
         path: Path of the file.
 
     Raises:
-        reader.PackedFileError: It cannot be read.
-        OSError: It cannot be opened.
+        reader.PackedFileError: The file is not a packed file, or is damaged.
+        OSError: The file cannot be opened.
 
     Examples:
         >>> import os, tempfile
@@ -71,7 +71,11 @@ def bit_table_of(path):
 
 
 def main(arguments=None):
-    """Prints the table of the file that the command line names; or what is wrong with it."""
+    """Prints the table of a file, or exits with an error message.
+
+    Args:
+        arguments: List of strings; by default those of the command line.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m keras_learnbits.export.packed", description="Prints a packed file's bits."
     )

@@ -1,4 +1,4 @@
-"""The configuration in a packed file, and whether it makes the model again."""
+"""The configuration in a packed file, and checks that it makes the same model."""
 
 import functools
 import json
@@ -8,27 +8,29 @@ import tempfile
 import keras
 import numpy as np
 
+from keras_learnbits._keras import has_assets, own_state
 from keras_learnbits.export._check import difference, examples, largest
 from keras_learnbits.export._function import input_signature_of, predictions_of
 from keras_learnbits.export._weights import layer_paths
 from keras_learnbits.export.packed import weights
 from keras_learnbits.layers.traversal import layers_inside
 
-# Layers whose vocabulary is not a weight: Keras saves it in a separate file.
+# Layers with a vocabulary, which is not a weight: Keras saves it in a separate file.
 VOCABULARIES = (
     keras.layers.TextVectorization,
     keras.layers.StringLookup,
     keras.layers.IntegerLookup,
 )
-# How far predictions of the model and of its copy may be apart, of the largest: a unit in the last
-# place of bfloat16. Their weights are equal, or some are a rounding apart (`MinMaxQuantizer`).
+# Largest accepted difference between predictions of the model and of its copy, relative to the
+# largest prediction: a unit in the last place of bfloat16. Weights are equal, or for
+# `MinMaxQuantizer` equal up to rounding.
 TOLERANCE = 2.0**-7
 
 
 def model_config(model):
-    """What `keras.models.model_from_json` makes a model from, not compiled.
+    """The configuration of a model, for `keras.models.model_from_json`.
 
-    Vocabularies are in it as if the layers had been made with them.
+    It has vocabularies as arguments of their layers, and no compile settings.
 
     Args:
         model: A built Keras model.
@@ -55,18 +57,16 @@ def _vocabulary_layers(model):
 
 
 def _vocabulary(layer):
-    """The settings that make a layer with the vocabulary of another, as JSON has them."""
-    words = layer.get_vocabulary()
-    store = {}
-    layer.save_own_variables(store)  # frequencies, where the layer has some
-    words = [word if isinstance(word, str) else int(word) for word in words]
-    # Those behind the words pad the output.
-    settings = {name: np.asarray(array)[: len(words)].tolist() for name, array in store.items()}
+    """The arguments that give a new layer the vocabulary of a layer, for JSON."""
+    words = [word if isinstance(word, str) else int(word) for word in layer.get_vocabulary()]
+    # Some layers have frequencies of the words as state, padded to the size of the output.
+    state = own_state(layer).items()
+    settings = {name: np.asarray(array)[: len(words)].tolist() for name, array in state}
     return {"vocabulary": words, **settings}
 
 
 def _entries(config, name):
-    """The settings of all layers of a name, wherever they are in a configuration."""
+    """Yields the settings of all layers with a given name anywhere in a configuration."""
     left = [config]
     while left:
         value = left.pop()
@@ -84,11 +84,11 @@ def _entries(config, name):
 
 
 def check_vocabularies(model, config):
-    """Raises a ValueError if a vocabulary of a model is not the one in a packed file.
+    """Raises a ValueError if a vocabulary of a model differs from the one in a packed file.
 
     Args:
         model: A built Keras model that gets the weights of the file.
-        config: The configuration in the file, or None.
+        config: Configuration in the file, or None.
     """
     for layer, path in layer_paths(model).items():
         if isinstance(layer, VOCABULARIES):
@@ -103,7 +103,7 @@ def check_vocabularies(model, config):
 
 
 def check_without_config(model):
-    """Raises a ValueError if a model has a state that is no weight, as a vocabulary.
+    """Raises a ValueError if a model has state other than weights, such as a vocabulary.
 
     Args:
         model: A built Keras model.
@@ -112,15 +112,15 @@ def check_without_config(model):
         files = _assets(layer)
         if files:
             raise ValueError(
-                "A packed file holds weights only, unless it has the model's configuration, which "
-                "holds vocabularies, too: set `include_config=True`. "
+                "A packed file has weights only, unless it has the model's configuration, which "
+                "includes vocabularies: set `include_config=True`. "
                 f"Received: layer {path!r} of model {model.name!r}, which keeps {sorted(files)}"
             )
 
 
 def _assets(layer):
-    """What a layer keeps that is no weight: dictionary of a file's name to its bytes."""
-    if not hasattr(layer, "save_assets"):
+    """State of a layer other than weights: dictionary of the name of a file to its bytes."""
+    if not has_assets(layer):
         return {}
     with tempfile.TemporaryDirectory() as directory:
         layer.save_assets(directory)
@@ -135,7 +135,7 @@ def model_of(file, custom_objects=None):
         custom_objects: Dictionary of name to class or function that Keras does not know.
 
     Raises:
-        ValueError: Keras cannot make or build the model, or it has other weights.
+        ValueError: Keras cannot make or build the model, or the model has other weights.
     """
     model = keras.models.model_from_json(json.dumps(file.config), custom_objects)
     weights.fill(model, file.weights)
@@ -143,18 +143,18 @@ def model_of(file, custom_objects=None):
 
 
 def check_config(model, file):
-    """Raises a ValueError if the model that a packed file's configuration makes is another one.
+    """Raises a ValueError if the configuration of a packed file makes a different model.
 
-    Weights that layers share may be apart in it, layers may not be built by their configuration,
-    and may have a state that is in neither.
+    Weights that two layers share may be separate in the new model, layers may not be built by their
+    configuration, or may have state that is neither in the configuration nor in the weights.
 
     Args:
         model: The model that was packed.
-        file: What is read from its file.
+        file: `reader.PackedFile` that was read from its file.
     """
-    # With weights that are not rounded to bfloat16, so that predictions can be compared.
+    # With weights in float32 even if those of the file are bfloat16, to compare predictions.
     exact = file._replace(weights=weights.packed_weights(model, "float32"))
-    # What a user has to give to `load_packed_model`.
+    # As if the user gave all custom classes to `load_packed_model`.
     classes = {type(layer).__name__: type(layer) for layer in layers_inside(model)}
     cause = None
     try:
@@ -165,17 +165,17 @@ def check_config(model, file):
         raise ValueError(
             "`include_config=True` needs a model that its configuration makes again: of registered "
             "classes and functions, with no weight that two layers share, and vocabularies in "
-            "layers of different names. Save it without, and load it with "
+            "layers of different names. Save it without the configuration, and load it with "
             "`load_packed(path, into=model)`. "
             f"Received: model={model.name!r}, {fault}"
         ) from cause
 
 
 def _difference(model, made):
-    """In what a model that is made from a file differs from the packed one; None if in nothing."""
+    """A description of how a model made from a file differs from the packed one, or None."""
     made_paths = layer_paths(made)
     by_path = {path: layer for layer, path in made_paths.items()}
-    # Layers that a class makes without names have other ones, but come in the same order.
+    # Layers that a class makes without names have other automatic names, but the same order.
     for (layer, path), other in zip(layer_paths(model).items(), made_paths, strict=True):
         state = _vocabulary if isinstance(layer, VOCABULARIES) else _assets
         if state(layer) != state(by_path.get(path, other)):

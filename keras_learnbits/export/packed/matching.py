@@ -1,40 +1,39 @@
-"""Which weight of a packed file belongs to which weight of a model."""
+"""Matches the weights of a packed file with those of a model."""
 
-import re
-
-# The name of a layer as Keras makes them up: `dense`, `dense_1`.
-NUMBERED = re.compile(r"(.*?)(?:_(\d+))?")
+from keras_learnbits._keras import split_layer_name
 
 
 def matched(found, names, older_names):
-    """The weights of a file in the order of a model's.
+    """For each weight of a model, the index of its weight in a file.
 
-    They are matched by name. The numbers at the end of layers' names may differ, if they come in
-    the same order: Keras numbers the layers of a process, so that a model that is made twice has
-    `dense` and `head` once, `dense_1` and `head` the other time. If no name agrees, the order
-    counts. What agrees in part is not matched: a weight would go to a layer of another name.
+    Weights are matched by name. The numbers at the end of layers' names may differ if they have the
+    same order: Keras numbers layers through a process, so a model that is made twice has layers
+    `dense` and `head` first, and `dense_1` and `head` the second time. If no name is equal, the
+    weights are matched in order. If only some names are equal, nothing is matched, because a weight
+    might go to another layer.
 
     Args:
-        found: Names of the file's weights.
-        names: Names of the model's weights, as files have them.
-        older_names: Names of the model's weights, as older files have them: `variable.path`.
+        found: List of the names of the file's weights.
+        names: List of the names of the model's weights in files.
+        older_names: List of the names of the model's weights in older files: `variable.path`.
 
     Returns:
         List of an index into `found` for each of `names`.
 
     Raises:
-        ValueError: They agree in part; or all differ, and the names within layers do not agree in
-            the order of the file.
+        ValueError: Only some names are equal; or no names are, and the names of weights within
+            their layers differ in the order of the file.
 
     Examples:
         >>> names = ["dense/bias", "head/bias"]
         >>> matched(["head/bias", "dense_3/bias"], names, names)
         [1, 0]
     """
+    # Exact names first, then numbers by rank; names of today first, then those of older files.
     for form in (list, _renumbered):
-        for own in (names, older_names):
-            indices = _by_name(form(found), form(own))
-            if indices is not None and _agree([found[index] for index in indices], own):
+        for model_names in (names, older_names):
+            indices = _by_name(form(found), form(model_names))
+            if indices is not None and _agree([found[i] for i in indices], model_names):
                 return indices
     if set(found) & {*names, *older_names}:
         raise ValueError(
@@ -43,17 +42,17 @@ def matched(found, names, older_names):
             f"and a file with {_some(set(found) - set(names))} that the model lacks. Give the "
             "layers the names of the file, or make the model with `load_packed_model`"
         )
-    for name, *own in zip(found, names, older_names, strict=True):
-        if _own_stem(name) not in map(_own_stem, own):
+    for name, *model_names in zip(found, names, older_names, strict=True):
+        if _stem_in_layer(name) not in map(_stem_in_layer, model_names):
             raise ValueError(
                 "Where all names differ, the weights of the model must be those of the file in its "
-                f"order. Received: {own[0]!r} in the model, {name!r} in the file"
+                f"order. Received: {model_names[0]!r} in the model, {name!r} in the file"
             )
     return list(range(len(found)))
 
 
-def _own_stem(name):
-    """What a weight is called in its layer, without a number."""
+def _stem_in_layer(name):
+    """The name of a weight within its layer, without a number."""
     return _split(name.rpartition("/")[2])[0]
 
 
@@ -64,7 +63,11 @@ def _by_name(found, names):
 
 
 def _agree(found, names):
-    """Whether each name that is in both lists has the same index in both."""
+    """Whether each name that is in both lists has the same index in both.
+
+    With numbers by rank, `dense_1` of the file could otherwise be matched with `dense_2` of a model
+    that has a `dense_1` as well.
+    """
     both = set(found) & set(names)
     return all(
         one == other or not {one, other} & both for one, other in zip(found, names, strict=True)
@@ -72,7 +75,7 @@ def _agree(found, names):
 
 
 def _renumbered(names):
-    """The names with the numbers of layers replaced by their ranks among those that there are.
+    """The names with the number of each layer replaced by its rank among those of its stem.
 
     Examples:
         >>> _renumbered(["dense_4/bias", "dense_7/bias", "head/bias"])
@@ -89,12 +92,13 @@ def _renumbered(names):
         return f"{stem} {ranks[stem].index(number)}"
 
     split = [name.split("/") for name in names]
-    return ["/".join([*map(renumbered, layers), own]) for *layers, own in split]
+    return ["/".join([*map(renumbered, layers), weight]) for *layers, weight in split]
 
 
 def _split(name):
-    """The name of a layer without the number at its end, and the number; -1 if there is none."""
-    stem, number = NUMBERED.fullmatch(name).groups()
+    """The name of a layer without its number, and a key that sorts by the number."""
+    stem, number = split_layer_name(name)
+    # The string distinguishes `dense_1` from `dense_01`; a layer without a number is the first.
     return stem, (int(number), number) if number else (-1, "")
 
 

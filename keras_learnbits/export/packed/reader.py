@@ -1,11 +1,11 @@
-"""Reads packed files with NumPy and safetensors only; this one file is enough to copy.
+"""Reads packed files with NumPy and safetensors only; this file can be copied on its own.
 
     from reader import read_packed
 
     arrays = read_packed("model.safetensors").arrays()
 
-Layout: `docs/packed_format.md`. Nothing in a file is trusted: all lengths are compared with the
-file's size before anything is allocated, and nothing in it is executed.
+`docs/packed_format.md` describes the format. Nothing in a file is trusted: all lengths are compared
+with the file's size before memory is allocated, and nothing in a file is executed.
 """
 
 import json
@@ -18,13 +18,15 @@ import numpy as np
 FORMAT = "keras_learnbits.packed"
 VERSION = "1"
 BITS = range(1, 17)
-# A header of 4 MiB has room for some 40,000 weights; a file that unfolds to more is refused.
+# Enough for about 40,000 weights. The limit protects against zlib streams that decompress to
+# gigabytes.
 MAX_HEADER_BYTES = 1 << 22
 MAX_RANK = 32
 MAX_LENGTH = 2**63 - 1
 GRIDS = ("mid_rise", "affine")
 
-# How safetensors calls a type, and how NumPy reads it.
+# Dictionary of each type to its names in safetensors and in NumPy. NumPy has no bfloat16, which is
+# read as integers.
 TYPES = {
     "float32": ("F32", "<f4"),
     "bfloat16": ("BF16", "<u2"),
@@ -42,18 +44,18 @@ TENSORS = {**TYPES, "header": TYPES["uint8"], "codes": TYPES["uint8"], "scales":
 
 
 class PackedFileError(ValueError):
-    """A file is not a packed file, or a damaged one; the message names the file and the fault."""
+    """A file is not a packed file, or is damaged; the message names the file and the fault."""
 
 
 def pack_codes(codes, bits):
-    """Integers of `bits` bits each, one after another, as bytes.
+    """Packs integers of `bits` bits each into bytes.
 
     Bit `j` of code `i`, counted from the least significant, is bit `(i * bits + j) % 8` of byte
-    `(i * bits + j) // 8`. Bits left over in the last byte are 0.
+    `(i * bits + j) // 8`. Unused bits of the last byte are 0.
 
     Args:
-        codes: Integer array of any shape, taken in C order; values in `0..2**bits - 1`.
-        bits: 1 to 16.
+        codes: Integer array of any shape, read in C order; values in `0..2**bits - 1`.
+        bits: Integer from 1 to 16.
 
     Returns:
         uint8 array of `ceil(codes.size * bits / 8)` bytes.
@@ -77,6 +79,7 @@ def unpack_codes(packed, bits, size):
     """
     rows = np.unpackbits(packed, count=size * bits, bitorder="little").reshape(size, bits)
     columns = np.packbits(rows, axis=1, bitorder="little")
+    # One or two bytes per code, to be read as 16 bits.
     padded = np.pad(columns, [(0, 0), (0, 2 - columns.shape[1])])
     return padded.view("<u2")[:, 0].astype(np.uint16)
 
@@ -88,9 +91,9 @@ class PackedKernel(NamedTuple):
         name: Name of the weight, e.g. `"conv1/kernel"`.
         shape: Tuple of integers.
         bits: Bit-width of the codes, 1 to 16.
-        grid: `"mid_rise"`, whose offset is `-(2**bits - 1) / 2`, or `"affine"`, which stores it.
-        axes: Axes of the kernel along which steps and offsets differ, rising.
-        data: `codes`, the packed bytes, and `scales`, float32: the steps, then any offsets.
+        grid: `"mid_rise"`, with offset `-(2**bits - 1) / 2`, or `"affine"`, with stored offsets.
+        axes: Axes of the kernel along which steps and offsets differ, in ascending order.
+        data: Dictionary of `codes`, the packed bytes, and `scales`, float32: steps, then offsets.
     """
 
     name: str
@@ -111,7 +114,7 @@ class PackedKernel(NamedTuple):
         return tuple(n if axis in self.axes else 1 for axis, n in enumerate(self.shape))
 
     def lengths(self):
-        """Elements that the kernel takes of each tensor of the file."""
+        """Dictionary of each tensor of the file to the kernel's number of elements in it."""
         arrays = 1 + (self.grid == "affine")
         return {
             "codes": -(-self.size * self.bits // 8),
@@ -131,7 +134,7 @@ class PackedKernel(NamedTuple):
     def array(self):
         """The quantized weights, a float32 array."""
         step, offset = self.step_and_offset()
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # a damaged file may have huge scales
             return step * (self.codes().astype(np.float32) + offset)
 
 
@@ -141,8 +144,8 @@ class PackedArray(NamedTuple):
     Attributes:
         name: Name of the weight, e.g. `"conv1/bias"`.
         shape: Tuple of integers.
-        dtype: A key of `TYPES`, the type in the file.
-        data: The elements under `dtype`, in C order, as `TYPES` says how NumPy reads them.
+        dtype: Key of `TYPES`, the type in the file.
+        data: Dictionary of `dtype` to the elements in C order, of the NumPy type in `TYPES`.
     """
 
     name: str
@@ -156,24 +159,25 @@ class PackedArray(NamedTuple):
         return math.prod(self.shape)
 
     def lengths(self):
-        """Elements that the weight takes of each tensor of the file."""
+        """Dictionary of each tensor of the file to the weight's number of elements in it."""
         return {self.dtype: self.size}
 
     def array(self):
-        """The weight, an array of `dtype`; bfloat16 comes as float32."""
+        """The weight, an array of `dtype`; float32 for bfloat16."""
         elements = self.data[self.dtype].reshape(self.shape)
         if self.dtype == "bfloat16":
+            # A bfloat16 is the upper half of a float32.
             return (elements.astype(np.uint32) << 16).view(np.float32)
         return elements.astype(self.dtype)
 
 
 class PackedFile(NamedTuple):
-    """What a packed file holds.
+    """The contents of a packed file.
 
     Attributes:
         weights: List of `PackedKernel` and `PackedArray`, in the model's order.
         library: Version of keras_learnbits that wrote the file.
-        config: What `keras.saving.deserialize_keras_object` makes the model from, or None.
+        config: Configuration for `keras.saving.deserialize_keras_object`, or None.
     """
 
     weights: list
@@ -192,11 +196,11 @@ def read_packed(path):
         path: Path of the file.
 
     Returns:
-        `PackedFile`; its method `arrays` gives the weights.
+        `PackedFile`; its method `arrays` returns the weights.
 
     Raises:
         OSError: The file cannot be opened.
-        PackedFileError: It is no packed file, of an unknown version, cut short or damaged.
+        PackedFileError: It is not a packed file, has an unknown version, is truncated or damaged.
 
     Examples:
         >>> model = keras.Sequential(
@@ -217,10 +221,10 @@ def read_packed(path):
 
 
 def parse(content):
-    """What `read_packed` returns, from the bytes of a file.
+    """The `PackedFile` in the bytes of a file.
 
     Raises:
-        PackedFileError: As `read_packed`, without the file's name.
+        PackedFileError: As for `read_packed`; the message lacks the name of the file.
     """
     tensors = _tensors(content)
     header = _unpacked_header(tensors.pop("header"))
@@ -251,7 +255,7 @@ def parse(content):
 
 
 def total_lengths(weights):
-    """Elements of each tensor of a file of these weights; tensors of none are left out."""
+    """Dictionary of each tensor of a file with these weights to its number of elements."""
     lengths = {}
     for weight in weights:
         for name, length in weight.lengths().items():
@@ -260,7 +264,7 @@ def total_lengths(weights):
 
 
 def checksum(tensors):
-    """CRC-32 of the tensors' bytes, one tensor after another in the order of their names."""
+    """CRC-32 of the bytes of all tensors, in the order of their names."""
     crc32 = 0
     for name in sorted(tensors):
         crc32 = zlib.crc32(tensors[name], crc32)
@@ -271,7 +275,7 @@ def safetensors():
     """The modules `safetensors` and `safetensors.numpy`.
 
     Raises:
-        ImportError: They are not installed; the message says what to do.
+        ImportError: They are not installed; the message says how to install them.
     """
     try:
         import safetensors
@@ -296,7 +300,7 @@ def _short(value):
 
 
 def _tensors(content):
-    """Flat arrays of the container, views of its bytes, by name."""
+    """Dictionary of name to flat array, a view of the container's bytes."""
     library, _ = safetensors()
     try:
         found = dict(library.deserialize(content))
@@ -321,7 +325,7 @@ def _tensors(content):
 
 
 def _unpacked_header(packed):
-    """The header's JSON value; of a zlib stream that unfolds to at most `MAX_HEADER_BYTES`."""
+    """The JSON value in the header, a zlib stream of at most `MAX_HEADER_BYTES` when unpacked."""
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(packed, MAX_HEADER_BYTES)
@@ -374,11 +378,12 @@ def _weight(entry):
 
 
 def _integers(value):
+    # `type`, because `isinstance` takes `true` in JSON for an integer.
     return isinstance(value, list) and all(type(each) is int for each in value)
 
 
 def _divided(weights, tensors):
-    """The weights with their stretches of the tensors, which follow in the weights' order."""
+    """The weights with their slices of the tensors, which have the order of the weights."""
     begin, divided = dict.fromkeys(tensors, 0), []
     for weight in weights:
         data = {}

@@ -1,4 +1,4 @@
-"""`save_packed`, `load_packed`, `load_packed_model`: a Keras model and its packed file."""
+"""`save_packed`, `load_packed` and `load_packed_model`: Keras models in packed files."""
 
 import keras
 
@@ -19,32 +19,32 @@ FLOAT_DTYPES = ("float32", "bfloat16")
 
 
 def save_packed(model, path, float_dtype="float32", include_config=False):
-    """Writes a model to a file about as small as `bit_table(model).packed_bytes`.
+    """Writes a model to a file of about `bit_table(model).packed_bytes` bytes.
 
-    Each kernel is stored as integer codes of its own bit-width, with its steps and offsets; biases,
-    normalization and layers that are not quantized as `float_dtype`; weights of integers as they
-    are. States of optimizers, metrics and random seeds are left out. The file is in the
-    safetensors format, laid out as `docs/packed_format.md` says. It is written beside `path`
-    first and then renamed: whenever the process is killed, the old file stands or the new one.
+    Each kernel is stored as integer codes of its own bit-width, with its steps and offsets. Biases,
+    normalization and layers that are not quantized are stored as `float_dtype`, integer weights in
+    their own type. States of optimizers, metrics and random seeds are not stored. The file has the
+    safetensors format; `docs/packed_format.md` describes its layout. It is written under another
+    name and then renamed, so that it is complete even if the process is killed.
 
     Args:
         model: A built Keras model with learned-bit layers.
         path: Path of the file.
-        float_dtype: `"float32"`, or `"bfloat16"`, which halves and rounds what is not quantized;
-            scalars stay float32.
-        include_config: Whether the file holds the model's configuration and vocabularies, too, so
-            that `load_packed_model` can make the model; some 1 to 3 kB. The model is then made
-            once to see that it has the same weights and predicts the same. Custom classes that
-            are not registered must be given to `load_packed_model`; custom functions must be
-            registered, or named in a `keras.saving.custom_object_scope` around this call, too.
+        float_dtype: `"float32"`, or `"bfloat16"`, which halves the size of weights that are not
+            quantized, and rounds them; scalars stay float32.
+        include_config: Whether the file also has the model's configuration and vocabularies, about
+            1 to 3 kB, so that `load_packed_model` can make the model. A copy is then made to check
+            that it has the same weights and predictions. Custom classes that are not registered
+            must be given to `load_packed_model`. Custom functions must be registered, or be in a
+            `keras.saving.custom_object_scope` around this call as well.
 
     Raises:
         ValueError: The model is not built, has no learned-bit layer, a weight that is not finite, a
-            kernel that two layers quantize, or, without `include_config`, a vocabulary that it has
-            adapted to; with `include_config`, it has no configuration or one that makes another
-            model, as where layers share a weight; or `float_dtype` is unknown. Then no file is
-            written, and an old one stays.
-        OSError: The file cannot be written. An old one stays.
+            kernel that two layers quantize, or, without `include_config`, an adapted vocabulary;
+            with `include_config`, it has no configuration, or one that makes a different model,
+            e.g. because layers share a weight; or `float_dtype` is unknown. Then no file is
+            written, and an old one is unchanged.
+        OSError: The file cannot be written. An old one is unchanged.
 
     Examples:
         >>> import os, tempfile
@@ -77,27 +77,28 @@ def save_packed(model, path, float_dtype="float32", include_config=False):
 
 
 def load_packed(path, into=None):
-    """Reads the weights of a packed file, and puts them into a model if one is given.
+    """Reads the weights of a packed file, and loads them into a model if one is given.
 
-    Without `into` it needs NumPy and safetensors only: where there is no TensorFlow, copy
-    `keras_learnbits/export/packed/reader.py`, whose `read_packed(path).arrays()` is the same.
+    To read a file without TensorFlow, copy `keras_learnbits/export/packed/reader.py`, which needs
+    NumPy and safetensors only; its `read_packed(path).arrays()` returns the same arrays.
 
     Args:
         path: Path of the file.
-        into: A built Keras model with the layers of the one that was packed, or None. If they
-            learn their bits, kernels, bit-widths and scales are set so that the model predicts
-            what the packed one did; plain layers get the quantized weights. Weights are matched
-            by name, whatever the numbers that Keras puts behind the names it makes up; in their
-            order if all names differ. If only some do, the model is refused.
+        into: A built Keras model with the layers of the packed one, or None. In learned-bit layers
+            kernels, bit-widths and scales are set so that the model makes the predictions of the
+            packed one; plain layers get the quantized weights. Weights are matched by name, except
+            for the numbers in automatic names of layers; or in their order if all names differ. If
+            only some names differ, an error is raised.
 
     Returns:
         Dictionary of name to array: float32 for quantized kernels, equal to the model's quantized
-        weights bit for bit, and for other weights of floats; weights of integers as they were.
+        weights bit for bit, and for other float weights; integer weights in their own type.
 
     Raises:
-        PackedFileError: The file is no packed file, of an unknown version, cut short or damaged.
-        ValueError: `into` has other weights or vocabularies, or kernels that cannot hold these: of
-            other quantizers, bounds of bits, or a type too narrow. Nothing is changed then.
+        PackedFileError: The file is not a packed file, has an unknown version, is truncated or
+            damaged.
+        ValueError: `into` has other weights or vocabularies, or kernels that cannot represent these
+            because of their quantizer, bounds of bits, or dtype. Then nothing is changed.
         OSError: The file cannot be opened.
 
     Examples:

@@ -1,4 +1,4 @@
-"""The weights of packed files: taken from a model, and put into a model."""
+"""The weights of packed files: taken from a model, and loaded into a model."""
 
 import itertools
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from keras_learnbits.layers.discovery import quantized_kernels
 from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 from keras_learnbits.layers.traversal import finalize_inside
 
-# Rounding moves a scale by at most this many units in the last place from the exact solution.
+# Number of units in the last place around a computed scale among which the exact one is searched.
 SEARCHED_ULPS = 8
 
 
@@ -25,7 +25,7 @@ class ModelWeight(NamedTuple):
         name: Name in files.
         older_name: Name in older files: `variable.path`, with its index if that repeats.
         variable: `keras.Variable`.
-        kernel: `QuantizedKernel` of a kernel, otherwise None.
+        kernel: `QuantizedKernel`, or None if the weight is not quantized.
     """
 
     name: str
@@ -35,18 +35,17 @@ class ModelWeight(NamedTuple):
 
 
 def packed_weights(model, float_dtype):
-    """The weights of a model in a packed file, in the model's order, without bits and scales.
+    """The weights of a model for a packed file, in the model's order, without bits and scales.
 
     Args:
         model: A built Keras model with learned-bit layers.
-        float_dtype: `"float32"` or `"bfloat16"`, the type of arrays that are not quantized.
+        float_dtype: `"float32"` or `"bfloat16"`, the type of float arrays.
 
     Returns:
         List of `reader.PackedKernel` and `reader.PackedArray`.
 
     Raises:
-        ValueError: A kernel is quantized by two layers, or a weight is not finite in the type of
-            the file.
+        ValueError: A kernel is quantized by two layers, or a weight is not finite in `float_dtype`.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
@@ -62,7 +61,7 @@ def packed_weights(model, float_dtype):
 
 
 def model_weights(model):
-    """The weights of a model that belong in a file, in the model's order.
+    """The weights of a model without bit-widths and scales, in the model's order.
 
     Args:
         model: A built Keras model.
@@ -80,8 +79,8 @@ def model_weights(model):
             "A packed file holds each kernel at one bit-width. "
             f"Received: model={model.name!r}, with a kernel that two layers quantize"
         )
-    own = {id(variable) for kernel in kernels for variable in (kernel.bits, kernel.log_scale)}
-    variables = [variable for variable in model.weights if id(variable) not in own]
+    stored_with_kernel = {id(v) for kernel in kernels for v in (kernel.bits, kernel.log_scale)}
+    variables = [variable for variable in model.weights if id(variable) not in stored_with_kernel]
     names = weight_names(model)
     paths = [variable.path for variable in variables]
     repeated = {path for path in paths if paths.count(path) > 1}
@@ -102,7 +101,7 @@ def _packed_kernel(name, kernel):
     in_range = codes.min() >= 0 and codes.max() <= stored.max_code
     if not in_range or not np.isfinite([step, offset]).all():
         raise ValueError(
-            f"Kernels that are packed must be finite. Received: {name!r} with weights that are not"
+            f"Kernels in packed files must be finite. Received: {name!r}, which is not finite"
         )
     scales = step if stored.is_mid_rise else np.concatenate([step, offset])
     return reader.PackedKernel(
@@ -133,16 +132,16 @@ def _packed_array(name, variable, float_dtype):
 def fill(model, weights):
     """Sets the weights of a model to those of a packed file.
 
-    They are matched by name, as `matching.matched` says.
+    They are matched by name, see `matching.matched`.
 
     Args:
-        model: A built Keras model with the layers of the one that was packed. They learn their
-            bits, or are plain and get the quantized weights.
+        model: A built Keras model with the layers of the packed one, learned-bit or plain ones.
+            Plain layers get the quantized weights.
         weights: List of `reader.PackedKernel` and `reader.PackedArray`.
 
     Raises:
         ValueError: The model has other weights, or its kernels cannot represent these, because
-            quantizer, bounds of bits or dtype differ. The model does not change then.
+            quantizer, bounds of bits or dtype differ. Then the model does not change.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras_learnbits.LearnedBitDense(2)])
@@ -152,6 +151,7 @@ def fill(model, weights):
         >>> bool(np.all(plain.layers[0].kernel == weights[0].array()))
         True
     """
+    # All values are computed and checked before the first one is assigned.
     values = []
     for target, weight in _matched(model, weights):
         if target.kernel is None:
@@ -188,14 +188,14 @@ def _matched(model, weights):
         quantized = isinstance(weight, reader.PackedKernel)
         if target.kernel is not None and not quantized:
             raise ValueError(
-                "What the model quantizes must be quantized in the file. "
+                "Kernels that the model quantizes must be quantized in the file. "
                 f"Received: {target.name!r}, with {weight.name!r} of {weight.dtype} in the file"
             )
     return zip(targets, weights, strict=True)
 
 
 def _kernel_values(target, weight):
-    """Values for kernel, bits and scales that make the model compute with the file's weights."""
+    """Values for kernel, bits and scales that give the model the quantized weights of a file."""
     kernel, levels = target.kernel, weight.array()
     if not kernel.layer.min_bits <= weight.bits <= kernel.layer.max_bits:
         raise ValueError(
@@ -204,13 +204,14 @@ def _kernel_values(target, weight):
             f"{kernel.layer.max_bits} of {target.name!r}"
         )
     bits = tf.constant(float(weight.bits))
+    # Files have levels only. They also serve as float weights, because each is rounded to itself.
     if kernel.log_scale is None:
         floats, log_scale = _on_range(kernel, bits, weight), None
     else:
         floats, log_scale = levels, _log_scale(kernel, bits, weight)
     quantized = kernel.quantizer.quantize(_stored(kernel, floats), bits, log_scale)
     fits = log_scale is None or log_scale.shape == tuple(kernel.log_scale.shape)
-    # `exp` may round a step differently on another machine.
+    # With a tolerance, because `exp` may round a step differently on another machine.
     if not fits or not np.allclose(quantized, levels, rtol=1e-6, atol=0):
         raise ValueError(
             "The model must be able to quantize its kernels as in the file. "
@@ -222,12 +223,12 @@ def _kernel_values(target, weight):
 
 
 def _stored(kernel, floats):
-    """Float32 values, rounded to the dtype of a kernel."""
+    """Float32 values after rounding to the dtype of a kernel."""
     return tf.cast(tf.cast(floats, kernel.kernel.dtype), tf.float32)
 
 
 def _log_scale(kernel, bits, weight):
-    """Logarithms of the scales whose steps are equal, or nearest, to those of the file."""
+    """Logarithms of the scales whose steps are equal or nearest to those of the file."""
     step, _ = weight.step_and_offset()
 
     def step_of(log_scale):
@@ -237,6 +238,8 @@ def _log_scale(kernel, bits, weight):
     with np.errstate(divide="ignore", invalid="ignore"):  # no scale gives a step <= 0
         start = np.log(step.astype("float64") / unit).astype("float32")
         spacing = np.maximum(np.spacing(np.abs(start)), 2.0**-25)
+    # `exp` of the rounded logarithm may miss a step by some units in the last place, so the
+    # neighbours are tried, too.
     best, least = start, np.full(start.shape, np.inf)
     for ulps in range(-SEARCHED_ULPS, SEARCHED_ULPS + 1):
         candidate = (start + ulps * spacing).astype("float32")
@@ -246,11 +249,12 @@ def _log_scale(kernel, bits, weight):
 
 
 def _on_range(kernel, bits, weight):
-    """The levels of the file, with ends from which the quantizer computes the file's grid.
+    """The levels of the file, with extreme values from which the quantizer computes its grid.
 
-    A `MinMaxQuantizer` computes step and offset from the ends of a kernel. Its outermost levels
-    differ from these ends by rounding, so the ends are searched nearby. If the range of a kernel is
-    below a hundredth of its magnitude, there may be none; levels then differ in the last place.
+    A `MinMaxQuantizer` computes step and offset from the extreme values of a kernel. Its outermost
+    levels differ from these by rounding, so extreme values are searched near the levels. If the
+    range of a kernel is below a hundredth of its magnitude, there may be none; then levels differ
+    in the last place.
     """
     levels, codes = weight.array(), weight.codes()
     step, offset = weight.step_and_offset()

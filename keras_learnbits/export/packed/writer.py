@@ -1,4 +1,4 @@
-"""Writes packed files: weights to bytes, and bytes to a file that is whole or not there."""
+"""Writes packed files: the bytes of a file from weights."""
 
 import json
 import zlib
@@ -15,11 +15,11 @@ def packed_bytes(weights, library, config=None):
     Args:
         weights: List of `reader.PackedKernel` and `reader.PackedArray`.
         library: Version of this library.
-        config: Dictionary to make the model from, or None to leave it out.
+        config: Dictionary, the model's configuration, or None to leave it out.
 
     Raises:
-        reader.PackedFileError: The file could not be read back, e.g. for a name of no printable
-            characters.
+        reader.PackedFileError: The file could not be read back, e.g. because a name has characters
+            that cannot be printed.
 
     Examples:
         >>> bias = reader.PackedArray("bias", (2,), "float32", {"float32": np.ones(2, "float32")})
@@ -45,12 +45,15 @@ def packed_bytes(weights, library, config=None):
     tensors["header"] = np.frombuffer(zlib.compress(text, 9), np.uint8)
     _, container = reader.safetensors()
     content = container.save(_typed(tensors), {reader.FORMAT: reader.VERSION})
-    reader.parse(content)
+    reader.parse(content)  # no file is written that cannot be read
     return content
 
 
 def _typed(tensors):
-    """The tensors, those of types that NumPy lacks or that were read as others under their own."""
+    """The tensors in the types under which safetensors stores them.
+
+    NumPy has no bfloat16, and `reader` reads booleans as integers.
+    """
     return {
         name: tensor.view(tf.as_dtype(name).as_numpy_dtype)
         if name in ("bfloat16", "bool")

@@ -182,7 +182,7 @@ def test_what_the_file_does_not_quantize_does_not_go_into_a_quantized_layer(path
         return klb.LearnedBitSequential([keras.Input((4,)), klb.LearnedBitDense(4), second(4)])
 
     save_packed(make(L.Dense), path)
-    with pytest.raises(ValueError, match="What the model quantizes must be quantized in the file"):
+    with pytest.raises(ValueError, match="Kernels that the model quantizes must be quantized"):
         load_packed(path, into=make(klb.LearnedBitDense))
 
 
