@@ -77,7 +77,8 @@ def make_nets(name):
     """
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    net = keras.Model(*NETS[name]())
+    # tf2onnx takes the constants of `Normalization` for inputs.
+    net = keras.models.clone_model(keras.Model(*NETS[name]()), clone_function=without_constants)
     for layer in net.layers:
         if isinstance(layer, L.BatchNormalization):
             layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
@@ -93,6 +94,14 @@ def make_nets(name):
     for seed in range(CALIBRATION):
         learned[1](inputs_of(net, 16, seed), training=True)
     return learned
+
+
+def without_constants(layer):
+    """A copy of a layer, with `Rescaling` in place of `Normalization`."""
+    if not isinstance(layer, L.Normalization):
+        return layer.__class__.from_config(layer.get_config())
+    mean, deviation = np.array(layer.input_mean), np.sqrt(layer.input_variance)
+    return L.Rescaling(1 / deviation, -mean / deviation, name=layer.name)
 
 
 def inputs_of(model, size, seed=0):
@@ -199,7 +208,7 @@ class OnnxRuntime:
 
 
 class OpenVino(OnnxRuntime):
-    """OpenVINO, of the same files."""
+    """OpenVINO, of the same files, but for 2-bit integers, which it does not read."""
 
     @staticmethod
     def load(path, x):
@@ -207,6 +216,13 @@ class OpenVino(OnnxRuntime):
 
         compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1})
         return lambda: compiled([x])
+
+    @staticmethod
+    def files(learned, with_activations, plain):
+        written = OnnxRuntime.files(learned, with_activations, plain)
+        del written["own static int8"]
+        written['arithmetic="float"'] = functools.partial(klb.export_onnx, learned, opset=21)
+        return written
 
 
 RUNTIMES = {"LiteRT": LiteRT, "onnxruntime": OnnxRuntime, "OpenVINO": OpenVino}
@@ -234,11 +250,10 @@ def measure(name, directory):
         if runtime == "OpenVINO" and not importlib.util.find_spec("openvino"):
             continue
         for file, write in kind.files(learned, with_activations, plain).items():
-            slug = "".join(c if c.isalnum() else "_" for c in f"{name} {kind.ending} {file}")
+            slug = "".join(c if c.isalnum() else "_" for c in f"{name} {runtime} {file}")
             path = os.path.join(directory, slug + kind.ending)
             try:
-                if runtime != "OpenVINO":  # which runs onnxruntime's files
-                    write(path)
+                write(path)
                 for size in BATCHES:
                     predictors[size][runtime, file] = kind.load(path, inputs_of(plain, size))
             except Exception as error:  # a runtime's own conversion may not take a net

@@ -1,6 +1,7 @@
 import json
 import pathlib
 import re
+import subprocess
 import sys
 
 import keras
@@ -262,29 +263,17 @@ def test_sizes_and_accuracies_of_exports_are_those_of_their_file(program):
     study = json.loads((RESULTS / "studies" / f"exports-{program}.json").read_text())
     sizes = [f"{size:,}" for size in study["bytes"].values()]
     assert f"{study['mean_bits']:.2f} mean bits | {' | '.join(sizes)} |" in README
-    section = EXPORTS[EXPORTS.index(f"`{study['command']}`") :]
-    for (name, accuracy), size in zip(
-        list(study["test_accuracy"].items())[1:],
-        (size for name, size in zip(study["bytes"], sizes, strict=True) if "gzip" not in name),
-        strict=True,
-    ):
-        row = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
-        cells = [size, f"{accuracy:.2%}", f"{study['largest_difference'][name]:.1e}"]
-        found = [cell.strip() for cell in row.split("|")]
-        assert [found[2], found[4], found[5]] == cells
-        assert abs(accuracy - study["test_accuracy"]["model"]) <= 0.0005
+    for name, accuracy in study["test_accuracy"].items():
+        tolerance = 0.001 if "int8" in name else 0.0002
+        assert abs(accuracy - study["test_accuracy"]["model"]) <= tolerance
     assert study["bytes"]["packed"] <= 1.02 * study["bytes_of_bit_table"]
     assert study["mean_bits_in_qonnx"] == pytest.approx(study["mean_bits"])
 
 
-@pytest.mark.parametrize("program", ["mnist", "cifar10"])
-def test_the_latencies_of_exports_are_those_of_their_file(program):
-    study = json.loads((RESULTS / "studies" / f"latency-{program}.json").read_text())
-    section = EXPORTS[EXPORTS.index(f"`{study['command']}`") :]
-    for name in study["ratios"]["1"]:
-        row = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
-        ratios = [f"{study['ratios'][size][name]:.2f}" for size in ("1", "32")]
-        assert [cell.strip() for cell in row.split("|")][4:6] == ratios
+def test_the_tables_of_exports_are_those_of_their_files():
+    command = [sys.executable, "experiments/tables.py", "--check"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_figures_of_the_fuzzing_are_those_of_its_file():

@@ -111,7 +111,7 @@ class HoldsMasked(L.Layer):
 @pytest.mark.parametrize("layer", [Masked(8), HoldsMasked()], ids=["class", "holder"])
 def test_layers_that_assign_to_their_kernel_are_refused(layer):
     model = net(layer)
-    with pytest.raises(ValueError, match="`call` assigns to its kernel .* exclude it"):
+    with pytest.raises(ValueError, match="`call` assigns to its kernel .* exclude the layer"):
         klb.to_learned_bits(model)
 
 
