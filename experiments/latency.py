@@ -13,12 +13,14 @@ the float file of the same runtime in the same run.
 OpenVINO runs the ONNX files where it is installed (`pip install openvino`).
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
 
 import cifar10
@@ -178,7 +180,10 @@ class OnnxRuntime:
 
         def quantize(path):
             convert(path)
-            quant_pre_process(path, path, skip_symbolic_shape=True)
+            path = os.path.abspath(path)
+            # It leaves files in the working directory.
+            with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+                quant_pre_process(path, path, skip_symbolic_shape=True)
 
             class Reader(CalibrationDataReader):
                 batches = iter(range(CALIBRATION))
