@@ -15,7 +15,8 @@ from keras_learnbits.estimators.decisions import (
 from keras_learnbits.layers.quantized_tensors import integer_widths
 from keras_learnbits.numerics import grids
 
-# Loss per weight and squared step that a further bit gains at least, so that budgets are used up.
+# Tiny gain that one more bit is always credited with, loss per weight and squared step, so that an
+# allocation spends the whole budget.
 TRACE = 1e-12
 
 

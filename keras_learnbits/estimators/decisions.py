@@ -13,7 +13,7 @@ from keras_learnbits.estimators.sensitivity import (
 
 # Standard errors by which the gain must exceed 0 before a layer reverses direction.
 CERTAINTY = 2
-# Largest distance in bits from the width of the latest probe at which a sensitivity is used.
+# A layer that is more than this many bits from its last probed width must wait for its next probe.
 REACH = 1
 
 

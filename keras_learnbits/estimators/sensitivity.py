@@ -9,7 +9,7 @@ from keras_learnbits.numerics.grids import TINY
 # Number of probes of a layer over which the weight of an earlier probe falls to 1/e.
 MEMORY = 5
 KEPT = math.exp(-1 / MEMORY)
-# The running mean of ones lies below this after two probes, and above it after three.
+# A layer had three probes or more if its running mean of ones exceeds this.
 THREE_PROBES = 1 - KEPT**2.5
 # A standard error that exceeds all others. It is finite, so that
 # `tf.debugging.enable_check_numerics` does not stop on it.

@@ -5,9 +5,9 @@ between them. An operator whose input comes from a DEQUANTIZE and whose output g
 alone is computed in integers instead, as LiteRT's specification says:
 https://ai.google.dev/edge/litert/models/quantization_spec
 
-An activation of B bits has `2**B` codes, and int8 has 256. So that no value exceeds the highest
-code, that is the highest integer, 127, where integer operators saturate. Below, an unsigned
-activation is cut off by a fused ReLU. A signed one of less than 8 bits is quantized twice: first
+An activation of B bits has `2**B` codes, and int8 has 256. The highest code is mapped to 127, where
+integer operators saturate, so clipping from above is free. From below, an unsigned activation is
+clipped by a fused ReLU. A signed one of less than 8 bits is quantized twice: first
 with its lowest code at -128, where the operator saturates, too.
 """
 

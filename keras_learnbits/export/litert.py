@@ -30,8 +30,8 @@ FILTERS = {
     "FULLY_CONNECTED": (1, 0),
     "TRANSPOSE_CONV": (1, 0),
 }
-# Operators whose kernels take integer weights and float activations, and which of their types of
-# integers XNNPACK takes over; 4-bit and 2-bit convolutions are slow or wrong in LiteRT 2.3.
+# For each arithmetic, the operators that multiply integer weights with float inputs, and the widths
+# of weights that XNNPACK supports; 4-bit and 2-bit convolutions are slow or wrong in LiteRT 2.3.
 INTEGER_OPERATORS = {
     "float": {},
     "int8": {"CONV_2D": (8,), "TRANSPOSE_CONV": (8,), "FULLY_CONNECTED": (4, 8)},
@@ -46,18 +46,19 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
 
     Batch normalization is folded into the filter before it. Filters of kernels of up to 7 bits are
     int8 with one scale per output channel and zero point 0: a level of `LearnedScaleQuantizer` is
-    half a step times an odd integer, so these integers are the codes, and the weights are the
-    model's bit for bit (times the factor of a batch normalization). Kernels of 8 bits and more,
-    whose odd integers need 9 bits, and those of `MinMaxQuantizer`, whose zero point is not an
-    integer, are stored as float32.
+    half a step times an odd integer, `2 * code - (2**bits - 1)`, which is what the file stores. The
+    weights are then the model's bit for bit (times the factor of a batch normalization). Kernels of
+    8 bits and more, whose odd integers need 9 bits, and those of `MinMaxQuantizer`, whose zero
+    point is not an integer, are stored as float32.
 
     With `arithmetic="float"` the integers are decoded when the file is loaded, and a prediction
     takes as long as with the float model. With `"int8"` convolutions and dense layers multiply in
     8 bits: LiteRT rounds their inputs to 8 bits at each call, with a range for each example. Dense
     layers of up to 3 bits are int4. Kernels of 8 bits, and of a `MinMaxQuantizer` of up to 8 bits,
-    are then rounded to the nearest of 255 levels. Depthwise convolutions, which LiteRT does not
-    compute in this way, filters of less than 1,024 elements, and kernels of more than 8 bits are
-    used in float arithmetic.
+    are then rounded to the nearest of 255 levels. A layer between two quantized
+    activations (`LearnedBitActivation`) computes in integers alone, with the learned ranges. Of
+    the others, depthwise convolutions, which LiteRT does not compute with float inputs, filters
+    of less than 1,024 elements, and kernels of more than 8 bits are used in float arithmetic.
 
     The file has a signature, `"serving_default"`, with the names of the model's inputs (its
     `Input`s or dictionary keys) and outputs (their layers or keys). Its metadata have the version

@@ -84,7 +84,7 @@ def uses_float_kernels():
     return _STATE.float_kernels
 
 
-def bit_gradients(wanted):
+def flowing_bit_gradients(wanted):
     """A scope in which quantized kernels have gradients with respect to bit-widths, or have none.
 
     Outside of any such scope they have them. Without them graphs are smaller.

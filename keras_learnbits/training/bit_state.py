@@ -19,11 +19,11 @@ class BitState(BitCompiling):
             name: `"bit_reg"` or `"quantization_reg"`.
             value: A number.
         """
-        self._bit_state().steer(name, value)
+        self._learned_bit_optimizer().steer(name, value)
 
     def release_prices(self):
         """Restores the prices before `steer_price`."""
-        self._bit_state().release()
+        self._learned_bit_optimizer().release()
 
     def freeze_bits(self, bits=None):
         """Sets every bit-width to an integer and freezes it.
@@ -96,7 +96,7 @@ class BitState(BitCompiling):
             ValueError: The estimator does not predict losses at integer bit-widths, or the model
                 is not built.
         """
-        estimator = self._bit_state().bit_gradient
+        estimator = self._learned_bit_optimizer().bit_gradient
         if not estimator.predicts_losses:
             raise ValueError(
                 "The loss at other bit-widths is predicted with bit_gradient='measured' or "
@@ -125,7 +125,7 @@ class BitState(BitCompiling):
     @property
     def losses_are_known(self):
         """Whether every layer has been probed, so that `predicted_losses` uses measurements."""
-        estimator = self._bit_state().bit_gradient
+        estimator = self._learned_bit_optimizer().bit_gradient
         return estimator.predicts_losses and estimator.has_probed_all()
 
     def cheapest_integers(self):
@@ -136,7 +136,7 @@ class BitState(BitCompiling):
             not predict losses.
         """
         integers = self._integer_widths()
-        if not self._bit_state().bit_gradient.predicts_losses:
+        if not self._learned_bit_optimizer().bit_gradient.predicts_losses:
             return integers
         tensors, losses = self.predicted_losses()
         penalties = self.bit_objective.penalty_table(self.quantized_tensors).numpy()

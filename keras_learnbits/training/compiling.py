@@ -115,7 +115,7 @@ class BitCompiling(BitVariables):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def _bit_state(self):
+    def _learned_bit_optimizer(self):
         """The `LearnedBitOptimizer`, which keeps the state of the bits' training."""
         if not self.compiled:
             raise AttributeError("You must compile the model before accessing its bits' training.")
@@ -124,15 +124,15 @@ class BitCompiling(BitVariables):
 
     @property
     def bit_reg(self):
-        return self._bit_state().bit_reg
+        return self._learned_bit_optimizer().bit_reg
 
     @property
     def quantization_reg(self):
-        return self._bit_state().quantization_reg
+        return self._learned_bit_optimizer().quantization_reg
 
     @property
     def bits_frozen(self):
-        return self._bit_state().bits_frozen
+        return self._learned_bit_optimizer().bits_frozen
 
     @property
     def bits_are_frozen(self):

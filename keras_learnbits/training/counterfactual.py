@@ -5,7 +5,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from keras_learnbits.layers.compute_scope import bit_gradients
+from keras_learnbits.layers.compute_scope import flowing_bit_gradients
 from keras_learnbits.layers.quantized_tensors import integer_widths
 from keras_learnbits.layers.rounding_scope import rounding_once
 from keras_learnbits.layers.traversal import layers_inside
@@ -52,7 +52,7 @@ class CounterfactualLosses:
             widths = tf.unstack(tf.clip_by_value(bits + shift, low, high))
             shifted = [(tensor.bits, width) for tensor, width in zip(tensors, widths, strict=True)]
             scope = without_side_effects(self.model, [*self.state, *shifted])
-            with scope, rounding_once(), bit_gradients(False):
+            with scope, rounding_once(), flowing_bit_gradients(False):
                 return _mean_loss(run(self.model, self.batch, self.training)[1])
 
         # A loop in the graph traces the model once for all cases; one at a time, so that only one

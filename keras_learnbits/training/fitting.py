@@ -4,7 +4,7 @@ import contextlib
 
 import keras
 
-from keras_learnbits.layers.compute_scope import bit_gradients
+from keras_learnbits.layers.compute_scope import flowing_bit_gradients
 from keras_learnbits.layers.rounding_scope import rounding_once
 from keras_learnbits.training.fit_plan import FitPlan
 from keras_learnbits.training.step import TrainingStep
@@ -89,7 +89,9 @@ class LearnedBitTraining(TrainingStep):
             return super().save_weights(*args, **kwargs)
 
     def _released_prices(self):
-        return self._bit_state().released() if self.compiled else contextlib.nullcontext()
+        if not self.compiled:
+            return contextlib.nullcontext()
+        return self._learned_bit_optimizer().released()
 
     def _as_keras(self, logs, return_dict):
         """The result in Keras's form; a dictionary also has the parts of the loss."""
@@ -106,7 +108,7 @@ class LearnedBitTraining(TrainingStep):
 
     def _parts_without_data(self):
         """The parts of the loss that do not depend on data: dictionary of name to number."""
-        with rounding_once(), bit_gradients(False):
+        with rounding_once(), flowing_bit_gradients(False):
             parts = self.loss_parts()
         return {name: float(keras.ops.convert_to_numpy(value)) for name, value in parts.items()}
 

@@ -7,8 +7,8 @@ from keras_learnbits._keras import with_metrics_built_first
 from keras_learnbits.estimators.base import BitStep
 from keras_learnbits.layers.checks import check_kernels
 from keras_learnbits.layers.compute_scope import (
-    bit_gradients,
     computing_with_float_kernels,
+    flowing_bit_gradients,
     wants_bit_gradients,
 )
 from keras_learnbits.layers.discovery import activations_among, kernels_among
@@ -138,14 +138,14 @@ class TrainingStep(BitState):
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         self._check_training_argument()
-        estimator = self._bit_state().bit_gradient
+        estimator = self._learned_bit_optimizer().bit_gradient
         tensors, before = self.trained_tensors, values_before(self)
-        with rounding_once(), bit_gradients(estimator.takes_bit_gradients):
+        with rounding_once(), flowing_bit_gradients(estimator.takes_bit_gradients):
             with computing_with_float_kernels(estimator.trains_float_kernels):
                 y_pred, loss, gradients = self._differentiate(batch, tensors)
             if tensors:
                 step = self._bit_step(batch, tensors, loss, gradients, before)
-                for tensor, gradient in self._bit_gradients(estimator, step):
+                for tensor, gradient in self._estimated_gradients(estimator, step):
                     gradients.replace(tensor.bits, gradient)
             self._update_losses(loss, x, y)
         # Loss scaling tries scales at which gradients overflow, and skips these steps.
@@ -156,7 +156,7 @@ class TrainingStep(BitState):
 
     def test_step(self, data):
         x, y, sample_weight = batch = keras.utils.unpack_x_y_sample_weight(data)
-        with rounding_once(), bit_gradients(False):
+        with rounding_once(), flowing_bit_gradients(False):
             y_pred, loss = run(self, batch, training=False)
             self._update_losses(loss, x, y)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -190,7 +190,7 @@ class TrainingStep(BitState):
             `keras_learnbits.bit_gradients.BitStep`.
         """
         tensors = self.trained_tensors
-        with without_side_effects(self), rounding_once(), bit_gradients(True):
+        with without_side_effects(self), rounding_once(), flowing_bit_gradients(True):
             _, loss, gradients = self._differentiate(data, tensors)
         return self._bit_step(data, tensors, loss, gradients, values_before(self))
 
@@ -249,7 +249,7 @@ class TrainingStep(BitState):
             bits_move=tf.equal(self.bits_frozen.value, 0.0),
         )
 
-    def _bit_gradients(self, estimator, step):
+    def _estimated_gradients(self, estimator, step):
         """Pairs of each tensor and its scaled gradient with respect to the bits."""
         # 0 while bits are frozen, and before an activation has a range. Estimators return gradients
         # of the unscaled loss, and the optimizer divides all gradients by the loss scale.
