@@ -54,7 +54,7 @@ flags.DEFINE_enum(
     sorted(RECIPES),
     "What the sign is taken of. `paper` sets every flag not given to the published settings.",
 )
-flags.DEFINE_integer("interval", None, "Steps from look to look of measured and difference.")
+flags.DEFINE_integer("interval", None, "Steps from probe to probe of measured and difference.")
 flags.DEFINE_enum("bit_penalty", None, sorted(BIT_PENALTIES), "What bits cost.")
 flags.DEFINE_integer(
     "fixed_bits", None, "Train with these bits, not learned ones.", lower_bound=1, upper_bound=16
