@@ -8,8 +8,8 @@ Trains a net with learned bits, stops at several moments, and sets each layer in
 bits, all else as it is. There the loss on held-out training examples is measured with one bit
 fewer and with one more; the estimators predict the same changes from some training batches. Writes
 every change, and how well they agree, to `agreement.json`, and a picture. `in training` is what the
-trained model itself predicts of these changes, `model.predicted_losses()`: from the single probes of
-its training, each at a layer's width of then, weighed with those at the other layers.
+trained model itself predicts of these changes, `model.predicted_losses()`: from the single probes
+of its training, each at a layer's width of then, weighed with those at the other layers.
 
 With `--bit_gradient=paper` the net is trained as published, on its grids; it predicts no losses
 itself.

@@ -57,7 +57,7 @@ def assert_close(ones, others, relative):
 
 def way_out(refusal):
     """Settings that the message of a refused conversion names."""
-    ways = {"copy=False": {"copy": False}, "exclude it": {"exclude": "pixel_conv*"}}
+    ways = {"copy=False": {"copy": False}, "exclude the layer": {"exclude": "pixel_conv*"}}
     named = [settings for words, settings in ways.items() if words in refusal]
     assert named, f"no way out is named: {refusal}"
     return named[0]
