@@ -309,7 +309,7 @@ def test_the_agreement_of_single_looks_in_the_objections_is_that_of_its_file(pro
     found = study["fit"]["estimators"]["in training"]
     shares = found["agreement_of_signs"].values()
     signs = f"signs {min(shares):.0%} to {max(shares):.0%}"
-    assert f"single looks in training {found['rank_correlation']:.2f}, {signs}" in METHOD
+    assert f"single probes in training {found['rank_correlation']:.2f}, {signs}" in METHOD
 
 
 def row_of(study, name):
