@@ -121,14 +121,13 @@ def nearest_integers(filter_, axis, kernel):
     return IntegerFilter(kernel, _from_channels(integers, filter_.shape, axis), scale, exact=False)
 
 
-def eight_bit_integers(kernels, filter_, axis, kind=None):
+def eight_bit_integers(kernels, filter_, axis):
     """The integers of a filter for integer arithmetic, exact ones if there are.
 
     Args:
         kernels: List of `StoredKernel`.
         filter_: Float32 array.
         axis: Axis of its output channels.
-        kind: Name of its operator, not used.
 
     Returns:
         `IntegerFilter`; None if it comes from no kernel of at most 8 bits.

@@ -31,8 +31,8 @@ class IntegerActivations:
     Args:
         graph: `LiteRTGraph`, edited in place.
         grids: List of `ActivationGrid`, those of the model.
-        find_integers: Function of a filter, the axis of its channels, and its operator's kind to an
-            `IntegerFilter` of at most 8 bits, or None.
+        find_integers: Function of a filter and the axis of its channels to an `IntegerFilter` of at
+            most 8 bits, or None.
     """
 
     def __init__(self, graph, grids, find_integers):
@@ -124,7 +124,7 @@ class IntegerActivations:
         integers, array = self._integers_behind(inputs[0]), self.graph.constant(inputs[1])
         if integers is None or array is None or len(self.graph.users(inputs[1])) > 1:
             return False
-        found = self.find_integers(array, FILTERS[kind], kind)
+        found = self.find_integers(array, FILTERS[kind])
         bias = self.graph.constant(inputs[2]) if len(inputs) > 2 and inputs[2] >= 0 else None
         if found is None or (bias is None and len(inputs) > 2 and inputs[2] >= 0):
             return False

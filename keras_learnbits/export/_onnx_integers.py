@@ -30,8 +30,8 @@ class OnnxIntegers:
     Args:
         graph: `onnx.GraphProto`, edited in place.
         grids: List of `ActivationGrid`, those of the model.
-        find_integers: Function of a filter, the axis of its channels and the kind of its operator
-            to an `IntegerFilter` of at most 8 bits, or None.
+        find_integers: Function of a filter and the axis of its channels to an `IntegerFilter` of at
+            most 8 bits, or None.
 
     Attributes:
         used: Dictionary of the name of a kernel to its stored type, arithmetic, and a note.
@@ -165,7 +165,7 @@ class OnnxIntegers:
         quantize = self._quantized_by(node.output[0])
         if node.op_type == "Conv" and quantize is None:
             return  # onnxruntime would decode the filter at each call
-        found = self.find_integers(array, axis, node.op_type)
+        found = self.find_integers(array, axis)
         if found is None:
             return
         if quantize is not None:

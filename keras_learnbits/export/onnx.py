@@ -36,9 +36,8 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
     layers are computed in float32, and their kernels stored so.
 
     For float arithmetic `DequantizeLinear` would not do: its zero point is an integer, and the
-    middle of the grids of
-    `LearnedScaleQuantizer` lies half-way between two levels, that of `MinMaxQuantizer` anywhere.
-    onnxruntime also decodes it again at each call.
+    middle of the grids of `LearnedScaleQuantizer` lies half-way between two levels, that of
+    `MinMaxQuantizer` anywhere. onnxruntime also decodes it again at each call.
 
     Inputs have the names of the model's `Input`s or dictionary keys, outputs those of the layers
     they come from or their keys, and open first dimensions are called `batch`. The metadata has the
@@ -77,10 +76,9 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
     onnx = import_extra("onnx")
     if opset < min(WIDTHS):
         raise ValueError(f"4-bit integers need `opset` 21 or higher. Received: opset={opset}")
-    widths = WIDTHS[max(version for version in WIDTHS if version <= opset)]
     make_proto = choose(arithmetic, {"float": _in_float, "int8": _in_int8}, "arithmetic")
     function = ModelFunction(model, input_signature)
-    proto, used = make_proto(function, opset, widths)
+    proto, used = make_proto(function, opset)
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
     onnx.checker.check_model(proto, full_check=True)
 
@@ -96,8 +94,9 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
     return ExportReport(rows, len(content))
 
 
-def _in_float(function, opset, widths):
+def _in_float(function, opset):
     """The ONNX model with codes that are decoded when it is loaded, and how each is stored."""
+    widths = WIDTHS[max(version for version in WIDTHS if version <= opset)]
     version_converter = import_extra("onnx.version_converter")
     proto = version_converter.convert_version(float_model(function), opset)
     make = functools.partial(_decoded, widths=widths)
@@ -109,9 +108,8 @@ def _in_float(function, opset, widths):
     return proto, used
 
 
-def _in_int8(function, opset, widths):
+def _in_int8(function, opset):
     """The ONNX model with integer arithmetic, and how each kernel is stored."""
-    del widths
     grids = activation_grids(function.model)
     if not grids:
         raise ValueError(

@@ -23,7 +23,7 @@ class CounterfactualLosses:
         training: Whether to run the model as `fit` does, with batch statistics and with the same
             dropout in all cases; otherwise as `evaluate` does.
         state: List of pairs of a variable and its value during the run, such as `values_before`.
-        loss: Result of `compute_loss` at the current bit-widths, if it is known already.
+        loss: Result of `compute_loss` at the current bit-widths, which `changes` needs.
     """
 
     def __init__(self, model, batch, training=True, state=(), loss=None):
@@ -69,12 +69,11 @@ class CounterfactualLosses:
         Returns:
             Float32 tensor of shape `(cases,)`.
         """
-        if self.loss is None or self._needs_inference():
+        if self._needs_inference():
             # Estimators call this in a `tf.cond`, inside of which replicas cannot synchronize their
             # batch statistics, so the moving statistics are used. The loss of the training step has
             # batch statistics, so the current bit-widths are evaluated again as the first case.
-            training = self.training and not self._needs_inference()
-            losses = CounterfactualLosses(self.model, self.batch, training)
+            losses = CounterfactualLosses(self.model, self.batch, training=False)
             losses = losses.at(tensors, tf.pad(shifts, [[1, 0], [0, 0]]))
             return losses[1:] - losses[0]
         return self.at(tensors, shifts) - _mean_loss(self.loss)
