@@ -169,11 +169,14 @@ def _use_integers(graph, kernels, integer_operators):
             continue
         position, axis = FILTERS[kind]
         index = int(operator.inputs[position])
-        if index in decoded:
-            continue
-        array = graph.constant(index)
-        kernel = None if array is None else find_kernel(array, axis, kernels)
+        # Converters store equal filters once; each is that of a kernel that was not found yet.
+        array, stored = decoded.get(index, (graph.constant(index), None))
+        candidates = sorted(kernels, key=lambda each: each.name in used)
+        kernel = None if array is None else find_kernel(array, axis, candidates)
         if kernel is None:
+            continue
+        if stored is not None:
+            used.setdefault(kernel.name, stored)
             continue
         widths = integer_operators.get(kind, ())
         large = array.size >= SMALLEST_INTEGER_FILTER and len(graph.users(index)) == 1
@@ -194,8 +197,8 @@ def _use_integers(graph, kernels, integer_operators):
             used[kernel.name] = f"int{width}", "int8", note
         else:
             graph.decode_before_use(index, integers)
-            decoded[index] = kernel
             used[kernel.name] = f"int{width}", "float32", note
+            decoded[index] = array, used[kernel.name]
     return used
 
 

@@ -10,6 +10,8 @@ from export_models import dense_model, image_model, with_random_weights
 from thorough import thorough
 
 import keras_learnbits as klb
+from keras_learnbits.export import litert
+from keras_learnbits.export._filters import exact_integers
 from keras_learnbits.export._litert_graph import LiteRTGraph
 
 L = keras.layers
@@ -191,3 +193,26 @@ def test_an_embedding_looks_up_integers_and_decodes_the_rows_that_it_finds(tmp_p
     tokens = np.random.default_rng(0).integers(0, 50, (20, 5)).astype("int32")
     expected = model.predict(tokens, verbose=0)
     np.testing.assert_allclose(run(tmp_path / "model.tflite", tokens), expected, atol=1e-5)
+
+
+def test_each_of_two_layers_with_equal_weights_is_reported_as_it_is_stored(tmp_path):
+    inputs = keras.Input((32,), name="x")
+    first = klb.LearnedBitDense(32, bits=3, name="first")
+    second = klb.LearnedBitDense(32, bits=3, name="second")
+    model = with_random_weights(klb.LearnedBitModel(inputs, second(L.ReLU()(first(inputs)))))
+    second.set_weights(first.get_weights())
+    report = klb.export_litert(model, tmp_path / "model.tflite")
+    assert [row[2:] for row in report.rows] == [("int8", "float32", "")] * 2
+
+
+def test_a_channel_that_integer_arithmetic_gets_wrong_is_refused(tmp_path, monkeypatch):
+    def negated(*arguments):
+        right = exact_integers(*arguments)
+        integers = right.integers.copy()
+        integers[0] *= -1
+        return right._replace(integers=integers)
+
+    monkeypatch.setattr(litert, "exact_integers", negated)
+    with pytest.raises(ValueError, match="must predict what its model predicts"):
+        klb.export_litert(wide_model(5), tmp_path / "model.tflite", arithmetic="int8")
+    assert not list(tmp_path.iterdir())
