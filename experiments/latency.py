@@ -122,7 +122,13 @@ class LiteRT:
         interpreter.resize_tensor_input(given["index"], x.shape)
         interpreter.allocate_tensors()
         interpreter.set_tensor(given["index"], x)
-        return interpreter.invoke
+        (found,) = interpreter.get_output_details()
+
+        def predict():
+            interpreter.invoke()
+            return interpreter.get_tensor(found["index"])
+
+        return predict
 
     @staticmethod
     def files(learned, with_activations, plain):
@@ -163,7 +169,7 @@ class OnnxRuntime:
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         (given,) = session.get_inputs()
-        return lambda: session.run(None, {given.name: x})
+        return lambda: session.run(None, {given.name: x})[0]
 
     @staticmethod
     def files(learned, with_activations, plain):
@@ -220,7 +226,7 @@ class OpenVino(OnnxRuntime):
         import openvino
 
         compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1})
-        return lambda: compiled([x])
+        return lambda: compiled([x])[0]
 
     @staticmethod
     def files(learned, with_activations, plain):
@@ -274,6 +280,12 @@ def measure(name, directory):
                     "bytes": os.path.getsize(path),
                     "milliseconds": {},
                     "ratio": {},
+                    "difference": _difference(
+                        predictors[BATCHES[0]][runtime, file],
+                        with_activations if file.endswith("activations=True") else learned,
+                    )
+                    if file.startswith("arithmetic")
+                    else None,
                 }
             )
     for size in BATCHES:
@@ -283,6 +295,12 @@ def measure(name, directory):
             row["milliseconds"][size] = 1000 * taken
             row["ratio"][size] = taken / seconds[row["runtime"], "float"]
     return rows
+
+
+def _difference(predict, model):
+    """The largest difference of a file's outputs from its model's, per largest output."""
+    expected = model.predict(inputs_of(model, BATCHES[0]), verbose=0)
+    return float(np.abs(predict() - expected).max() / np.abs(expected).max())
 
 
 def main(argv):
@@ -302,13 +320,14 @@ def main(argv):
             json.dump(result, file, indent=1)
     head = ("net", "runtime", "file", "bytes", "of float",
             *(f"batch {size} [ms]" for size in BATCHES),
-            *(f"of float, batch {size}" for size in BATCHES))  # fmt: skip
+            *(f"of float, batch {size}" for size in BATCHES), "difference")  # fmt: skip
     floats = {(r["net"], r["runtime"]): r["bytes"] for r in rows if r["file"] == "float"}
     body = [
         (r["net"], r["runtime"], r["file"], f"{r['bytes']:,}",
          f"{r['bytes'] / floats[r['net'], r['runtime']]:.1%}",
          *(f"{r['milliseconds'][size]:.2f}" for size in BATCHES),
-         *(f"{r['ratio'][size]:.2f}" for size in BATCHES))
+         *(f"{r['ratio'][size]:.2f}" for size in BATCHES),
+         "" if r["difference"] is None else f"{r['difference']:.1e}")
         for r in rows
     ]  # fmt: skip
     print(aligned_table([[head], body], left=3))

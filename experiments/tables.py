@@ -61,11 +61,12 @@ def latencies():
             f"{row['bytes'] / floats[row['net'], row['runtime']]:.0%}",
             *(f"{row['milliseconds'][size]:.2f}" for size in ("1", "32")),
             *(f"{row['ratio'][size]:.2f}" for size in ("1", "32")),
+            "" if row["difference"] is None else f"{row['difference']:.0e}",
         ]
         for row in study["rows"]
     ]
     head = ["net", "runtime", "file", "bytes", "of float", "batch 1 [ms]", "batch 32 [ms]",
-            "of float, batch 1", "of float, batch 32"]  # fmt: skip
+            "of float, batch 1", "of float, batch 32", "difference"]  # fmt: skip
     return f"`{study['command']}`\n\n{markdown(head, rows)}"
 
 
@@ -97,6 +98,8 @@ def decisions():
          spread("onnxruntime", activations)],
         ["OpenVINO", "`export_onnx(model, path, opset=21)`", "0.5 or 1",
          spread("OpenVINO", 'arithmetic="float"')],
+        ["OpenVINO, in integers", "as for onnxruntime", "1; 4 where it stays float",
+         spread("OpenVINO", activations)],
         ["hardware compilers", "`export_qonnx(model, path)`", "4; the graph has the widths", ""],
         ["Keras, or an archive", "`save_packed(model, path)`", "bits / 8", ""],
     ]  # fmt: skip

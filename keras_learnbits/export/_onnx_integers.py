@@ -16,7 +16,7 @@ from keras_learnbits.export._extra import import_extra
 # Operators with a filter: the axis of its output channels, and that of the output.
 FILTERS = {"Conv": (0, 1), "MatMul": (1, -1)}
 # Operators that commute with the rounding of an activation (Relu: of an unsigned one).
-COMMUTING = ("Relu", "MaxPool", "Transpose", "Reshape", "Flatten")
+COMMUTING = ("Relu", "MaxPool", "ReduceMax", "Transpose", "Reshape", "Flatten")
 
 
 def zero_point_of(grid):
@@ -52,9 +52,12 @@ class OnnxIntegers:
             self._fold_affine(node)
         for node in [n for n in self.graph.node if n.op_type == "QuantizeLinear"]:
             self._set_grid(node)
+        for node in [n for n in self.graph.node if n.op_type == "Pad"]:
+            self._fold_zeros(node)
         for node in [n for n in self.graph.node if n.op_type in FILTERS]:
             self._use_integers(node)
         self._drop_unread()
+        del self.graph.value_info[:]  # shapes inferred before zeros were padded elsewhere
 
     def constant(self, name):
         """The array of an initializer, or None."""
@@ -154,6 +157,47 @@ class OnnxIntegers:
                 each.input[0] = clipped
         for each in users:
             self._steps[each.output[0]] = grid.step
+
+    def _fold_zeros(self, pad):
+        """Lets a Conv pad its quantized input with zeros, in place of a Pad before quantization.
+
+        Zero is a level of every activation, so both come to the same.
+        """
+        attributes = {each.name: self.helper.get_attribute_value(each) for each in pad.attribute}
+        amounts = self.constant(pad.input[1])
+        value = self.constant(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else 0.0
+        is_zero = attributes.get("mode", b"constant") == b"constant" and value == 0
+        if amounts is None or not is_zero or len([name for name in pad.input if name]) > 3:
+            return
+        batch_and_channels, spatial = amounts.reshape(2, -1)[:, :2], amounts.reshape(2, -1)[:, 2:]
+        readers = self._behind_quantization(pad.output[0])
+        if batch_and_channels.any() or not readers:
+            return
+        old = [_pads_of(self.helper, conv, spatial.shape[1]) for conv in readers]
+        if any(pads is None for pads in old):
+            return
+        for conv, pads in zip(readers, old, strict=True):
+            for each in [each for each in conv.attribute if each.name in ("pads", "auto_pad")]:
+                conv.attribute.remove(each)
+            pads = [int(each) for each in pads + spatial.reshape(-1)]
+            conv.attribute.append(self.helper.make_attribute("pads", pads))
+        for node in self._users(pad.output[0]):
+            node.input[:] = [pad.input[0] if name == pad.output[0] else name for name in node.input]
+        self.graph.node.remove(pad)
+
+    def _behind_quantization(self, name):
+        """The Convs that read a tensor once it is quantized, if nothing else reads it."""
+        convs, names = [], [name]
+        while names:
+            name = names.pop()
+            for node in self._users(name):
+                if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Clip"):
+                    names.append(node.output[0])
+                elif node.op_type == "Conv" and name in self._steps:
+                    convs.append(node)
+                else:
+                    return []
+        return convs
 
     def _use_integers(self, node):
         """Gives an operator with quantized inputs an integer filter and bias."""
@@ -259,6 +303,16 @@ class OnnxIntegers:
         read = {name for node in self.graph.node for name in node.input}
         for each in [each for each in self.graph.initializer if each.name not in read]:
             self.graph.initializer.remove(each)
+
+
+def _pads_of(helper, conv, axes):
+    """The numbers of zeros before and after each axis that a Conv adds; None if they are open."""
+    attributes = {each.name: helper.get_attribute_value(each) for each in conv.attribute}
+    if attributes.get("auto_pad", b"NOTSET") == b"VALID":
+        return np.zeros(2 * axes, "int64")
+    if attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        return None
+    return np.array(attributes.get("pads", [0] * 2 * axes))
 
 
 def _per_channel(constant, channels, axis, rank):

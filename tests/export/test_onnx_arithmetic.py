@@ -90,6 +90,26 @@ def test_the_codes_of_few_bits_are_clipped_exactly(tmp_path, bits, signed):
     np.testing.assert_allclose(found, np.tile(expected, (5, 1)), rtol=0, atol=1e-4 * abs(high))
 
 
+def test_zeros_before_a_strided_convolution_are_padded_in_integers(tmp_path):
+    inputs = keras.Input((16, 16, 3), name="image")
+    x = L.Conv2D(8, 3, activation="relu", name="first")(inputs)
+    x = L.ZeroPadding2D(((0, 1), (2, 1)))(x)
+    x = L.DepthwiseConv2D(3, strides=2, activation="relu", name="strided")(x)
+    x = L.GlobalMaxPooling2D()(L.Conv2D(8, 1, activation="relu", name="last")(x))
+    model = klb.to_learned_bits(
+        keras.Model(inputs, L.Dense(5, name="head")(x)), bits=4, activations=True
+    )
+    model = with_random_weights(model)
+    model(X, training=True)  # fits the ranges
+    report = klb.export_onnx(model, tmp_path / "model.onnx", arithmetic="int8")
+    assert {row[2:4] for row in report.rows} == {("int8", "int8")}
+    kinds = optimized_kinds(tmp_path / "model.onnx", tmp_path)
+    assert kinds.count("QLinearConv") == 3
+    assert "Pad" not in kinds
+    found, expected = run(tmp_path / "model.onnx", X), model.predict(X, verbose=0)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
 def test_in_float_arithmetic_onnxruntime_decodes_kernels_once(tmp_path):
     report = klb.export_onnx(dense_model(3), tmp_path / "model.onnx")
     assert [row[2:4] for row in report.rows] == [("uint4", "float32")] * 2
