@@ -89,6 +89,27 @@ def resnet20(Conv2D, Dense):
     return inputs, Dense(10, dtype="float32", name="head")(x)
 
 
+def depthwise(Conv2D, Dense, DepthwiseConv2D):
+    """Depthwise and pointwise convolutions in turn, as in MobileNet (arXiv 1704.04861), 0.20 M."""
+    layers = keras.layers
+
+    def normalized(x, name):
+        return layers.Activation("relu")(layers.BatchNormalization(momentum=0.9, name=name)(x))
+
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Normalization(mean=MEAN, variance=VARIANCE)(inputs)
+    x = Conv2D(32, 3, padding="same", use_bias=False, name="stem")(x)
+    x = normalized(x, "norm_stem")
+    blocks = (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (256, 1)
+    for block, (width, strides) in enumerate(blocks, 1):
+        x = DepthwiseConv2D(3, strides, padding="same", use_bias=False, name=f"depth{block}")(x)
+        x = normalized(x, f"norm{block}a")
+        x = Conv2D(width, 1, use_bias=False, name=f"point{block}")(x)
+        x = normalized(x, f"norm{block}b")
+    x = layers.GlobalAveragePooling2D()(x)
+    return inputs, Dense(10, dtype="float32", name="head")(x)
+
+
 def lenet32(Conv2D, Dense):
     """The paper's net of 4 layers in its Table 1: 30 and 50 filters of 3x3, 500 units, tanh."""
     layers = keras.layers
@@ -125,6 +146,7 @@ PROBLEM = common.Problem(
         "cnn": cnn,
         "cnn_quarter": cnn_quarter,
         "resnet20": resnet20,
+        "depthwise": depthwise,
         "lenet32": lenet32,
         "mlp": mlp,
     },

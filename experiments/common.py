@@ -2,10 +2,11 @@
 
 A program names its data and its nets in a `Problem` and calls `run`. A net is a function
 `build(Conv2D, Dense)` that returns inputs and outputs, so that the float baseline and the
-learned-bit net are the same lines of code.
+learned-bit net are the same lines of code; it may also take `DepthwiseConv2D`.
 """
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -371,8 +372,10 @@ def _accuracy(model, test):
 def build(problem, recipe, learned):
     """The net of the flags, of learned-bit layers or of Keras's own."""
     net, quantizer = problem.nets[FLAGS.model], recipe.kernel_quantizer
+    classes = {"Conv2D", "Dense", "DepthwiseConv2D"} & {*inspect.signature(net).parameters}
     if not learned:
-        return keras.Model(*net(keras.layers.Conv2D, keras.layers.Dense), name=FLAGS.model)
+        layers = {name: getattr(keras.layers, name) for name in classes}
+        return keras.Model(*net(**layers), name=FLAGS.model)
     plain = build(problem, recipe, learned=False).layers if FLAGS.end_bits else []
     names = [layer.name for layer in plain if hasattr(layer, "kernel")]
 
@@ -385,5 +388,5 @@ def build(problem, recipe, learned):
 
         return build
 
-    layers = map(with_bits, (klb.LearnedBitConv2D, klb.LearnedBitDense))
-    return klb.LearnedBitModel(*net(*layers), name=FLAGS.model)
+    layers = {name: with_bits(getattr(klb, f"LearnedBit{name}")) for name in classes}
+    return klb.LearnedBitModel(*net(**layers), name=FLAGS.model)
