@@ -40,6 +40,7 @@ __all__ = [
     "load_packed",
     "load_packed_model",
     "probe_bits",
+    "quantize",
     "save_packed",
     "to_keras",
     "to_learned_bits",
@@ -100,6 +101,7 @@ if TYPE_CHECKING or not _runs_a_module():
         LearnedBitEmbedding,
     )
     from keras_learnbits.layers.wrapper import LearnedBitWrapper
+    from keras_learnbits.quantization.quantize import quantize
     from keras_learnbits.quantizers import LearnedScaleQuantizer, MinMaxQuantizer
     from keras_learnbits.training.distillation import LearnedBitDistiller
     from keras_learnbits.training.model import LearnedBitModel, LearnedBitSequential

@@ -19,6 +19,7 @@ FLOORS = [
     {"training"},
     {"inspection", "conversion"},
     {"callbacks", "export"},
+    {"quantization"},
     {"__init__"},
 ]
 FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}

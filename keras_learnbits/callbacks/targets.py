@@ -109,17 +109,36 @@ class SizeTarget(Target):
         model.steer_price("bit_reg", price_at(prices, within[0]))
 
     def allocate(self, model):
-        kernels, losses = self._count(model)
+        return self.allocate_by(model, *predicted_losses(model))
+
+    def allocate_by(self, model, kernels, losses):
+        """As `allocate`, for given losses.
+
+        Args:
+            model: The model.
+            kernels: List of `QuantizedKernel`; all other kernels keep their widths.
+            losses: NumPy array of shape `(kernels, 16)`, the loss at 1, 2, ... bits; `inf` forbids
+                a width.
+
+        Raises:
+            ValueError: The lowest widths exceed the target.
+        """
+        self._measure(model, kernels, losses)
         choices = allocation.allocate(losses, self._table, self._limit - self._fixed)
         return {k: int(WIDTHS[choice]) for k, choice in zip(kernels, choices, strict=True)}
 
     def _count(self, model):
-        """Computes the sizes of trained kernels at each width, and the fixed size of all else.
+        """Computes sizes for the losses that the model predicts.
 
         Returns:
             As `predicted_losses`.
         """
         kernels, losses = predicted_losses(model)
+        self._measure(model, kernels, losses)
+        return kernels, losses
+
+    def _measure(self, model, kernels, losses):
+        """Computes the sizes of kernels at each width, and the fixed size of all else."""
         self._limit = self.limit(model)
         self._table = self.sizes(kernels, WIDTHS)
         self._fixed = self._total(model) - self._present(kernels)
@@ -130,7 +149,6 @@ class SizeTarget(Target):
                 f"{self.describe(model, smallest)} {self.name.removeprefix('target_')}. "
                 f"Received: {self.name}={self.value}"
             )
-        return kernels, losses
 
     def _total(self, model):
         kernels = quantized_kernels(model)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_learnbits.layers.base import ClipBits, check_bits, check_loaded_bits
 from keras_learnbits.layers.checks import is_masked
+from keras_learnbits.layers.compute_scope import is_calibrating
 from keras_learnbits.layers.discovery import mark_variables, quantized_tensor_of
 from keras_learnbits.layers.quantized_tensors import QuantizedTensor
 from keras_learnbits.quantizers import ActivationQuantizer
@@ -134,7 +135,7 @@ class LearnedBitActivation(keras.layers.Layer):
     def call(self, inputs, training=False):
         inputs = tf.convert_to_tensor(inputs)
         values = tf.reshape(tf.cast(inputs, tf.float32), [-1])
-        if training:
+        if training or is_calibrating():
             self._calibrate(values)
         examples = tf.shape(inputs)[0] if inputs.shape.rank else 1
         # Plain tensors: shared traces must not capture the variables of one layer.

@@ -24,6 +24,8 @@ class _State(threading.local):
     float_kernels = False
     bit_gradients = True
     keeping_scales = False
+    observer = None
+    calibrating = False
 
 
 _STATE = _State()
@@ -63,11 +65,43 @@ def marking_call(call):
 
     @functools.wraps(call)
     def marked(layer, *args, **kwargs):
+        observe(layer, args, kwargs)
         with _scope(layers=(*_STATE.layers, layer)):
             return call(layer, *args, **kwargs)
 
     marked.marks_its_layer = True
     return marked
+
+
+def observing_calls(observer):
+    """A scope in which learned-bit layers report their inputs before they compute.
+
+    Args:
+        observer: Function of the layer and its first argument. It may change the layer's kernels.
+    """
+    return _scope(observer=observer)
+
+
+def observe(layer, args, kwargs):
+    """Reports a call of a layer to the observer, if there is one.
+
+    Args:
+        layer: A layer with quantized kernels.
+        args: Arguments of its call.
+        kwargs: Arguments of its call, by name.
+    """
+    if _STATE.observer is not None:
+        _STATE.observer(layer, args[0] if args else next(iter(kwargs.values())))
+
+
+def calibrating_activations():
+    """A scope in which quantized activations fit their ranges also outside of training."""
+    return _scope(calibrating=True)
+
+
+def is_calibrating():
+    """Whether quantized activations fit their ranges outside of training."""
+    return _STATE.calibrating
 
 
 def computing_with_float_kernels(active=True):

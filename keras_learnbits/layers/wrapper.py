@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_learnbits._keras import ReplacedValues, set_hidden
 from keras_learnbits.layers.base import OwnsBits
+from keras_learnbits.layers.compute_scope import observe
 from keras_learnbits.layers.layer_copy import copy_layer, dtype_setting
 from keras_learnbits.layers.traversal import kernels_inside, layers_inside
 from keras_learnbits.serialization import register
@@ -108,6 +109,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         return functools.update_wrapper(call, self.layer.call)
 
     def _call_quantized(self, *args, **kwargs):
+        observe(self, args, kwargs)
         kernels = [(k.kernel, k.used_by_layer()) for k in self.quantized_kernels.values()]
         with ReplacedValues(kernels, self._refuse_assignment) as scope:
             outputs = self.layer(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Post-training quantization: a Keras model and unlabelled data to a small model."""

@@ -1,0 +1,65 @@
+"""Accuracy of a classifier on labelled examples."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Accuracy:
+    """Share of examples that a model classifies as their labels say.
+
+    Labels may be class numbers or one-hot rows; for one output per example they are 0 and 1, and a
+    probability or logit is compared with them.
+
+    Args:
+        data: Tuple `(x, y)` of arrays, or a dataset of batches `(x, y)`.
+
+    Raises:
+        ValueError: There are no labels.
+    """
+
+    def __init__(self, data):
+        if data is None:
+            raise ValueError(
+                "`max_accuracy_drop` needs labelled `validation_data`, which must not be the test "
+                "set. Received: validation_data=None"
+            )
+        if isinstance(data, tuple):
+            data = tf.data.Dataset.from_tensor_slices(tuple(data[:2])).batch(256)
+        self.data = data
+
+    def __call__(self, model):
+        """The accuracy of a model, a number from 0 to 1."""
+
+        @tf.function(reduce_retracing=True)
+        def predicted(x):
+            return model(x, training=False)
+
+        outputs, labels = [], []
+        for batch in self.data:
+            if not isinstance(batch, tuple) or len(batch) < 2:
+                raise ValueError(
+                    "`validation_data` must be examples with labels, `(x, y)`. "
+                    f"Received: batches of type {type(batch).__name__}"
+                )
+            found = predicted(batch[0])
+            if not tf.is_tensor(found) or found.shape.rank != 2:
+                shapes = keras.tree.map_structure(lambda each: tuple(each.shape), found)
+                raise ValueError(
+                    "`max_accuracy_drop` needs a classifier with one output of shape "
+                    f"(batch_size, classes); quantize others to a size. Received: outputs {shapes}"
+                )
+            outputs.append(found.numpy())
+            labels.append(np.asarray(batch[1]))
+        if not outputs:
+            raise ValueError("`validation_data` must have examples. Received: none")
+        return float(np.mean(_hits(np.concatenate(outputs), np.concatenate(labels))))
+
+
+def _hits(outputs, labels):
+    if outputs.shape[-1] == 1:
+        threshold = 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
+        return (outputs[:, 0] > threshold) == (labels.reshape(len(labels)) > 0.5)
+    if labels.ndim == 2 and labels.shape[-1] == outputs.shape[-1]:
+        labels = labels.argmax(axis=-1)
+    return outputs.argmax(axis=-1) == labels.reshape(len(labels))

@@ -1,0 +1,53 @@
+"""Structures of arrays, and the outputs of models for them."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits.training.counterfactual import training_argument
+
+# Examples per call of a model.
+BATCH = 128
+
+
+def in_inference(model, inputs):
+    """Outputs of a model in inference mode, whether or not its `call` takes `training`."""
+    return model(inputs, **training_argument(model.call, False))
+
+
+def predict(model, examples):
+    """Outputs of a model in inference mode, a structure of arrays.
+
+    Args:
+        model: A Keras model.
+        examples: Structure of arrays, its inputs.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def outputs(batch):
+        return in_inference(model, batch)
+
+    parts = [outputs(as_tensors(batch)) for batch in batches_of(examples)]
+    return keras.tree.map_structure(lambda *each: np.concatenate(each), *parts)
+
+
+def batches_of(examples, size=BATCH):
+    """Batches of a structure of arrays, the last of which may be smaller."""
+    return [
+        rows(examples, slice(start, start + size)) for start in range(0, size_of(examples), size)
+    ]
+
+
+def rows(structure, index):
+    """Some rows of each array of a structure."""
+    return keras.tree.map_structure(lambda each: each[index], structure)
+
+
+def size_of(structure):
+    """Number of examples in a structure of arrays."""
+    return len(keras.tree.flatten(structure)[0])
+
+
+def as_tensors(structure):
+    """A structure of tensors of a structure of arrays."""
+    return keras.tree.map_structure(tf.convert_to_tensor, structure)

@@ -1,0 +1,119 @@
+"""How far the outputs of a model moved, in units of their spread."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Probabilities are compared as logits; those below are taken for this one.
+LEAST_PROBABILITY = 1e-7
+
+
+class OutputDistance:
+    """Mean squared difference of a model's outputs from reference outputs.
+
+    Differences are divided by the variance of each channel (the last axis) over the reference, so
+    1 is as far as another example's outputs are on average, in whatever unit they are. Outputs that
+    are probabilities are compared as logits: behind a softmax they say the same and are not
+    squeezed together near 0 and 1. Several outputs count alike; integer outputs are left out.
+
+    Args:
+        reference: Structure of arrays, the outputs of the float model on examples.
+        model: The float model, whose layers tell which outputs a sigmoid makes; or None.
+
+    Raises:
+        ValueError: There is no float output.
+
+    Examples:
+        >>> distance = OutputDistance(np.array([[1.0], [3.0]]))
+        >>> float(distance(np.array([[2.0], [2.0]]), np.array([[1.0], [3.0]])))
+        1.0
+    """
+
+    def __init__(self, reference, model=None):
+        sigmoids = _made_by_sigmoid(model)
+        self._heads = []
+        for number, output in enumerate(keras.tree.flatten(reference)):
+            output = np.asarray(output)
+            if not np.issubdtype(output.dtype, np.floating):
+                continue
+            transform = _transform(output, number in sigmoids)
+            channels = output.shape[-1] if output.ndim > 1 else 1
+            values = tf.reshape(transform(tf.constant(output, tf.float32)), [-1, channels])
+            variance = tf.math.reduce_variance(values, axis=0)
+            # A constant channel gets the mean variance of the others.
+            mean = tf.reduce_mean(variance)
+            variance = tf.where(variance > 1e-6 * mean, variance, tf.where(mean > 0, mean, 1.0))
+            self._heads.append((number, transform, variance))
+        if not self._heads:
+            raise ValueError("The model must have a float output. Received: integer outputs only")
+
+    def __call__(self, outputs, reference):
+        """The distance between two structures of outputs for the same examples, a scalar."""
+        outputs, reference = keras.tree.flatten(outputs), keras.tree.flatten(reference)
+        distances = [
+            tf.reduce_mean(
+                tf.square(
+                    transform(tf.cast(outputs[number], tf.float32))
+                    - transform(tf.cast(reference[number], tf.float32))
+                )
+                / variance
+            )
+            for number, transform, variance in self._heads
+        ]
+        return tf.add_n(distances) / len(distances)
+
+
+def _transform(output, is_sigmoid):
+    """The function that an output is compared behind."""
+    if is_sigmoid:
+        return _logits_of_sigmoid
+    is_distribution = (
+        output.ndim > 1
+        and output.shape[-1] > 1
+        and output.min() >= 0
+        and np.allclose(output.sum(axis=-1), 1, atol=1e-3)
+    )
+    return _logits_of_softmax if is_distribution else tf.identity
+
+
+def _logits_of_softmax(probabilities):
+    logits = tf.math.log(tf.maximum(probabilities, LEAST_PROBABILITY))
+    return logits - tf.reduce_mean(logits, axis=-1, keepdims=True)
+
+
+def _logits_of_sigmoid(probabilities):
+    probabilities = tf.clip_by_value(probabilities, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    return tf.math.log(probabilities) - tf.math.log1p(-probabilities)
+
+
+def _made_by_sigmoid(model):
+    """Numbers of the outputs that layers with a sigmoid make, as far as the graph tells."""
+    if not isinstance(model, keras.Model) or not getattr(model, "outputs", None):
+        return set()
+    makers = {}
+    for layer in model.layers:
+        try:
+            makers[id(layer.output)] = layer
+        except (AttributeError, ValueError):  # it has several outputs, or none
+            continue
+    activations = [getattr(makers.get(id(each)), "activation", None) for each in model.outputs]
+    return {n for n, each in enumerate(activations) if each is keras.activations.sigmoid}
+
+
+def agreement(outputs, reference):
+    """Share of the examples for which the largest of several outputs is the same.
+
+    Args:
+        outputs: Structure of arrays.
+        reference: Structure of arrays, for the same examples.
+
+    Returns:
+        A number; None if no output is of shape `(examples, ..., classes)` with several classes.
+    """
+    pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(reference), strict=True)
+    shares = [
+        np.mean(np.argmax(a, axis=-1) == np.argmax(b, axis=-1))
+        for a, b in pairs
+        if np.ndim(b) > 1 and np.shape(b)[-1] > 1
+    ]
+    return float(np.mean(shares)) if shares else None

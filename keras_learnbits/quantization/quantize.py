@@ -1,0 +1,325 @@
+"""`quantize`: a Keras model, unlabelled data and a size, to a small model."""
+
+import dataclasses
+import time
+import warnings
+
+import numpy as np
+
+from keras_learnbits.arguments import check_number
+from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
+from keras_learnbits.callbacks.targets import SIZE_TARGETS, BitsTarget
+from keras_learnbits.conversion.to_learned_bits import to_learned_bits
+from keras_learnbits.inspection.bit_table import bit_table
+from keras_learnbits.layers.compute_scope import (
+    calibrating_activations,
+    computing_with_float_kernels,
+    keeping_scales,
+)
+from keras_learnbits.layers.discovery import quantized_kernels, unique_names
+from keras_learnbits.numerics import grids
+from keras_learnbits.quantization.accuracy import Accuracy
+from keras_learnbits.quantization.examples import read_examples
+from keras_learnbits.quantization.inference import (
+    as_tensors,
+    batches_of,
+    in_inference,
+    predict,
+    rows,
+    size_of,
+)
+from keras_learnbits.quantization.measuring import loss_table, set_width
+from keras_learnbits.quantization.output_distance import OutputDistance, agreement
+from keras_learnbits.quantization.progress import Progress
+from keras_learnbits.quantization.report import QuantizationReport
+from keras_learnbits.quantization.rounding import round_in_order
+from keras_learnbits.quantization.settling import Settling
+
+STEPS = 1000
+# Examples that are kept in memory.
+MOST_EXAMPLES = 8192
+# Examples that widths are measured on, and that rounding compensates for.
+MEASURED_EXAMPLES = 256
+# Mean bits per weight that are tried for an accuracy.
+BITS_TRIED = np.arange(4, 4 * 8 + 1) / 4
+
+
+def quantize(
+    model,
+    data,
+    *,
+    target_bits=None,
+    target_bytes=None,
+    target_compression=None,
+    max_accuracy_drop=None,
+    validation_data=None,
+    activations=False,
+    include=None,
+    exclude=None,
+    steps=None,
+    batch_size=32,
+    seed=0,
+    verbose="auto",
+):
+    """Quantizes a trained model to a size, from example inputs without labels.
+
+    Each layer gets a bit-width of its own: it is measured how far the outputs move with each layer
+    at each width, and the widths within the size are chosen that move them least. Kernels are then
+    rounded so that errors are compensated (GPTQ, arXiv 2210.17323), and weights and scales are
+    trained to bring outputs and layer inputs back to those of the float model.
+
+    Give exactly one target.
+
+    Args:
+        model: A built Keras model that `to_learned_bits` can convert. It does not change.
+        data: Example inputs, some hundred to some thousand: array, structure of arrays,
+            `tf.data.Dataset` of batches, `keras.utils.PyDataset`, or generator of batches. As in
+            `fit`, a tuple is inputs and labels; labels are ignored. Up to 8,192 examples are used,
+            of arrays a random sample.
+        target_bits: Mean bits per quantized weight that are not exceeded.
+        target_bytes: Packed bytes of the whole model, as `bit_table` counts them.
+        target_compression: Float32 bytes divided by packed bytes that are reached at least.
+        max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
+            the float model's, e.g. 0.01. The smallest model within it is searched, in steps of a
+            quarter of a mean bit; this takes some five times as long.
+        validation_data: Labelled examples `(x, y)` or a dataset of them, for `max_accuracy_drop`.
+            Do not use the test set.
+        activations: As in `to_learned_bits`: True quantizes layer inputs to 8 bits, so that
+            runtimes can compute in integers; or a dictionary of settings. Their bits stay.
+        include: Layers to quantize, as in `to_learned_bits`; all by default.
+        exclude: Layers not to quantize.
+        steps: Number of training steps, 1,000 by default. With 0 no weight is trained; this takes
+            seconds.
+        batch_size: Number of examples per step.
+        seed: Integer; with the same seed on the same machine the result is the same.
+        verbose: 0 for silence, 1 or `"auto"` for progress bars, 2 for a line per phase.
+
+    Returns:
+        `LearnedBitModel` or `LearnedBitSequential` with frozen bits, for `bit_table`, exporters,
+        `evaluate` (it is compiled as the original, if that is) and further `fit`. Its attribute
+        `quantization` is a `QuantizationReport`.
+
+    Raises:
+        ValueError: Not exactly one target is given; it is below the size at the lowest widths,
+            which the message states; `data` have less than 8 examples, NaN, or shapes that the
+            model does not take; or the model has no layer to quantize.
+
+    Examples:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(2)])
+        >>> images = np.random.default_rng(0).normal(size=(64, 8))
+        >>> small = quantize(model, images, target_bits=3.5, steps=10, verbose=0)
+        >>> keras_learnbits.bit_table(small).mean_bits <= 3.5
+        True
+    """
+    start = time.perf_counter()
+    steps = STEPS if steps is None else steps
+    check_number("steps", steps, 0, integer=True)
+    check_number("batch_size", batch_size, 1, integer=True)
+    target = _size_target(target_bits, target_bytes, target_compression, max_accuracy_drop)
+    accuracy = None if target else Accuracy(validation_data)
+    progress = Progress(verbose)
+    examples = read_examples(data, model, MOST_EXAMPLES, seed)
+
+    quantizer = _Quantizer(model, examples, include, exclude, activations, progress)
+    if target is not None:
+        quantizer.check(target)
+    quantizer.measure()
+    settings = steps, batch_size, seed
+    if target is not None:
+        report = quantizer.reach(target, *settings)
+    else:
+        report = _smallest(quantizer, accuracy, max_accuracy_drop, settings)
+    report = dataclasses.replace(report, seconds=time.perf_counter() - start)
+    quantizer.student.quantization = report
+    progress.line(f"{model.name}: {report}")
+    return quantizer.student
+
+
+def _size_target(target_bits, target_bytes, target_compression, max_accuracy_drop):
+    """The target of a size, or None for `max_accuracy_drop`."""
+    given = {
+        "target_bits": target_bits,
+        "target_bytes": target_bytes,
+        "target_compression": target_compression,
+        "max_accuracy_drop": max_accuracy_drop,
+    }
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if len(wanted) != 1:
+        raise ValueError(f"`quantize` needs exactly one of {', '.join(given)}. Received: {wanted}")
+    [(name, value)] = wanted.items()
+    check_number(name, value, 0)
+    if name == "max_accuracy_drop":
+        return None
+    if not value:
+        raise ValueError(f"`{name}` must be a positive number. Received: {name}={value}")
+    return SIZE_TARGETS[name](value)
+
+
+def _smallest(quantizer, accuracy, max_drop, settings):
+    """Quantizes to the smallest of `BITS_TRIED` that is accurate enough, found by bisection."""
+    float_accuracy = accuracy(quantizer.model)
+    least = float_accuracy - max_drop
+    feasible = [bits for bits in BITS_TRIED if quantizer.permits(BitsTarget(bits))]
+
+    def reached(bits):
+        report = quantizer.reach(BitsTarget(bits), *settings)
+        found = accuracy(quantizer.student)
+        quantizer.progress.line(f"{bits:.2f} mean bits: accuracy {found:.2%}, at least {least:.2%}")
+        return dataclasses.replace(report, accuracy=(float_accuracy, found))
+
+    best = None
+    low, high = 0, len(feasible) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        report = reached(feasible[middle])
+        if report.accuracy[1] >= least:
+            best = report, quantizer.state()
+            high = middle - 1
+        else:
+            low = middle + 1
+    if best is None:
+        warnings.warn(
+            f"Even at {feasible[-1]} mean bits the accuracy is {report.accuracy[1]:.4f} on the "
+            f"validation data, below the {least:.4f} that `max_accuracy_drop` requires.",
+            stacklevel=3,
+        )
+        return report
+    report, state = best
+    quantizer.restore(state)
+    return report
+
+
+class _Quantizer:
+    """The steps of `quantize`, and what they share.
+
+    Args:
+        model: The float model.
+        examples: Structure of arrays.
+        include: Argument of `to_learned_bits`.
+        exclude: Argument of `to_learned_bits`.
+        activations: Argument of `to_learned_bits`.
+        progress: `Progress`.
+
+    Attributes:
+        student: The quantized model.
+    """
+
+    def __init__(self, model, examples, include, exclude, activations, progress):
+        self.model = model
+        self.progress = progress
+        # Movements are reported for examples that no weight was trained on.
+        held_out = min(max(size_of(examples) // 8, 1), MEASURED_EXAMPLES)
+        self.held_out = rows(examples, slice(-held_out, None))
+        self.examples = rows(examples, slice(-held_out))
+        self.measured = rows(self.examples, slice(MEASURED_EXAMPLES))
+        self._convert = lambda: to_learned_bits(
+            model, include, exclude, x=rows(examples, slice(2)), activations=activations
+        )
+        converted = progress.phase("Convert", 1, "model")
+        self.student = self._convert()
+        converted()
+        self.kernels = quantized_kernels(self.student)
+        if activations not in (False, None):
+            self._calibrate()
+        self.distance = OutputDistance(predict(model, examples), model)
+        self._start = self.state()
+
+    def _calibrate(self):
+        """Fits the ranges of activations at float kernels."""
+        with calibrating_activations(), computing_with_float_kernels():
+            for batch in batches_of(self.measured, 32):
+                in_inference(self.student, as_tensors(batch))
+
+    def check(self, target):
+        """Raises a ValueError if a target cannot be met."""
+        bounds = [(kernel.layer.min_bits, kernel.layer.max_bits) for kernel in self.kernels]
+        widths = np.arange(1, grids.MAX_BITS + 1)
+        allowed = [(low <= widths) & (widths <= high) for low, high in bounds]
+        losses = np.where(allowed, -widths, np.inf).astype("float64")
+        target.allocate_by(self.student, self.kernels, losses)
+
+    def permits(self, target):
+        """Whether a target can be met."""
+        try:
+            self.check(target)
+        except ValueError:
+            return False
+        return True
+
+    def measure(self):
+        """Measures what each width of each kernel costs."""
+        reference = predict(self.model, self.measured)
+        phase = self.progress.phase("Measure", len(self.kernels), "kernel")
+        self.losses = loss_table(self.student, self.measured, reference, self.distance, phase)
+
+    def reach(self, target, steps, batch_size, seed):
+        """Quantizes the student to a size.
+
+        Returns:
+            `QuantizationReport`.
+        """
+        self.restore(self._start)
+        widths = target.allocate_by(self.student, self.kernels, self.losses)
+        for kernel, bits in widths.items():
+            set_width(kernel, bits)
+        rounded = self.progress.phase("Round", 1, "model")
+        round_in_order(self.student, self.measured)
+        self._estimate_statistics()
+        rounded()
+        movement_rounded = self._movement(self.held_out)
+        if steps:
+            settling = Settling(
+                self.student, self._convert(), self.distance, steps, batch_size, seed
+            )
+            phase = self.progress.phase("Settle", steps, "step")
+            settling(self.examples, lambda loss: phase(loss=loss))
+        _compile_as(self.model, self.student)
+        self.student.freeze_bits()
+        names = unique_names(self.kernels)
+        return QuantizationReport(
+            table=bit_table(self.student),
+            worth=dict(zip(names, self.losses, strict=True)),
+            movement_rounded=movement_rounded,
+            movement=self._movement(self.held_out),
+            agreement=agreement(*self._outputs(self.held_out)),
+            examples=size_of(self.examples) + size_of(self.held_out),
+            steps=steps,
+            seconds=0.0,
+        )
+
+    def _outputs(self, examples):
+        """Outputs of the quantized and of the float model."""
+        return predict(self.student, examples), predict(self.model, examples)
+
+    def _movement(self, examples):
+        """Root mean square movement of the outputs, in their standard deviations."""
+        return float(self.distance(*map(as_tensors, self._outputs(examples)))) ** 0.5
+
+    def _estimate_statistics(self):
+        """Estimates the statistics of batch normalization, and keeps those that are better."""
+        before, state = self._movement(self.measured), self.state()
+        estimate_batch_norm(self.student, map(as_tensors, batches_of(self.examples)))
+        if not self._movement(self.measured) < before:
+            self.restore(state)
+
+    def state(self):
+        """Values of all variables of the student."""
+        return [(variable, variable.numpy()) for variable in self.student.variables]
+
+    def restore(self, state):
+        """Assigns the values that `state` returned."""
+        with keeping_scales():
+            for variable, value in state:
+                variable.assign(value)
+
+
+def _compile_as(model, student):
+    """Compiles the student as the original, or for its distance if that is not compiled."""
+    if getattr(model, "compiled", False):
+        try:
+            student.compile_from_config(model.get_compile_config())
+            return
+        except (TypeError, ValueError):  # a custom loss or metric that is not registered
+            pass
+    student.compile("adam", "mse")

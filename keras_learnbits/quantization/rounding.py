@@ -1,0 +1,113 @@
+"""Kernels of a model rounded so that errors are compensated, on example inputs."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_learnbits.layers.compute_scope import (
+    computing_with_float_kernels,
+    keeping_scales,
+    observing_calls,
+)
+from keras_learnbits.quantization.compensation import Compensation
+from keras_learnbits.quantization.inference import as_tensors, in_inference
+from keras_learnbits.quantization.layer_inputs import (
+    as_matrices,
+    from_matrices,
+    gram_matrices,
+    has_vectors,
+)
+
+# Examples whose input vectors are computed at the same time.
+BATCH = 32
+
+
+class KernelRounding:
+    """Rounds one kernel to its grid, and compensates for the errors.
+
+    Args:
+        kernel: `QuantizedKernel` of a layer for which `has_vectors`.
+        grams: Array of shape `(groups, fan_in, fan_in)`.
+    """
+
+    def __init__(self, kernel, grams):
+        self.kernel = kernel
+        self._compensations = [Compensation(gram) for gram in grams]
+
+    def __call__(self, weights):
+        """Assigns rounded weights to the kernel, with scales that fit `weights`.
+
+        Args:
+            weights: Array of the shape of the kernel.
+        """
+        kernel = self.kernel
+        with keeping_scales():
+            kernel.kernel.assign(weights)
+        kernel.fit_scale()
+        stored = kernel.stored()
+        parts = [
+            as_matrices(kernel.layer, np.broadcast_to(part, weights.shape))
+            for part in (weights, stored.step, stored.offset)
+        ]
+        # Steps and offsets are the same for all inputs of an output.
+        rounded = [
+            compensate(values, step[0], offset[0], 2**stored.bits - 1)
+            for compensate, values, step, offset in zip(self._compensations, *parts, strict=True)
+        ]
+        rounded = from_matrices(kernel.layer, np.stack(rounded), weights.shape)
+        with keeping_scales():
+            kernel.kernel.assign(rounded)
+
+
+def kernel_roundings(model, examples):
+    """A `KernelRounding` of each kernel that permits it, for the inputs of the float model.
+
+    Args:
+        model: Model with learned-bit layers; its float kernels are used.
+        examples: Structure of arrays, inputs of the model.
+
+    Returns:
+        Dictionary of `QuantizedKernel` to `KernelRounding`.
+    """
+    found = {}
+
+    def observer(layer, inputs):
+        if layer not in found and has_vectors(layer):
+            (kernel,) = layer.quantized_kernels.values()
+            found[layer] = kernel, KernelRounding(kernel, _grams(layer, inputs))
+
+    with observing_calls(observer), computing_with_float_kernels():
+        in_inference(model, as_tensors(examples))
+    return dict(found.values())
+
+
+def round_in_order(model, examples):
+    """Rounds all kernels in the order in which the layers are called.
+
+    Each layer's inputs are those that the rounded layers before it make. Kernels without a
+    `KernelRounding` are rounded to nearest; all scales are fitted to the float kernels.
+
+    Args:
+        model: Model with learned-bit layers, at the bit-widths to round to.
+        examples: Structure of arrays, inputs of the model.
+    """
+    seen = set()
+
+    def observer(layer, inputs):
+        if layer in seen:
+            return
+        seen.add(layer)
+        if has_vectors(layer):
+            (kernel,) = layer.quantized_kernels.values()
+            KernelRounding(kernel, _grams(layer, inputs))(kernel.kernel.numpy())
+
+    with observing_calls(observer):
+        in_inference(model, as_tensors(examples))
+
+
+def _grams(layer, inputs):
+    """The Gram matrices of all examples, NumPy."""
+    parts = [
+        gram_matrices(layer, inputs[start : start + BATCH])
+        for start in range(0, inputs.shape[0], BATCH)
+    ]
+    return tf.add_n(parts).numpy()
