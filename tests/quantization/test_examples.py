@@ -1,0 +1,138 @@
+"""Example inputs from all that holds data."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_learnbits.quantization.examples import read_examples
+
+X, Y = np.arange(120.0).reshape(40, 3), np.arange(40)
+MODEL = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        rows = slice(10 * index, 10 * index + 10)
+        return X[rows], Y[rows]
+
+
+def batches():
+    return (X[i : i + 10] for i in range(0, 40, 10))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        X,
+        (X, Y),
+        (X, Y, np.ones(40)),
+        tf.constant(X),
+        tf.data.Dataset.from_tensor_slices(X).batch(7),
+        tf.data.Dataset.from_tensor_slices((X, Y)).batch(7),
+        Batches(),
+        batches(),
+        list(batches()) and iter(batches()),
+    ],
+    ids=[
+        "array",
+        "pair",
+        "triple",
+        "tensor",
+        "dataset",
+        "labelled",
+        "pydataset",
+        "generator",
+        "iterator",
+    ],
+)
+def test_all_kinds_of_data_give_the_same_examples_without_their_labels(data):
+    found = read_examples(data, MODEL, 8192, seed=0)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, X)
+
+
+def test_of_arrays_a_random_sample_is_kept_and_of_the_rest_the_first():
+    sample = read_examples(X, MODEL, 16, seed=3)
+    assert len(sample) == 16
+    assert {tuple(row) for row in sample} < {tuple(row) for row in X}
+    np.testing.assert_array_equal(sample, read_examples(X, MODEL, 16, seed=3))
+    assert not np.array_equal(sample, read_examples(X, MODEL, 16, seed=4))
+
+    def endless():
+        while True:
+            yield X[:5]
+
+    np.testing.assert_array_equal(read_examples(endless(), MODEL, 12, 0), X[[*range(5)] * 3][:12])
+
+
+def test_integers_are_kept_for_a_model_that_takes_them_and_cast_for_one_that_does_not():
+    images = np.arange(120, dtype="uint8").reshape(40, 3)
+    assert read_examples(images, MODEL, 99, 0).dtype == np.float32
+    tokens = keras.Sequential(
+        [keras.Input((3,), dtype="int32"), keras.layers.Embedding(200, 2), keras.layers.Flatten()]
+    )
+    assert read_examples(images, tokens, 99, 0).dtype == np.uint8
+
+
+def test_several_inputs_are_a_list_or_a_dictionary():
+    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((1,), name="b")}
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs["a"]) + inputs["b"])
+    found = read_examples({"a": X, "b": X[:, :1]}, model, 99, 0)
+    assert set(found) == {"a", "b"}
+    inputs = [keras.Input((3,)), keras.Input((1,))]
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs[0]) + inputs[1])
+    assert [each.shape for each in read_examples([X, X[:, :1]], model, 9, 0)] == [(9, 3), (9, 1)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (X[:7], r"at least 8 examples.*Received: float32\[7, 3\]"),
+        (X[:0], "at least 8 examples"),
+        (np.where(X == 7, np.nan, X), "finite numbers.*NaN or infinity"),
+        (Y, r"must be inputs of the model.*int64\[40\] for inputs of shape \[\(None, 3\)\]"),
+        (X[:, :2], r"Received: float32\[40, 2\]"),
+        ([X, Y], "a list or dictionary several inputs"),
+        (iter([]), "dataset or generator without any"),
+        ((X[i : i + 2] for i in range(2)), "at least 8 examples"),
+        (np.full((40, 3), "cat"), "arrays of numbers"),
+        (7, "array, a structure of arrays, or a dataset"),
+        (None, "array, a structure of arrays, or a dataset"),
+    ],
+    ids=[
+        "few",
+        "none",
+        "nan",
+        "labels",
+        "narrow",
+        "list",
+        "empty",
+        "early",
+        "text",
+        "number",
+        "nothing",
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_with_what_was_received(data, message):
+    with pytest.raises(ValueError, match=message):
+        read_examples(data, MODEL, 8192, seed=0)
+
+
+def test_a_model_with_its_own_call_says_why_it_does_not_take_the_data():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):  # takes no `training`
+            return self.dense(x)
+
+    model = Own()
+    model(X)
+    np.testing.assert_array_equal(read_examples(X, model, 99, 0), X)
+    with pytest.raises(ValueError, match=r"float32\[40, 2\], with which model 'own' fails"):
+        read_examples(X[:, :2], model, 99, 0)

@@ -1,0 +1,301 @@
+"""`quantize`: sizes, what comes out, and what is refused."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from thorough import thorough
+
+import keras_learnbits as klb
+from keras_learnbits.quantization import quantize as module
+from keras_learnbits.quantization.augmentation import varied
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(96, 8, 8, 3)).astype("float32")
+
+
+def image_net(**head):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(8, 3, padding="same", use_bias=False, name="first")(inputs)
+    x = L.Activation("relu")(L.BatchNormalization(name="norm")(x))
+    x = L.DepthwiseConv2D(3, strides=2, name="depthwise")(x)
+    x = L.Dropout(0.3)(L.Conv2D(16, 1, activation="relu", name="second")(x))
+    x = L.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, L.Dense(4, name="head", **head)(x), name="net")
+    norm = model.get_layer("norm")
+    norm.gamma.assign(RNG.uniform(0.5, 1.5, 8))
+    norm.moving_mean.assign(RNG.normal(0, 0.2, 8))
+    return model
+
+
+NET, SEED = image_net(), np.array([0, 1])
+
+
+def movement(model, net, x):
+    """Root mean square difference of the outputs, in NumPy."""
+    found, expected = (each.predict(x, verbose=0) for each in (model, net))
+    return np.sqrt(np.mean(np.square(found - expected) / expected.var(axis=0)))
+
+
+def small(model=NET, data=IMAGES, steps=0, **arguments):
+    return klb.quantize(model, data, steps=steps, verbose=0, **arguments)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [{"target_bits": 2.5}, *thorough({"target_bytes": 700}, {"target_compression": 4.0})],
+    ids=str,
+)
+def test_the_size_is_not_exceeded_and_no_layer_could_take_one_more_bit(target):
+    model = small(**target)
+    table = klb.bit_table(model)
+    [(name, value)] = target.items()
+
+    def size(more=()):
+        """Bits, or packed bytes, with one more bit in some rows."""
+        if name == "target_bits":
+            return sum(row.weights * (row.bits + (row in more)) for row in table.rows)
+        codes = sum(-(-row.weights * (row.bits + (row in more)) // 8) for row in table.rows)
+        return table.packed_bytes - sum(row.code_bytes for row in table.rows) + codes
+
+    most = {
+        "target_bits": value * table.weights,
+        "target_bytes": value,
+        "target_compression": table.float_bytes / value,
+    }[name]
+    assert size() <= most
+    assert all(size([row]) > most for row in table.rows if row.bits < 8)
+    assert model.bits_are_frozen
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.floats(1, 8), st.integers(0, 3))
+def test_random_nets_stay_within_their_budget(widths, bits, seed):
+    keras.utils.set_random_seed(seed)
+    x = inputs = keras.Input((6,))
+    for number, width in enumerate(widths):
+        y = L.Dense(width, activation="tanh")(x)
+        x = L.Concatenate()([x, y]) if number % 2 else y
+    model = small(keras.Model(inputs, x), RNG.normal(size=(16, 6)), target_bits=bits)
+    assert klb.bit_table(model).mean_bits <= bits
+    assert np.isfinite(model.predict(np.ones((2, 6)), verbose=0)).all()
+
+
+def test_compensated_rounding_moves_outputs_less_than_equal_widths_rounded_to_nearest():
+    uniform = klb.to_learned_bits(NET)
+    for kernel in uniform.quantized_tensors:
+        kernel.bits.assign(3)
+        kernel.fit_scale()
+    new = RNG.normal(size=(200, 8, 8, 3))
+    assert movement(small(target_bits=3), NET, new) < 0.8 * movement(uniform, NET, new)
+
+
+def test_training_brings_outputs_closer_on_other_examples():
+    new = RNG.normal(size=(200, 8, 8, 3))
+    rounded, trained = small(target_bits=2), small(target_bits=2, steps=60)
+    assert movement(trained, NET, new) < 0.9 * movement(rounded, NET, new)
+    report = trained.quantization
+    assert report.movement < report.movement_rounded
+    assert report.movement_rounded == pytest.approx(rounded.quantization.movement)
+
+
+def test_the_reported_movement_is_that_of_the_examples_held_out():
+    model = small(target_bits=2, steps=5)
+    held_out = IMAGES[-12:]  # an eighth
+    found, expected = (each.predict(held_out, verbose=0) for each in (model, NET))
+    spread = NET.predict(IMAGES, verbose=0).var(axis=0)
+    assert model.quantization.movement == pytest.approx(
+        np.sqrt(np.mean(np.square(found - expected) / spread)), rel=1e-3
+    )
+    same = np.mean(found.argmax(axis=-1) == expected.argmax(axis=-1))
+    assert model.quantization.agreement == pytest.approx(same)
+
+
+def test_the_original_does_not_change():
+    before = [weight.copy() for weight in NET.get_weights()]
+    small(target_bits=2, steps=3)
+    for old, new in zip(before, NET.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert not NET.compiled
+
+
+def test_an_interrupt_leaves_the_original_as_it_was(monkeypatch):
+    before = [weight.copy() for weight in NET.get_weights()]
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.Settling, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small(target_bits=2, steps=3)
+    for old, new in zip(before, NET.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_the_same_seed_gives_the_same_model_and_another_one_another():
+    first, again, other = (small(target_bits=2, steps=4, seed=seed) for seed in (0, 0, 1))
+    x = IMAGES[:8]
+    np.testing.assert_array_equal(first.predict(x, verbose=0), again.predict(x, verbose=0))
+    assert not np.array_equal(first.predict(x, verbose=0), other.predict(x, verbose=0))
+
+
+def test_a_compiled_model_is_evaluated_and_trained_further_at_its_bits():
+    net = image_net()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile("sgd", loss, metrics=["accuracy"])
+    model = small(net, (IMAGES, np.arange(96) % 4), target_bits=2)
+    labels = np.arange(96) % 4
+    bits = [row.bits for row in klb.bit_table(model).rows]
+    assert set(model.evaluate(IMAGES, labels, verbose=0, return_dict=True)) >= {"loss", "accuracy"}
+    model.fit(IMAGES, labels, epochs=2, verbose=0)
+    assert [row.bits for row in klb.bit_table(model).rows] == bits
+
+
+def test_a_model_comes_back_from_files_and_is_exported(tmp_path):
+    model = small(target_bits=2, steps=2)
+    expected = model.predict(IMAGES, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0), expected)
+    assert loaded.bits_are_frozen
+    klb.save_packed(model, tmp_path / "model.safetensors")
+    klb.export_litert(model, tmp_path / "model.tflite")  # checks its predictions
+    klb.export_onnx(model, tmp_path / "model.onnx")
+    plain = klb.to_keras(model).predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(plain, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_activations_are_calibrated_and_exported_in_integers(tmp_path):
+    model = small(target_bits=4, activations=True, steps=2)
+    rows = klb.bit_table(model).activations
+    assert {row.bits for row in rows} == {8}
+    assert all(row.bounds is not None for row in rows)
+    report = klb.export_litert(model, tmp_path / "model.tflite", arithmetic="int8")
+    assert "int8" in {row[3] for row in report.rows}
+    assert movement(model, NET, IMAGES) < 0.5
+
+
+def test_excluded_layers_stay_float():
+    model = small(target_bits=3, exclude="head")
+    assert [row.layer for row in klb.bit_table(model).rows] == ["first", "depthwise", "second"]
+    np.testing.assert_array_equal(
+        model.get_layer("head").kernel.numpy(), NET.get_layer("head").kernel.numpy()
+    )
+
+
+def test_frozen_layers_are_quantized_and_settled_too():
+    net = image_net()
+    net.trainable = False
+    model = small(net, target_bits=2, steps=5)
+    assert klb.bit_table(model).mean_bits <= 2
+    rounded = small(net, target_bits=2)
+    kernels = [each.get_layer("second").kernel.numpy() for each in (model, rounded)]
+    assert not np.array_equal(*kernels)
+
+
+HEADS = {
+    "softmax": {"activation": "softmax"},
+    "sigmoid": {"activation": "sigmoid"},
+    "regression": {},
+}
+
+
+@pytest.mark.parametrize("head", thorough(*HEADS))
+def test_heads_of_all_kinds_are_brought_closer(head):
+    net = image_net(**HEADS[head])
+    rounded, trained = (small(net, target_bits=2, steps=steps) for steps in (0, 40))
+    assert trained.quantization.movement < rounded.quantization.movement
+
+
+def sequence_net():
+    inputs = keras.Input((12,), dtype="int32")
+    x = L.Embedding(30, 8)(inputs)
+    x = L.LayerNormalization()(x + L.MultiHeadAttention(2, 4)(x, x))
+    x = L.LSTM(8, return_sequences=True)(x)
+    return keras.Model(inputs, [L.Dense(30)(x), L.Dense(1, activation="sigmoid")(x[:, 0])])
+
+
+@pytest.mark.parametrize("steps", thorough(5))
+def test_token_sequences_attention_and_several_outputs_are_quantized(steps):
+    keras.utils.set_random_seed(0)
+    tokens = RNG.integers(0, 30, (48, 12))
+    model = small(sequence_net(), tokens, target_bits=4, steps=steps)
+    assert klb.bit_table(model).mean_bits <= 4
+    assert model.quantization.movement < 0.5
+
+
+def test_the_smallest_model_within_an_accuracy_drop_is_found():
+    net = image_net()
+    net.get_layer("head").bias.assign(-net.predict(IMAGES, verbose=0).mean(axis=0))
+    labels = net.predict(IMAGES, verbose=0).argmax(axis=-1)  # the float accuracy is 1
+
+    def accuracy_of(model):
+        return np.mean(model.predict(IMAGES, verbose=0).argmax(axis=-1) == labels)
+
+    model = small(net, max_accuracy_drop=0.1, validation_data=(IMAGES, labels))
+    assert model.quantization.accuracy == pytest.approx((1, accuracy_of(model)))
+    assert accuracy_of(model) >= 0.9
+    mean_bits = klb.bit_table(model).mean_bits
+    assert 1 < mean_bits < 8
+    assert accuracy_of(small(net, target_bits=np.ceil(4 * mean_bits) / 4 - 0.25)) < 0.9
+
+
+def test_an_accuracy_that_cannot_be_reached_is_warned_about(monkeypatch):
+    monkeypatch.setattr(module, "Accuracy", lambda data: lambda model: float(model is NET))
+    with pytest.warns(UserWarning, match=r"Even at 8.0 mean bits the accuracy is 0.0000"):
+        model = small(max_accuracy_drop=0.1)
+    assert klb.bit_table(model).mean_bits == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of target_bits, .*Received: {}"),
+        ({"target_bits": 2, "target_bytes": 9}, "exactly one"),
+        ({"target_bits": 0}, "must be a positive number"),
+        ({"target_bits": 0.5}, "lowest bit-widths reach: 1.0 bits"),
+        ({"target_bytes": 10}, r"lowest bit-widths reach: \d+ bytes"),
+        ({"max_accuracy_drop": 0.1}, "needs labelled `validation_data`"),
+        ({"target_bits": 2, "steps": -1}, "`steps` must be"),
+        ({"target_bits": 2, "batch_size": 0}, "`batch_size` must be"),
+        ({"target_bits": 2, "verbose": "loud"}, "`verbose` must be"),
+        ({"target_bits": 2, "include": "nothing*"}, "`include` must name layers"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_done_is_refused_before_work_starts(arguments, message, monkeypatch):
+    monkeypatch.setattr(module, "loss_table", lambda *args: pytest.fail("work has started"))
+    with pytest.raises(ValueError, match=message):
+        klb.quantize(NET, IMAGES, **{"verbose": 0, **arguments})
+
+
+def test_a_model_without_kernels_is_refused():
+    model = keras.Sequential([keras.Input((8, 8, 3)), L.BatchNormalization()])
+    with pytest.raises(ValueError, match="at least one layer to convert"):
+        small(model, target_bits=2)
+
+
+def test_progress_and_result_are_printed(capsys):
+    klb.quantize(NET, IMAGES, target_bits=2, steps=3, verbose=2)
+    lines = capsys.readouterr().out.splitlines()
+    phases = [line.split(":")[0] for line in lines if line[0].isupper()]
+    assert phases == ["Convert", "Measure", "Round", "Settle"]
+    assert lines[-1].startswith("net: ")
+    assert "mean bits; outputs moved by" in lines[-1]
+    small(target_bits=2)
+    assert capsys.readouterr().out == ""
+
+
+def test_variations_keep_shapes_and_mix_at_most_half_of_another_example():
+    ones = np.where(np.arange(8)[:, None, None, None] == 3, 1.0, 0.0) * np.ones((8, 16, 16, 3))
+    found = varied(keras.ops.convert_to_tensor(ones, "float32"), SEED).numpy()
+    assert found.shape == ones.shape
+    means = found.mean(axis=(1, 2, 3))
+    assert 0.5 <= means[3] <= 1
+    assert 0 <= means[4] <= 0.5
+    assert means[[0, 1, 2, 5, 6, 7]].max() == 0
+    tokens = keras.ops.arange(12, dtype="int32")
+    np.testing.assert_array_equal(varied(tokens, SEED), tokens)
