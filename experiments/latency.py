@@ -13,14 +13,10 @@ the float file of the same runtime in the same run.
 OpenVINO runs the ONNX files where it is installed (`pip install openvino`).
 """
 
-import contextlib
-import functools
 import importlib.util
 import json
 import os
-import pathlib
 import sys
-import tempfile
 import time
 
 import cifar10
@@ -31,11 +27,8 @@ import numpy as np
 import onnxruntime
 import overhead
 import tensorflow as tf
-import tf2onnx
 from absl import app, flags
-from ai_edge_litert.interpreter import Interpreter
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from runtimes import CALIBRATION, RUNTIMES, inputs_of, without_constants
 
 import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
@@ -60,8 +53,6 @@ def transformer():
 
 BATCHES = (1, 32)
 WIDTHS = (1, 2, 3, 4, 5, 2, 3)
-# Batches of random inputs that the runtimes' own conversions are calibrated on.
-CALIBRATION = 8
 NETS = {
     "LeNet": lambda: mnist.lenet(L.Conv2D, L.Dense),
     "CIFAR-10 net": lambda: cifar10.cnn(L.Conv2D, L.Dense),
@@ -96,147 +87,6 @@ def make_nets(name):
     for seed in range(CALIBRATION):
         learned[1](inputs_of(net, 16, seed), training=True)
     return learned
-
-
-def without_constants(layer):
-    """A copy of a layer, with `Rescaling` in place of `Normalization`."""
-    if not isinstance(layer, L.Normalization):
-        return layer.__class__.from_config(layer.get_config())
-    mean, deviation = np.array(layer.input_mean), np.sqrt(layer.input_variance)
-    return L.Rescaling(1 / deviation, -mean / deviation, name=layer.name)
-
-
-def inputs_of(model, size, seed=0):
-    return np.random.default_rng(seed).random((size, *model.input.shape[1:]), "float32")
-
-
-class LiteRT:
-    """LiteRT's interpreter with XNNPACK, its default."""
-
-    ending = ".tflite"
-
-    @staticmethod
-    def load(path, x):
-        interpreter = Interpreter(path, num_threads=1)
-        (given,) = interpreter.get_input_details()
-        interpreter.resize_tensor_input(given["index"], x.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(given["index"], x)
-        (found,) = interpreter.get_output_details()
-
-        def predict():
-            interpreter.invoke()
-            return interpreter.get_tensor(found["index"])
-
-        return predict
-
-    @staticmethod
-    def files(learned, with_activations, plain):
-        """Dictionary of the name of a file to a function that writes it to a path."""
-
-        def convert(path, optimize=False, calibrate=False):
-            converter = tf.lite.TFLiteConverter.from_keras_model(plain)
-            if optimize:
-                converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            if calibrate:
-                converter.representative_dataset = lambda: (
-                    [inputs_of(plain, 1, seed)] for seed in range(CALIBRATION)
-                )
-                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            pathlib.Path(path).write_bytes(converter.convert())
-
-        return {
-            "float": convert,
-            "own dynamic range": functools.partial(convert, optimize=True),
-            "own full integer": functools.partial(convert, optimize=True, calibrate=True),
-            'arithmetic="float"': functools.partial(klb.export_litert, learned),
-            'arithmetic="int8"': functools.partial(klb.export_litert, learned, arithmetic="int8"),
-            'arithmetic="int8", activations=True': functools.partial(
-                klb.export_litert, with_activations, arithmetic="int8"
-            ),
-        }
-
-
-class OnnxRuntime:
-    """onnxruntime with a session's default options, and one thread."""
-
-    ending = ".onnx"
-
-    @staticmethod
-    def load(path, x):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        (given,) = session.get_inputs()
-        return lambda: session.run(None, {given.name: x})[0]
-
-    @staticmethod
-    def files(learned, with_activations, plain):
-        def convert(path):
-            specs = [tf.TensorSpec(plain.input.shape, name="image")]
-            weights = [(v, v.numpy()) for v in plain.weights]
-
-            def frozen(x):
-                with keras.StatelessScope(weights, initialize_variables=False):
-                    return plain(x, training=False)
-
-            function = tf.function(frozen, input_signature=specs)
-            tf2onnx.convert.from_function(function, specs, opset=18, output_path=path)
-
-        def quantize(path):
-            convert(path)
-            path = os.path.abspath(path)
-            # It leaves files in the working directory.
-            with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
-                quant_pre_process(path, path, skip_symbolic_shape=True)
-
-            class Reader(CalibrationDataReader):
-                batches = iter(range(CALIBRATION))
-
-                def get_next(self):
-                    seed = next(self.batches, None)
-                    return None if seed is None else {"image": inputs_of(plain, 1, seed)}
-
-            quantize_static(
-                path,
-                path,
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-
-        return {
-            "float": convert,
-            "own static int8": quantize,
-            'arithmetic="float"': functools.partial(klb.export_onnx, learned),
-            'arithmetic="int8", activations=True': functools.partial(
-                klb.export_onnx, with_activations, arithmetic="int8"
-            ),
-        }
-
-
-class OpenVino(OnnxRuntime):
-    """OpenVINO, of the same files, but for 2-bit integers, which it does not read."""
-
-    @staticmethod
-    def load(path, x):
-        import openvino
-
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1})
-        return lambda: compiled([x])[0]
-
-    @staticmethod
-    def files(learned, with_activations, plain):
-        written = OnnxRuntime.files(learned, with_activations, plain)
-        del written["own static int8"]
-        written['arithmetic="float"'] = functools.partial(klb.export_onnx, learned, opset=21)
-        return written
-
-
-RUNTIMES = {"LiteRT": LiteRT, "onnxruntime": OnnxRuntime, "OpenVINO": OpenVino}
 
 
 def fastest(predictors):

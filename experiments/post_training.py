@@ -1,0 +1,255 @@
+"""Post-training quantization: accuracy against size from unlabelled images.
+
+TFDS_DATA_DIR=... python experiments/post_training.py --nets=cnn_quarter --output_dir=runs/post
+
+A float net is trained on all but the last 5,000 training images (`<output_dir>/<net>/model.keras`;
+if that is missing, the net's program makes it), and quantized from `--examples` of those images,
+without labels. `--seeds` draws as many samples. Every result goes to a file at once, and is not
+computed again: the program may be stopped and called again.
+
+Methods: `quantize`; `steps=0`, the same without training; `nearest`, the same width in every layer,
+rounded to nearest with fitted scales; `litert` and `onnxruntime`, the runtimes' own 8-bit
+post-training quantization of the float net from the same images, run in these runtimes.
+`--evaluate=held_out` looks at the 5,000 held-out images, for choosing settings; `test`, at the end,
+at the test set.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import common
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from loading import load_tfds
+from runtimes import LiteRT, OnnxRuntime, without_constants
+
+import keras_learnbits as klb
+from keras_learnbits.tables import aligned_table
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("nets", ["lenet", "cnn_quarter", "depthwise", "resnet20", "cnn"], "Nets.")
+flags.DEFINE_list("methods", ["quantize", "steps=0", "nearest"], "Methods.")
+flags.DEFINE_list("budgets", ["4", "3", "2"], "Mean bits.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the sample of images and of training.")
+flags.DEFINE_integer("examples", 1024, "Number of unlabelled images.", lower_bound=8)
+flags.DEFINE_string("images", None, "Where else images are from: `noise`, or a data set's name.")
+flags.DEFINE_integer("settling_steps", None, "Training steps of `quantize`.")
+flags.DEFINE_bool("activations", False, "Quantize activations to 8 bits, too.")
+flags.DEFINE_enum("evaluate", "test", ["test", "held_out"], "Which images accuracies are of.")
+
+PROGRAMS = {"lenet": "mnist"}
+EPOCHS = {"lenet": 6, "cnn_quarter": 14, "depthwise": 14, "resnet20": 10, "cnn": 6}
+HELD_OUT = 5000
+
+
+def program_of(net):
+    return PROGRAMS.get(net, "cifar10")
+
+
+def float_net(net, directory):
+    """A float32 net, trained if there is no file of it."""
+    path = os.path.join(directory, net, "model.keras")
+    if not os.path.exists(path):
+        train, _ = load_tfds(program_of(net), FLAGS.data_dir)
+        program = os.path.join(os.path.dirname(__file__), f"{program_of(net)}.py")
+        command = [sys.executable, program, "--float", f"--model={net}", "--resume",
+                   f"--epochs={EPOCHS[net]}", f"--train_examples={len(train[0]) - HELD_OUT}",
+                   f"--output_dir={os.path.dirname(path)}"]  # fmt: skip
+        subprocess.run(command, check=True)
+    trained = keras.models.load_model(path)
+    keras.config.set_dtype_policy("float32")
+    FLAGS.model, FLAGS.dtype_policy = net, "float32"
+    problem = importlib.import_module(program_of(net)).PROBLEM
+    model = common.build(problem, common.RECIPES["measured"](), learned=False)
+    model.set_weights(trained.get_weights())
+    return model
+
+
+def images_for(net, seed):
+    """Unlabelled images: of the net's training set, of another data set, or noise."""
+    rng = np.random.default_rng(seed)
+    (x, _), _ = load_tfds(program_of(net), FLAGS.data_dir)
+    if FLAGS.images == "noise":
+        return rng.random((FLAGS.examples, *x.shape[1:]), "float32")
+    if FLAGS.images:
+        shape = x.shape[1:]
+        (x, _), _ = load_tfds(FLAGS.images, FLAGS.data_dir)
+        x = fitted(x[: 4 * FLAGS.examples], shape)
+    else:
+        x = x[:-HELD_OUT]
+    return x[rng.choice(len(x), FLAGS.examples, replace=False)].astype("float32") / 255
+
+
+def fitted(images, shape):
+    """Images of another data set, in the size and the number of channels of a net's input."""
+    images = tf.image.resize(images, shape[:2]).numpy()
+    grey = images.mean(axis=-1, keepdims=True)
+    return np.broadcast_to(images if images.shape[-1] == shape[-1] else grey, (len(images), *shape))
+
+
+def evaluated_on(net):
+    train, test = load_tfds(program_of(net), FLAGS.data_dir)
+    if FLAGS.evaluate == "held_out":
+        test = tuple(array[-HELD_OUT:] for array in train)
+    return test[0].astype("float32") / 255, test[1]
+
+
+def accuracy(predict, x, y):
+    """Share of right classes, from a function of a batch to outputs."""
+    hits = [
+        predict(x[i : i + 500]).argmax(axis=-1) == y[i : i + 500] for i in range(0, len(x), 500)
+    ]
+    return float(np.concatenate(hits).mean())
+
+
+def in_inference(model):
+    function = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    return lambda x: function(tf.constant(x)).numpy()
+
+
+def uniform(net, bits):
+    """The same width in every layer, rounded to nearest with fitted scales."""
+    model = klb.to_learned_bits(net)
+    for kernel in model.quantized_tensors:
+        kernel.bits.assign(bits)
+        kernel.fit_scale()
+    return model
+
+
+def in_litert(net, images, path):
+    """LiteRT's full-integer post-training quantization, as its manual says."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(net)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image[None]] for image in images)
+    with open(path, "wb") as file:
+        file.write(converter.convert())
+    return lambda x: LiteRT.load(path, x)()
+
+
+def in_onnxruntime(net, images, path):
+    """The static post-training quantization of onnxruntime, as its manual says."""
+    plain = keras.models.clone_model(net, clone_function=without_constants)
+    weights = {layer.name: layer.get_weights() for layer in net.layers}
+    for layer in plain.layers:
+        if layer.weights:
+            layer.set_weights(weights[layer.name])
+    OnnxRuntime.quantize(plain, path, [image[None] for image in images])
+    return lambda x: OnnxRuntime.load(path, x)()
+
+
+def run(net, model, method, bits, seed):
+    """One result, a dictionary."""
+    images = images_for(net, seed)
+    start = time.perf_counter()
+    result = {}
+    with tempfile.TemporaryDirectory() as directory:
+        if method in ("litert", "onnxruntime"):
+            path = os.path.join(directory, "model")
+            make = {"litert": in_litert, "onnxruntime": in_onnxruntime}[method]
+            predict = make(model, images, path)
+            result |= {"bytes": os.path.getsize(path), "mean_bits": 8.0}
+        else:
+            if method == "nearest":
+                small = uniform(model, bits)
+            else:
+                small = klb.quantize(
+                    model,
+                    images,
+                    target_bits=bits,
+                    activations=FLAGS.activations,
+                    steps=0 if method == "steps=0" else FLAGS.settling_steps,
+                    seed=seed,
+                    verbose=0,
+                )
+                result["report"] = small.quantization.to_dict()
+            table = klb.bit_table(small)
+            result |= {
+                "bytes": table.packed_bytes,
+                "mean_bits": table.mean_bits,
+                "bits": [row.bits for row in table.rows],
+            }
+            predict = in_inference(small)
+        result["seconds"] = round(time.perf_counter() - start, 1)
+        result["accuracy"] = accuracy(predict, *evaluated_on(net))
+    return result
+
+
+def key_of(net, method, bits, seed):
+    parts = [net, method, bits, seed, FLAGS.examples]
+    parts += [FLAGS.images] if FLAGS.images else []
+    parts += (
+        [f"steps{FLAGS.settling_steps}"]
+        if FLAGS.settling_steps is not None and method == "quantize"
+        else []
+    )
+    parts += ["activations"] if FLAGS.activations else []
+    return "-".join(map(str, [*parts, FLAGS.evaluate]))
+
+
+def load(path):
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        return json.load(file)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    directory = FLAGS.output_dir or os.path.join("runs", "post")
+    path = os.path.join(directory, "results.json")
+    for net in FLAGS.nets:
+        model = float_net(net, directory)
+        results = load(path)
+        key = f"{net}-float-{FLAGS.evaluate}"
+        if key not in results:
+            results[key] = {"accuracy": accuracy(in_inference(model), *evaluated_on(net)),
+                            "bytes": 4 * model.count_params()}  # fmt: skip
+        for method in FLAGS.methods:
+            for bits in ["8"] if method in ("litert", "onnxruntime") else FLAGS.budgets:
+                for seed in FLAGS.seeds[:1] if method == "nearest" else FLAGS.seeds:
+                    name = key_of(net, method, bits, seed)
+                    if name in results:
+                        continue
+                    found = run(net, model, method, float(bits), int(seed))
+                    results = load(path) | {key: results[key], name: found}
+                    gap = 100 * (results[key]["accuracy"] - found["accuracy"])
+                    print(f"{name}: gap {gap:.2f}, {found['seconds']} s", flush=True)
+                    with open(f"{path}.new", "w") as file:
+                        json.dump(results, file, indent=1)
+                    os.replace(f"{path}.new", path)
+    print(summary(load(path)))
+
+
+def summary(results):
+    """Table of gaps to float, in points: mean and range over seeds."""
+    floats = {name: each for name, each in results.items() if "-float-" in name}
+    groups = {}
+    for name, each in results.items():
+        if name not in floats:
+            net, method, bits, _, *rest = name.split("-")
+            groups.setdefault((net, method, bits, "-".join(rest)), []).append(each)
+    body = []
+    for (net, method, bits, rest), runs in groups.items():
+        base = floats[f"{net}-float-{rest.rpartition('-')[2]}"]
+        gaps = [100 * (base["accuracy"] - each["accuracy"]) for each in runs]
+        size = np.mean([each["bytes"] for each in runs])
+        body.append(
+            (net, method, bits, rest, str(len(runs)), f"{100 * base['accuracy']:.2f}",
+             f"{np.mean(gaps):+.2f}", f"{min(gaps):+.2f} to {max(gaps):+.2f}", f"{size:,.0f}",
+             f"{np.mean([each['seconds'] for each in runs]):.0f}")
+        )  # fmt: skip
+    head = ("net", "method", "bits", "images", "seeds", "float [%]", "gap [points]", "range",
+            "bytes", "seconds")  # fmt: skip
+    return aligned_table([[head], body], left=4)
+
+
+if __name__ == "__main__":
+    app.run(main)
