@@ -45,7 +45,7 @@ flags.DEFINE_bool("activations", False, "Quantize activations to 8 bits, too.")
 flags.DEFINE_enum("evaluate", "test", ["test", "held_out"], "Which images accuracies are of.")
 
 PROGRAMS = {"lenet": "mnist"}
-EPOCHS = {"lenet": 6, "cnn_quarter": 14, "depthwise": 14, "resnet20": 10, "cnn": 6}
+EPOCHS = {"lenet": 6, "cnn_quarter": 14, "depthwise": 10, "resnet20": 10, "cnn": 6}
 HELD_OUT = 5000
 
 

@@ -1,4 +1,4 @@
-"""Renders the tables of docs/exports.md from their result files, between its markers.
+"""Renders tables of the documentation from their result files, between markers in its pages.
 
 python experiments/tables.py
 python experiments/tables.py --check
@@ -15,7 +15,6 @@ flags.DEFINE_bool("check", False, "Fail if a table is not that of its file; writ
 
 ROOT = pathlib.Path(__file__).parent.parent
 STUDIES = ROOT / "experiments" / "results" / "studies"
-PAGE = ROOT / "docs" / "exports.md"
 
 
 def markdown(head, rows):
@@ -106,27 +105,86 @@ def decisions():
     return markdown(["it runs in", "call", "bytes per weight", "latency, of float"], rows)
 
 
+METHODS = {
+    "quantize": "`klb.quantize`",
+    "steps=0": "`klb.quantize(steps=0)`",
+    "nearest": "the same width in every layer, rounded to nearest",
+    "litert": "LiteRT's own, 8 bits",
+    "onnxruntime": "onnxruntime's own, 8 bits",
+}
+NETS = {
+    "lenet": "MNIST, LeNet",
+    "cnn_quarter": "CIFAR-10, 0.13 M weights",
+    "depthwise": "CIFAR-10, depthwise, 0.21 M",
+    "resnet20": "CIFAR-10, ResNet-20, 0.27 M",
+    "cnn": "CIFAR-10, 1.1 M weights",
+}
+
+
+def post_training():
+    """Accuracy and size of each net by each method, from 1,024 images."""
+    results = json.loads((STUDIES / "post-training.json").read_text())
+    rows = []
+    for net, title in NETS.items():
+        base = results.get(f"{net}-float-test")
+        if base is None:
+            continue
+        rows.append([title, "float", "32", f"{base['accuracy']:.2%}", "", f"{base['bytes']:,}", ""])
+        for method, name in METHODS.items():
+            for bits in ("8", "4", "3", "2"):
+                runs = [
+                    each
+                    for key, each in results.items()
+                    if re.fullmatch(rf"{net}-{re.escape(method)}-{bits}-\d+-1024-test", key)
+                ]
+                if runs:
+                    rows.append(_post_training_row(title, name, bits, runs, base))
+    head = ["net", "method", "bits", "accuracy", "to float", "bytes", "seconds"]
+    return f"`python experiments/post_training.py`\n\n{markdown(head, rows)}"
+
+
+def _post_training_row(net, method, bits, runs, base):
+    gaps = [100 * (each["accuracy"] - base["accuracy"]) for each in runs]
+    mean = sum(gaps) / len(gaps)
+    several = f" ({min(gaps):+.2f} to {max(gaps):+.2f})" if len(gaps) > 1 else ""
+    accuracy = sum(each["accuracy"] for each in runs) / len(runs)
+    return [
+        net,
+        method,
+        bits,
+        f"{accuracy:.2%}",
+        f"{mean:+.2f}{several}",
+        f"{round(sum(each['bytes'] for each in runs) / len(runs)):,}",
+        f"{sum(each['seconds'] for each in runs) / len(runs):.0f}",
+    ]
+
+
 BLOCKS = {
-    "decisions": decisions,
-    "sizes mnist": lambda: sizes("mnist"),
-    "sizes cifar10": lambda: sizes("cifar10"),
-    "latencies": latencies,
+    "docs/exports.md": {
+        "decisions": decisions,
+        "sizes mnist": lambda: sizes("mnist"),
+        "sizes cifar10": lambda: sizes("cifar10"),
+        "latencies": latencies,
+    },
+    "docs/post_training.md": {"post-training": post_training},
 }
 
 
 def main(argv):
     del argv
-    text = PAGE.read_text()
-    new = text
-    for name, render in BLOCKS.items():
-        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        if not re.search(pattern, new, re.S):
-            raise SystemExit(f"{PAGE.name} must have markers for {name!r}.")
-        new = re.sub(pattern, lambda m, r=render: f"{m[1]}\n{r()}\n\n{m[2]}", new, flags=re.S)
-    if FLAGS.check and new != text:
-        raise SystemExit("Tables differ from their files: run `python experiments/tables.py`.")
-    if not FLAGS.check:
-        PAGE.write_text(new)
+    for page, blocks in BLOCKS.items():
+        text = new = (ROOT / page).read_text()
+        for name, render in blocks.items():
+            pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
+            if not re.search(pattern, new, re.S):
+                raise SystemExit(f"{page} must have markers for {name!r}.")
+            new = re.sub(pattern, lambda m, r=render: f"{m[1]}\n{r()}\n\n{m[2]}", new, flags=re.S)
+        if FLAGS.check and new != text:
+            raise SystemExit(
+                f"Tables of {page} differ from their files: run `python experiments/tables.py`."
+            )
+        if not FLAGS.check:
+            (ROOT / page).write_text(new)
 
 
 if __name__ == "__main__":
