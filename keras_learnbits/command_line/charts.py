@@ -3,6 +3,8 @@
 import html
 
 HEIGHT = 100
+# Bits that the axis has at least, so that narrow layers look narrow.
+LOWEST_AXIS = 4
 
 
 def bar(bits, highest):
@@ -30,7 +32,7 @@ def width_chart(bits, weights, mean):
     Returns:
         String of HTML with an inline SVG picture.
     """
-    highest = max(bits.values())
+    highest = max(LOWEST_AXIS, *bits.values())
     total = sum(weights.values())
     left, blocks = 0.0, []
     for layer, width in bits.items():

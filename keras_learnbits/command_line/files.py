@@ -12,7 +12,7 @@ from keras_learnbits.export.packed.saving import save_packed
 PACKED = "model.safetensors"
 # What each file is for, in the order in which they are written.
 PURPOSES = {
-    "model.keras": "Keras: to predict, evaluate and train on; weights are stored in float",
+    "model.keras": "Keras, to evaluate and train on: float weights and the optimizer's state",
     PACKED: "the packed file: weights at their own bit-widths; read by load_packed_model or NumPy",
     "model.tflite": "LiteRT (TensorFlow Lite), in 8-bit arithmetic",
     "model.onnx": "onnxruntime and other runtimes",

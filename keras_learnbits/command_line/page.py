@@ -7,6 +7,7 @@ from keras_learnbits.command_line.files import PACKED, PURPOSES
 from keras_learnbits.command_line.style import STYLE
 
 MINUS = "\N{MINUS SIGN}"
+TINY = "&lt;0.001%"
 DASH = "\N{EN DASH}"
 
 
@@ -78,9 +79,12 @@ def _agreement(summary):
         figures.append(("accuracy", f"{accuracy['quantized']:.2%}"))
         figures.append(("accuracy of the float model", f"{accuracy['float']:.2%}"))
         explained += (
-            " Accuracy is the share of labelled examples, none of them used to train weights, "
-            "that are classified as their labels say."
+            " Accuracy is the share of labelled examples that are classified as their labels say."
         )
+        if "max_accuracy_drop" in summary["target"]:
+            explained += (
+                " The size was chosen by these examples, so on new ones it may be a little lower."
+            )
     warnings = "".join(f"<p><strong>Warning:</strong> {_text(w)}</p>" for w in summary["warnings"])
     return f"{warnings}{_figures(figures)}<p>{_text(explained)}</p>"
 
@@ -96,14 +100,14 @@ def _widths(summary):
     rows = [
         (
             ("name", _text(layer)),
-            ("number", "&times;".join(map(str, summary["shapes"][layer]))),
-            ("number", f"{weights[layer]:,}"),
-            ("number", _percent(weights[layer] / total)),
             ("", bar(bits[layer], highest)),
+            ("number", _percent(weights[layer] / total)),
+            ("number", f"{weights[layer]:,}"),
+            ("number", "&times;".join(map(str, summary["shapes"][layer]))),
         )
         for layer in bits
     ]
-    head = ("layer", "!shape", "!weights", "!share of weights", "bits per weight")
+    head = ("layer", "bits per weight", "!share of weights", "!weights", "!shape")
     inputs = summary["activation_bits"]
     others = (
         f"{summary['float_parameters']:,} further parameters, such as biases and normalization, "
@@ -133,7 +137,7 @@ def _worth(summary):
                 ("number", _change(MINUS, losses[width - 1], _loss_at(losses, width + 1))),
             )
         )
-    head = ("layer", "!bits", "!movement", "!with one bit fewer", "!with one bit more")
+    head = ("layer", "!bits", "!squared movement", "!with one bit fewer", "!with one bit more")
     return (
         "<p>The outputs' squared movement (100%: as much as outputs vary from one example to the "
         "next) that each layer causes at its bit-width, and by how much it would rise with one "
@@ -152,16 +156,17 @@ def _loss_at(losses, bits):
 def _change(sign, higher, lower):
     if higher is None or lower is None:
         return DASH
-    return sign + _percent(higher - lower)
+    change = _percent(higher - lower)
+    return change if change in ("0%", TINY) else sign + change
 
 
 def _files(summary):
     rows = [
-        (("name", _text(name)), ("number", f"{size:,}"), ("", _text(PURPOSES[name])))
+        (("name", _text(name)), ("number", f"{size:,}"), ("wrap", _text(PURPOSES[name])))
         for name, size in summary["files"].items()
     ]
     rows += [
-        (("name", _text(name)), ("number", DASH), ("", f"skipped: {_text(reason)}"))
+        (("name", _text(name)), ("number", DASH), ("wrap", f"skipped: {_text(reason)}"))
         for name, reason in summary["skipped"].items()
     ]
     packed = summary["files"][PACKED] - summary["packed_bytes"]
@@ -231,5 +236,5 @@ def _percent(share):
     if percent == 0 or percent == 100:
         return f"{percent:.0f}%"
     if percent < 0.001:
-        return "&lt;0.001%"
-    return f"{percent:.1f}%" if percent >= 1 else f"{percent:.2g}%"
+        return TINY
+    return f"{percent:.1f}%" if percent >= 1 else f"{percent:#.2g}%"

@@ -3,12 +3,15 @@
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import sys
 import warnings
 
 from keras_learnbits._version import __version__
 from keras_learnbits.command_line.inputs import check_exists
+
+TARGETS = ("target_bits", "target_bytes", "target_compression", "max_accuracy_drop")
 
 
 def quantize_command(options):
@@ -30,6 +33,7 @@ def quantize_command(options):
     from keras_learnbits.command_line.page import report_page
 
     check_free(options.output_dir, options.overwrite, NAMES)
+    _silence_loggers()
     model = load_model(options.model)
     student, notes = _quantized(model, read_examples(options, model), options)
     with new_folder(options.output_dir, options.overwrite, NAMES) as folder:
@@ -57,6 +61,12 @@ def _check_arguments(options):
                 )
 
 
+def _silence_loggers():
+    """Hides the warnings of TensorFlow and its converters, which are for programmers."""
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def _quantized(model, examples, options):
     """Quantizes a model, and measures its accuracy if there are labels.
 
@@ -73,10 +83,7 @@ def _quantized(model, examples, options):
         student = quantize(
             model,
             examples.calibration,
-            target_bits=options.target_bits,
-            target_bytes=options.target_bytes,
-            target_compression=options.target_compression,
-            max_accuracy_drop=options.max_accuracy_drop,
+            **_target(options),
             validation_data=examples.validation,
             activations=options.activations,
             include=_patterns(options.include),
@@ -95,6 +102,12 @@ def _quantized(model, examples, options):
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     return student, notes
+
+
+def _target(options):
+    """Dictionary of the one target that is given to its value."""
+    given = {name: getattr(options, name) for name in TARGETS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _patterns(arguments):
@@ -119,6 +132,7 @@ def _summary(student, options, files, skipped, notes):
         "command": options.command,
         "version": __version__,
         "date": datetime.date.today().isoformat(),
+        "target": _target(options),
         "files": files,
         "skipped": skipped,
         "warnings": notes,
@@ -136,6 +150,7 @@ def _write_text(folder, name, text):
 
 def _print_result(student, folder, files, skipped):
     print(student.quantization.table)
+    print(student.quantization)
     for name, size in files.items():
         print(f"{os.path.join(folder, name)}: {size:,} bytes")
     for name, reason in skipped.items():

@@ -31,9 +31,12 @@ th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var
   vertical-align: top; }
 th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
 tr > :last-child { padding-right: 0; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.name { overflow-wrap: anywhere; min-width: 8em; }
-.bar { display: flex; align-items: center; gap: 8px; min-width: 130px; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
+.wrap { overflow-wrap: anywhere; min-width: 8em; }
+.scroll { margin-bottom: 10px; }
+.name { overflow-wrap: anywhere; min-width: 7em; }
+.bar { display: flex; align-items: center; gap: 8px; min-width: 90px; }
 .bar span { flex: 1; height: 12px; border-radius: 3px; background: var(--rest); overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--accent); }
 .bar b { width: 1.6em; text-align: right; font-weight: 600; font-variant-numeric: tabular-nums; }
