@@ -97,8 +97,6 @@ def _as_inputs(argument, path, arrays, model):
         return array if wanted is None else keras.tree.pack_sequence_as(wanted, [array])
     if wanted is None:
         return arrays
-    if isinstance(wanted, dict) and arrays.keys() == wanted.keys():
-        return arrays
     names = [each.name for each in keras.tree.flatten(wanted)]
     if arrays.keys() != set(names):
         raise ValueError(
@@ -129,8 +127,10 @@ def _read_images(argument, path, model, in_order, seed):
             f"{argument} must be a folder of images. Received: {path}: {error}"
         ) from error
     if not in_order:
-        images = images.take(MOST_IMAGES)
-    return np.stack(list(images.as_numpy_iterator()))
+        return np.stack(list(images.take(MOST_IMAGES).as_numpy_iterator()))
+    # Keras lists the files of a folder before those of the folders in it.
+    order = np.argsort(images.file_paths)
+    return np.stack(list(images.as_numpy_iterator()))[order]
 
 
 def _image_shape(argument, model):
@@ -139,7 +139,9 @@ def _image_shape(argument, model):
 
     from keras_learnbits._keras import symbolic_inputs
 
-    shapes = [tuple(each.shape) for each in keras.tree.flatten(symbolic_inputs(model) or [])]
+    wanted = symbolic_inputs(model)  # None in a model with a custom `call`
+    inputs = [] if wanted is None else keras.tree.flatten(wanted)
+    shapes = [tuple(each.shape) for each in inputs]
     if len(shapes) == 1 and len(shapes[0]) == 4:
         height, width, channels = shapes[0][1:]
         if height and width and channels in COLOR_MODES:

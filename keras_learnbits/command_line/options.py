@@ -89,7 +89,7 @@ def _add_labels(group):
         help="a .npy file of class numbers or one-hot rows, to measure accuracy: for the examples "
         "of --validation_data, or else for those of --data. In that case one half of --data, "
         "drawn at random, calibrates the model, and the other half measures its accuracy, so that "
-        "no example does both. Images of a folder are taken in the order of their paths. Do not "
+        "no example does both. Images of a folder are in the order of their sorted paths. Do not "
         "use the test set with --max_accuracy_drop",
     )
     group.add_argument(

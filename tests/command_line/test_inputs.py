@@ -42,7 +42,7 @@ def test_arrays_are_put_in_the_order_of_the_inputs_that_they_are_named_as(tmp_pa
 
 
 def test_arrays_of_a_dictionary_keep_their_names(tmp_path):
-    inputs = {"one": keras.Input((2,), name="a"), "two": keras.Input((2,), name="b")}
+    inputs = {name: keras.Input((2,), name=name) for name in ("one", "two")}
     model = keras.Model(inputs, keras.layers.Add()(list(inputs.values())))
     np.savez(tmp_path / "x.npz", two=np.ones((5, 2)), one=np.zeros((5, 2)))
     assert read(tmp_path / "x.npz", model)["two"].sum() == 10

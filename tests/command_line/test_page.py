@@ -8,7 +8,7 @@ import pytest
 
 from keras_learnbits.command_line.page import report_page
 
-VOID = {"meta", "rect", "line"}
+VOID = {"meta", "line"}
 
 
 class Page(html.parser.HTMLParser):
