@@ -59,8 +59,8 @@ def _agreement(summary):
     explained = (
         f"On {count} of the examples, which no weight was trained on, the outputs differ from "
         f"those of the float model by {_percent(summary['movement'])} of their standard deviation "
-        f"(root mean square); 0% would be the float model itself, 100% as far as the outputs of "
-        "different examples lie apart. "
+        "(root mean square); 0% would be the float model itself, 100% a model that always gives "
+        "the mean output. "
     )
     if summary["agreement"] is not None:
         figures.append(("same class", _percent(summary["agreement"])))
@@ -139,8 +139,8 @@ def _worth(summary):
         )
     head = ("layer", "!bits", "!squared movement", "!with one bit fewer", "!with one bit more")
     return (
-        "<p>The outputs' squared movement (100%: as much as outputs vary from one example to the "
-        "next) that each layer causes at its bit-width, and by how much it would rise with one "
+        "<p>The outputs' squared movement (100%: that of a model that always gives the mean "
+        "output) that each layer causes at its bit-width, and by how much it would rise with one "
         "bit fewer in this layer or fall with one bit more.</p>\n"
         f"{_table(head, rows)}\n"
         '<p class="note">Measured before weights are trained, with all other layers at 16 bits; '
