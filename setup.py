@@ -39,6 +39,9 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["keras_learnbits", "keras_learnbits.*"]),
     python_requires=">=3.11",
+    entry_points={
+        "console_scripts": ["keras_learnbits=keras_learnbits.command_line.main:main"],
+    },
     install_requires=[
         "tensorflow>=2.20",
         "keras>=3.15",

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pathlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ __all__ = [
 
 
 def _runs_a_module():
-    """Whether this package is imported by `python -m keras_learnbits...`.
+    """Whether a command imports this package: `python -m keras_learnbits...`, `keras_learnbits`.
 
     Python imports a package before the modules in it, so `python -m
     keras_learnbits.export.packed FILE`, which needs NumPy only, would wait for TensorFlow. In this
@@ -63,9 +64,15 @@ def _runs_a_module():
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name != __name__ and "importlib" not in name:
-            return name == "runpy"
+            return name == "runpy" or (name == "__main__" and _is_console_script(frame))
         frame = frame.f_back
     return False
+
+
+def _is_console_script(frame):
+    """Whether a frame is in the script `keras_learnbits` that pip installs."""
+    path = frame.f_globals.get("__file__") or ""
+    return pathlib.Path(path).stem == "keras_learnbits"
 
 
 if TYPE_CHECKING or not _runs_a_module():

@@ -20,7 +20,8 @@ FLOORS = [
     {"inspection", "conversion"},
     {"callbacks", "export"},
     {"quantization"},
-    {"__init__"},
+    {"command_line"},
+    {"__init__", "__main__"},
 ]
 FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
 MODULES = sorted(PACKAGE.rglob("*.py"))

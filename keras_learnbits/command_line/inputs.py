@@ -1,0 +1,167 @@
+"""Reading example inputs and labels: `.npy` and `.npz` files, and folders of images."""
+
+import os
+import zipfile
+
+import numpy as np
+
+ARRAY_FILES = (".npy", ".npz")
+# Images of a folder that are read without labels: more than `quantize` keeps are of no use.
+MOST_IMAGES = 8192
+COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
+
+
+def check_exists(argument, path):
+    """Raises a FileNotFoundError that names an argument, unless its path exists."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{argument}: no such file or folder: {path}")
+
+
+def read_inputs(argument, path, model, scale, in_order, seed):
+    """Example inputs of a model.
+
+    Args:
+        argument: Name of the argument, for errors.
+        path: Path of a `.npy` or `.npz` file, or of a folder of images.
+        model: The Keras model.
+        scale: Number that all values are multiplied by, or None.
+        in_order: Whether all examples are needed in their order, because labels belong to them.
+        seed: Integer, of the draw of images from a folder without labels.
+
+    Returns:
+        Structure of arrays, as the model takes it.
+
+    Raises:
+        ValueError: The file is of another format, or its arrays are not named as inputs.
+    """
+    if os.path.isdir(path):
+        inputs = _read_images(argument, path, model, in_order, seed)
+    elif path.endswith(ARRAY_FILES):
+        inputs = _read_arrays(argument, path, model)
+    else:
+        raise ValueError(
+            f"{argument} must be a .npy file, an .npz file or a folder of images. Received: {path}"
+        )
+    return inputs if scale is None else _scaled(inputs, scale)
+
+
+def read_labels(path):
+    """The labels in a `.npy` file.
+
+    Raises:
+        ValueError: The file has another format, or no numbers.
+    """
+    labels = _load("--labels", path)
+    if not isinstance(labels, np.ndarray) or labels.ndim == 0 or labels.dtype.kind not in "biuf":
+        raise ValueError(
+            "--labels must be a .npy file of class numbers or one-hot rows. Received: "
+            f"{path} with {_describe(labels)}"
+        )
+    return labels
+
+
+def _load(argument, path):
+    try:
+        # Mapped into memory, so that of a large file only the rows in use are read.
+        return np.load(path, mmap_mode="r" if path.endswith(".npy") else None)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{argument} must be arrays of numbers as `numpy.save` or `numpy.savez` write them. "
+            f"Received: {path}: {error}"
+        ) from error
+
+
+def _read_arrays(argument, path, model):
+    loaded = _load(argument, path)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    try:
+        with loaded:
+            arrays = dict(loaded)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{argument} must be arrays of numbers. Received: {path}: {error}"
+        ) from error
+    return _as_inputs(argument, path, arrays, model)
+
+
+def _as_inputs(argument, path, arrays, model):
+    """The arrays of an `.npz` file in the structure of the model's inputs."""
+    import keras
+
+    from keras_learnbits._keras import symbolic_inputs
+
+    wanted = symbolic_inputs(model)
+    if len(arrays) == 1 and (wanted is None or len(keras.tree.flatten(wanted)) == 1):
+        (array,) = arrays.values()
+        return array if wanted is None else keras.tree.pack_sequence_as(wanted, [array])
+    if wanted is None:
+        return arrays
+    names = [each.name for each in keras.tree.flatten(wanted)]
+    if arrays.keys() != set(names):
+        raise ValueError(
+            f"{argument} must have one array for each input of the model, {', '.join(names)}. "
+            f"Received: {path} with {_describe(arrays)}"
+        )
+    return keras.tree.pack_sequence_as(wanted, [arrays[name] for name in names])
+
+
+def _read_images(argument, path, model, in_order, seed):
+    """Images of a folder and of those in it, in float32 with values 0..255."""
+    import keras
+
+    height, width, channels = _image_shape(argument, model)
+    try:
+        images = keras.utils.image_dataset_from_directory(
+            path,
+            labels=None,
+            color_mode=COLOR_MODES[channels],
+            batch_size=None,
+            image_size=(height, width),
+            shuffle=not in_order,
+            seed=seed,
+            verbose=False,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{argument} must be a folder of images. Received: {path}: {error}"
+        ) from error
+    if not in_order:
+        return np.stack(list(images.take(MOST_IMAGES).as_numpy_iterator()))
+    # Keras lists the files of a folder before those of the folders in it.
+    order = np.argsort(images.file_paths)
+    return np.stack(list(images.as_numpy_iterator()))[order]
+
+
+def _image_shape(argument, model):
+    """Height, width and channels of the images that a model takes."""
+    import keras
+
+    from keras_learnbits._keras import symbolic_inputs
+
+    wanted = symbolic_inputs(model)  # None in a model with a custom `call`
+    inputs = [] if wanted is None else keras.tree.flatten(wanted)
+    shapes = [tuple(each.shape) for each in inputs]
+    if len(shapes) == 1 and len(shapes[0]) == 4:
+        height, width, channels = shapes[0][1:]
+        if height and width and channels in COLOR_MODES:
+            return height, width, channels
+    raise ValueError(
+        f"A folder as {argument} needs a model with one input of images, of a fixed size and with "
+        "1, 3 or 4 channels last; save the examples of other models with `numpy.save`. "
+        f"Received: inputs of shape {shapes}"
+    )
+
+
+def _scaled(inputs, scale):
+    import keras
+
+    return keras.tree.map_structure(
+        lambda array: np.multiply(array, scale, dtype="float32"), inputs
+    )
+
+
+def _describe(arrays):
+    if isinstance(arrays, np.ndarray):
+        return f"{arrays.dtype} of shape {arrays.shape}"
+    return "arrays " + ", ".join(arrays)
