@@ -54,9 +54,11 @@ class SizeTarget(Target):
 
     Attributes:
         name: Name of the target in errors.
+        unit: Unit of `value` in errors; by default the name without `target_`.
     """
 
     name = "target"
+    unit = ""
 
     def __init__(self, value):
         self.value = value
@@ -144,9 +146,10 @@ class SizeTarget(Target):
         self._fixed = self._total(model) - self._present(kernels)
         smallest = allocation.smallest_size(losses, self._table) + self._fixed
         if smallest > self._limit:
+            unit = self.unit or self.name.removeprefix("target_")
             raise ValueError(
                 f"`{self.name}` must be within what the lowest bit-widths reach: "
-                f"{self.describe(model, smallest)} {self.name.removeprefix('target_')}. "
+                f"{self.describe(model, smallest)} {unit}. "
                 f"Received: {self.name}={self.value}"
             )
 
@@ -165,7 +168,7 @@ class SizeTarget(Target):
 class BitsTarget(SizeTarget):
     """Mean bits per weight over all quantized kernels; sizes are in bits."""
 
-    name = "target_bits"
+    name, unit = "target_bits", "bits"
 
     def limit(self, model):
         # With a tolerance for products like `2.3 * 100`, which is a little less than 230.
@@ -181,7 +184,7 @@ class BitsTarget(SizeTarget):
 class BytesTarget(SizeTarget):
     """Packed bytes of the whole model, as `bit_table` counts them."""
 
-    name = "target_bytes"
+    name, unit = "target_bytes", "bytes"
 
     def limit(self, model):
         return int(self.value)
@@ -198,7 +201,7 @@ class BytesTarget(SizeTarget):
 class CompressionTarget(BytesTarget):
     """Float32 bytes divided by packed bytes."""
 
-    name = "target_compression"
+    name, unit = "target_compression", "times smaller"
 
     def limit(self, model):
         return int(bit_table(model).float_bytes / self.value + 1e-6)

@@ -46,8 +46,8 @@ class Accuracy:
             if not tf.is_tensor(found) or found.shape.rank != 2:
                 shapes = keras.tree.map_structure(lambda each: tuple(each.shape), found)
                 raise ValueError(
-                    "`max_accuracy_drop` needs a classifier with one output of shape "
-                    f"(batch_size, classes); quantize others to a size. Received: outputs {shapes}"
+                    "An accuracy needs a classifier with one output of shape (batch_size, "
+                    f"classes); quantize others to a size. Received: outputs of shape {shapes}"
                 )
             outputs.append(found.numpy())
             labels.append(np.asarray(batch[1]))

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits._keras import symbolic_inputs
-from keras_learnbits.quantization.inference import predict, rows, size_of
+from keras_learnbits.quantization.inference import as_tensors, in_inference, rows, size_of
 
 FEWEST = 8
 
@@ -120,7 +120,7 @@ def _check_inputs(inputs, model):
                 f"Received: {_shapes(inputs)} for inputs of shape {shapes}"
             )
     try:
-        predict(model, rows(inputs, slice(1)))
+        in_inference(model, as_tensors(rows(inputs, slice(1))))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise ValueError(
             f"`data` must be inputs of the model. Received: {_shapes(inputs)}, with which "

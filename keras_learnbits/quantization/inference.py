@@ -15,20 +15,24 @@ def in_inference(model, inputs):
     return model(inputs, **training_argument(model.call, False))
 
 
-def predict(model, examples):
-    """Outputs of a model in inference mode, a structure of arrays.
+class Predictor:
+    """Outputs of a model in inference mode, as arrays; it traces the model once.
 
     Args:
         model: A Keras model.
-        examples: Structure of arrays, its inputs.
     """
 
-    @tf.function(reduce_retracing=True)
-    def outputs(batch):
-        return in_inference(model, batch)
+    def __init__(self, model):
+        @tf.function(reduce_retracing=True)
+        def outputs(batch):
+            return in_inference(model, batch)
 
-    parts = [outputs(as_tensors(batch)) for batch in batches_of(examples)]
-    return keras.tree.map_structure(lambda *each: np.concatenate(each), *parts)
+        self._outputs = outputs
+
+    def __call__(self, examples):
+        """A structure of arrays, of a structure of arrays."""
+        parts = [self._outputs(as_tensors(batch)) for batch in batches_of(examples)]
+        return keras.tree.map_structure(lambda *each: np.concatenate(each), *parts)
 
 
 def batches_of(examples, size=BATCH):

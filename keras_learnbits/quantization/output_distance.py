@@ -12,7 +12,7 @@ class OutputDistance:
     """Mean squared difference of a model's outputs from reference outputs.
 
     Differences are divided by the variance of each channel (the last axis) over the reference, so
-    1 is as far as another example's outputs are on average, in whatever unit they are. Outputs that
+    1 is the distance of the mean output, in whatever unit outputs are. Outputs that
     are probabilities are compared as logits: behind a softmax they say the same and are not
     squeezed together near 0 and 1. Several outputs count alike; integer outputs are left out.
 

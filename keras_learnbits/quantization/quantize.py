@@ -21,10 +21,10 @@ from keras_learnbits.numerics import grids
 from keras_learnbits.quantization.accuracy import Accuracy
 from keras_learnbits.quantization.examples import read_examples
 from keras_learnbits.quantization.inference import (
+    Predictor,
     as_tensors,
     batches_of,
     in_inference,
-    predict,
     rows,
     size_of,
 )
@@ -222,7 +222,8 @@ class _Quantizer:
         self.kernels = quantized_kernels(self.student)
         if activations not in (False, None):
             self._calibrate()
-        self.distance = OutputDistance(predict(model, examples), model)
+        self._predict_float, self._predict = Predictor(model), Predictor(self.student)
+        self.distance = OutputDistance(self._predict_float(examples), model)
         self._start = self.state()
 
     def _calibrate(self):
@@ -249,7 +250,7 @@ class _Quantizer:
 
     def measure(self):
         """Measures what each width of each kernel costs."""
-        reference = predict(self.model, self.measured)
+        reference = self._predict_float(self.measured)
         phase = self.progress.phase("Measure", len(self.kernels), "kernel")
         self.losses = loss_table(self.student, self.measured, reference, self.distance, phase)
 
@@ -273,7 +274,10 @@ class _Quantizer:
                 self.student, self._convert(), self.distance, steps, batch_size, seed
             )
             phase = self.progress.phase("Settle", steps, "step")
+            rounded_state = self.state()
             settling(self.examples, lambda loss: phase(loss=loss))
+            if not self._movement(self.held_out) < movement_rounded:
+                self.restore(rounded_state)  # few steps, or too few examples
         _compile_as(self.model, self.student)
         self.student.freeze_bits()
         names = unique_names(self.kernels)
@@ -290,7 +294,7 @@ class _Quantizer:
 
     def _outputs(self, examples):
         """Outputs of the quantized and of the float model."""
-        return predict(self.student, examples), predict(self.model, examples)
+        return self._predict(examples), self._predict_float(examples)
 
     def _movement(self, examples):
         """Root mean square movement of the outputs, in their standard deviations."""
@@ -315,11 +319,11 @@ class _Quantizer:
 
 
 def _compile_as(model, student):
-    """Compiles the student as the original, or for its distance if that is not compiled."""
+    """Compiles the student as the original, or with a placeholder if that is not compiled."""
     if getattr(model, "compiled", False):
         try:
             student.compile_from_config(model.get_compile_config())
             return
         except (TypeError, ValueError):  # a custom loss or metric that is not registered
             pass
-    student.compile("adam", "mse")
+    student.compile("sgd", "mse")  # an optimizer without state, so that files are small

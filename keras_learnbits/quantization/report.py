@@ -13,11 +13,13 @@ class QuantizationReport:
 
     Attributes:
         table: `BitTable` of the quantized model.
-        worth: Dictionary of layer to an array of shape `(16,)`: the measured squared movement of
-            the outputs with this layer alone at 1, 2, ... bits; `inf` beyond its bounds.
+        worth: Dictionary of layer to an array of shape `(16,)`: the squared movement of the outputs
+            with this layer alone at 1, 2, ... bits; `inf` beyond its bounds. It is measured up to
+            5 bits, and divided by 4 for each further bit.
         movement_rounded: How far the outputs moved before weights were trained: root mean square,
             in units of the outputs' standard deviation, on an eighth of the examples (at most 256)
-            that no weight is trained on.
+            that no weight is trained on. If they say that training moved the outputs further, the
+            model before training is kept.
         movement: The same at the end.
         agreement: Share of these examples for which the largest output is that of the float model;
             None for models with single outputs.

@@ -114,6 +114,17 @@ def test_the_reported_movement_is_that_of_the_examples_held_out():
     assert model.quantization.agreement == pytest.approx(same)
 
 
+def test_the_rounded_model_is_kept_where_training_moves_other_examples_further(monkeypatch):
+    def harmful(settling, examples, progress):
+        settling.model.get_layer("head").bias.assign([9.0, 0, 0, 0])
+
+    monkeypatch.setattr(module.Settling, "__call__", harmful)
+    kept, rounded = small(target_bits=2, steps=1), small(target_bits=2)
+    found, expected = (each.predict(IMAGES, verbose=0) for each in (kept, rounded))
+    np.testing.assert_array_equal(found, expected)
+    assert kept.quantization.movement == kept.quantization.movement_rounded
+
+
 def test_the_original_does_not_change():
     before = [weight.copy() for weight in NET.get_weights()]
     small(target_bits=2, steps=3)
@@ -189,7 +200,7 @@ def test_excluded_layers_stay_float():
 def test_frozen_layers_are_quantized_and_settled_too():
     net = image_net()
     net.trainable = False
-    model = small(net, target_bits=2, steps=5)
+    model = small(net, target_bits=2, steps=60)
     assert klb.bit_table(model).mean_bits <= 2
     rounded = small(net, target_bits=2)
     kernels = [each.get_layer("second").kernel.numpy() for each in (model, rounded)]
