@@ -99,6 +99,7 @@ def decisions():
          spread("OpenVINO", 'arithmetic="float"')],
         ["OpenVINO, in integers", "as for onnxruntime", "1; 4 where it stays float",
          spread("OpenVINO", activations)],
+        ["TFLite Micro", "LiteRT's own full-integer conversion of `to_keras(model)`", "1", ""],
         ["hardware compilers", "`export_qonnx(model, path)`", "4; the graph has the widths", ""],
         ["Keras, or an archive", "`save_packed(model, path)`", "bits / 8", ""],
     ]  # fmt: skip
