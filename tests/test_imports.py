@@ -17,7 +17,7 @@ FLOORS = [
     {"estimators"},
     {"bit_gradients"},
     {"training"},
-    {"inspection", "conversion"},
+    {"inspection", "conversion", "calibration"},
     {"callbacks", "export"},
     {"quantization"},
     {"command_line"},

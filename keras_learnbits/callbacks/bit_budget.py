@@ -7,7 +7,8 @@ import numpy as np
 
 from keras_learnbits.arguments import check_number
 from keras_learnbits.callbacks.accuracy_target import AccuracyTarget
-from keras_learnbits.callbacks.targets import SIZE_TARGETS, Target
+from keras_learnbits.callbacks.measured_start import start_at_measured_widths
+from keras_learnbits.callbacks.targets import SIZE_TARGETS, SizeTarget, Target
 from keras_learnbits.layers.checks import check_finite_weights
 from keras_learnbits.layers.discovery import activations_among, quantized_kernels
 from keras_learnbits.training.fitting import check_learns_bits
@@ -46,10 +47,15 @@ class BitBudget(keras.callbacks.Callback):
             `max_accuracy_drop`, which sets the price by the accuracy at the start of each epoch.
         update_freq: Number of batches between two updates of the price, at most an epoch. Not
             used with `max_accuracy_drop`.
+        start: Example inputs, some hundred, in the forms that `keras_learnbits.quantize` takes. If
+            given, training begins at the target: before the first epoch bits are set to those that
+            `quantize` would allocate, and weights are trained at about the widths that they keep.
+            By default the size decreases from the model's initial one.
 
     Raises:
         ValueError: Not exactly one target is given; a target is not a positive number;
-            `max_accuracy_drop` is given without `float_accuracy` or `validation_data`. In `fit`:
+            `max_accuracy_drop` is given without `float_accuracy` or `validation_data`, or with
+            `start`. In `fit`:
             the target is below the size at the lowest bit-widths, which the message states; there
             are two budgets; a weight is not finite; lower values of `metric` are better; the
             model's `bit_gradient` does not predict losses; or no kernel is trainable.
@@ -79,6 +85,7 @@ class BitBudget(keras.callbacks.Callback):
         metric="accuracy",
         by=0.5,
         update_freq=50,
+        start=None,
     ):
         super().__init__()
         given = {
@@ -98,10 +105,16 @@ class BitBudget(keras.callbacks.Callback):
         else:
             kind, value = next((k, v) for k, v in given.items() if v is not None)
             self.target = SIZE_TARGETS[kind](value)
+        if start is not None and not isinstance(self.target, SizeTarget):
+            raise ValueError(
+                "`start` allocates bits within a size: give `target_bits`, `target_bytes` or "
+                f"`target_compression`. Received: {[k for k, v in given.items() if v is not None]}"
+            )
         check_number("by", by, 0, below=1)
         check_number("update_freq", update_freq, 1, integer=True)
         self.by = by
         self.update_freq = update_freq
+        self.start = start
         self._begun = False
 
     def on_train_begin(self, logs=None):
@@ -128,8 +141,19 @@ class BitBudget(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._epoch_start = epoch, self._step
+        if epoch == 0 and self.start is not None and not self.model.bits_are_frozen:
+            self._start_at_target()
         if self._begun and not self.model.bits_are_frozen:
             self.target.begin_epoch(self.model)
+
+    def _start_at_target(self):
+        if not self._begun:
+            raise ValueError(
+                "`BitBudget(start=...)` needs a built model: call it on data first, or give it an "
+                f"Input. Received: model={self.model.name!r}"
+            )
+        start_at_measured_widths(self.model, self.target, self.start)
+        self.target.begin_at_target()
 
     def on_train_batch_end(self, batch, logs=None):
         self._begin()

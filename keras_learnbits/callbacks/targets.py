@@ -91,13 +91,19 @@ class SizeTarget(Target):
         return self._total(model) <= self._limit
 
     def begin(self, model):
-        self._start = None
+        self._start, self._at_target = None, False
         self._count(model)
+
+    def begin_at_target(self):
+        """Notes that bits were set to the target, and are to stay near it from the first step."""
+        self._at_target = True
 
     def steer(self, model, progress, by):
         # The schedule begins at the size and time at which this training begins or is resumed.
         size, since = self._start = self._start or (self._total(model), progress)
-        if not model.losses_are_known:
+        # A layer that was not probed yet is predicted from all others. Away from the target that
+        # would not do for the price; at the target the compiled price would move bits away.
+        if not model.losses_are_known and not self._at_target:
             return
         self._count(model)
         kernels, prices, choices = descent(model)

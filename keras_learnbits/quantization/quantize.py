@@ -7,6 +7,18 @@ import warnings
 import numpy as np
 
 from keras_learnbits.arguments import check_number
+from keras_learnbits.calibration.examples import read_examples
+from keras_learnbits.calibration.inference import (
+    Predictor,
+    as_tensors,
+    batches_of,
+    in_inference,
+    rows,
+    size_of,
+)
+from keras_learnbits.calibration.measuring import loss_table, set_width
+from keras_learnbits.calibration.output_distance import OutputDistance, agreement
+from keras_learnbits.calibration.rounding import round_in_order
 from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
 from keras_learnbits.callbacks.targets import SIZE_TARGETS, BitsTarget
 from keras_learnbits.conversion.to_learned_bits import to_learned_bits
@@ -19,20 +31,8 @@ from keras_learnbits.layers.compute_scope import (
 from keras_learnbits.layers.discovery import quantized_kernels, unique_names
 from keras_learnbits.numerics import grids
 from keras_learnbits.quantization.accuracy import Accuracy
-from keras_learnbits.quantization.examples import read_examples
-from keras_learnbits.quantization.inference import (
-    Predictor,
-    as_tensors,
-    batches_of,
-    in_inference,
-    rows,
-    size_of,
-)
-from keras_learnbits.quantization.measuring import loss_table, set_width
-from keras_learnbits.quantization.output_distance import OutputDistance, agreement
 from keras_learnbits.quantization.progress import Progress
 from keras_learnbits.quantization.report import QuantizationReport
-from keras_learnbits.quantization.rounding import round_in_order
 from keras_learnbits.quantization.settling import Settling
 
 STEPS = 1000

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_learnbits.calibration.inference import as_tensors, in_inference, size_of
 from keras_learnbits.layers.compute_scope import (
     computing_with_float_kernels,
     flowing_bit_gradients,
@@ -12,7 +13,6 @@ from keras_learnbits.layers.compute_scope import (
 from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensors
 from keras_learnbits.layers.rounding_scope import rounding_again, rounding_once
 from keras_learnbits.quantization.augmentation import varied
-from keras_learnbits.quantization.inference import as_tensors, in_inference, size_of
 
 # Learning rate of a kernel, in quantization steps per training step of Adam: a weight crosses a
 # level in some 50 steps, whatever its width and magnitude.

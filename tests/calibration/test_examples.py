@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_learnbits.quantization.examples import read_examples
+from keras_learnbits.calibration.examples import read_examples
 
 X, Y = np.arange(120.0).reshape(40, 3), np.arange(40)
 MODEL = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

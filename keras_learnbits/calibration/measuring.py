@@ -3,11 +3,11 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_learnbits.calibration.inference import as_tensors, in_inference
+from keras_learnbits.calibration.rounding import kernel_roundings
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels
 from keras_learnbits.numerics import grids
-from keras_learnbits.quantization.inference import as_tensors, in_inference
-from keras_learnbits.quantization.rounding import kernel_roundings
 
 # Widths above this one are not measured: each further bit divides the squared error by four.
 HIGHEST_MEASURED = 5

@@ -3,18 +3,18 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_learnbits.layers.compute_scope import (
-    computing_with_float_kernels,
-    keeping_scales,
-    observing_calls,
-)
-from keras_learnbits.quantization.compensation import Compensation
-from keras_learnbits.quantization.inference import as_tensors, in_inference
-from keras_learnbits.quantization.layer_inputs import (
+from keras_learnbits.calibration.compensation import Compensation
+from keras_learnbits.calibration.inference import as_tensors, in_inference
+from keras_learnbits.calibration.layer_inputs import (
     as_matrices,
     from_matrices,
     gram_matrices,
     has_vectors,
+)
+from keras_learnbits.layers.compute_scope import (
+    computing_with_float_kernels,
+    keeping_scales,
+    observing_calls,
 )
 
 # Examples whose input vectors are computed at the same time.

@@ -9,8 +9,8 @@ import tensorflow as tf
 from thorough import thorough
 
 import keras_learnbits as klb
-from keras_learnbits.quantization.compensation import Compensation
-from keras_learnbits.quantization.layer_inputs import (
+from keras_learnbits.calibration.compensation import Compensation
+from keras_learnbits.calibration.layer_inputs import (
     as_matrices,
     from_matrices,
     gram_matrices,

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits._keras import symbolic_inputs
-from keras_learnbits.quantization.inference import as_tensors, in_inference, rows, size_of
+from keras_learnbits.calibration.inference import as_tensors, in_inference, rows, size_of
 
 FEWEST = 8
 

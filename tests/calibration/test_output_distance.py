@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from keras_learnbits.quantization.output_distance import OutputDistance, agreement
+from keras_learnbits.calibration.output_distance import OutputDistance, agreement
 
 RNG = np.random.default_rng(0)
 LOGITS, OTHERS = RNG.normal(size=(2, 50, 4)).astype("float32")
