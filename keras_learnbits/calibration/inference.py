@@ -20,9 +20,14 @@ class Predictor:
 
     Args:
         model: A Keras model.
+
+    Attributes:
+        model: The model.
     """
 
     def __init__(self, model):
+        self.model = model
+
         @tf.function(reduce_retracing=True)
         def outputs(batch):
             return in_inference(model, batch)

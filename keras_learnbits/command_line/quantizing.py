@@ -73,11 +73,12 @@ def _quantized(model, examples, options):
     Returns:
         Tuple of the quantized model and a list of strings, the warnings.
     """
+    from keras_learnbits.calibration.inference import Predictor
     from keras_learnbits.quantization.accuracy import Accuracy
     from keras_learnbits.quantization.quantize import quantize
 
     accuracy = None if examples.validation is None else Accuracy(examples.validation)
-    float_accuracy = None if accuracy is None else accuracy(model)
+    float_accuracy = None if accuracy is None else accuracy(Predictor(model))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         student = quantize(
@@ -95,7 +96,7 @@ def _quantized(model, examples, options):
         )
     if accuracy is not None and student.quantization.accuracy is None:
         student.quantization = dataclasses.replace(
-            student.quantization, accuracy=(float_accuracy, accuracy(student))
+            student.quantization, accuracy=(float_accuracy, accuracy(Predictor(student)))
         )
     notes = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     notes = list(dict.fromkeys(notes))

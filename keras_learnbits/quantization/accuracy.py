@@ -28,13 +28,12 @@ class Accuracy:
             data = tf.data.Dataset.from_tensor_slices(tuple(data[:2])).batch(256)
         self.data = data
 
-    def __call__(self, model):
-        """The accuracy of a model, a number from 0 to 1."""
+    def __call__(self, predict):
+        """The accuracy of a model, a number from 0 to 1.
 
-        @tf.function(reduce_retracing=True)
-        def predicted(x):
-            return model(x, training=False)
-
+        Args:
+            predict: Function of inputs to outputs, such as a `Predictor`.
+        """
         outputs, labels = [], []
         for batch in self.data:
             if not isinstance(batch, tuple) or len(batch) < 2:
@@ -42,14 +41,14 @@ class Accuracy:
                     "`validation_data` must be examples with labels, `(x, y)`. "
                     f"Received: batches of type {type(batch).__name__}"
                 )
-            found = predicted(batch[0])
-            if not tf.is_tensor(found) or found.shape.rank != 2:
-                shapes = keras.tree.map_structure(lambda each: tuple(each.shape), found)
+            found = predict(keras.tree.map_structure(np.asarray, batch[0]))
+            if not isinstance(found, np.ndarray) or found.ndim != 2:
+                shapes = keras.tree.map_structure(lambda each: each.shape, found)
                 raise ValueError(
                     "An accuracy needs a classifier with one output of shape (batch_size, "
                     f"classes); quantize others to a size. Received: outputs of shape {shapes}"
                 )
-            outputs.append(found.numpy())
+            outputs.append(found)
             labels.append(np.asarray(batch[1]))
         if not outputs:
             raise ValueError("`validation_data` must have examples. Received: none")

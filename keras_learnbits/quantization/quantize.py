@@ -4,6 +4,7 @@ import dataclasses
 import time
 import warnings
 
+import keras
 import numpy as np
 
 from keras_learnbits.arguments import check_number
@@ -38,8 +39,10 @@ from keras_learnbits.quantization.settling import Settling
 STEPS = 1000
 # Examples that are kept in memory.
 MOST_EXAMPLES = 8192
-# Examples that widths are measured on, and that rounding compensates for.
+# Examples that widths are measured on, and that rounding compensates for: so many, but fewer of
+# large inputs, since a model is called on all of them at once.
 MEASURED_EXAMPLES = 256
+MEASURED_NUMBERS = 2**23
 # Mean bits per weight that are tried for an accuracy.
 BITS_TRIED = np.arange(4, 4 * 8 + 1) / 4
 
@@ -158,13 +161,13 @@ def _size_target(target_bits, target_bytes, target_compression, max_accuracy_dro
 
 def _smallest(quantizer, accuracy, max_drop, settings):
     """Quantizes to the smallest of `BITS_TRIED` that is accurate enough, found by bisection."""
-    float_accuracy = accuracy(quantizer.model)
+    float_accuracy = accuracy(quantizer.predict_float)
     least = float_accuracy - max_drop
     feasible = [bits for bits in BITS_TRIED if quantizer.permits(BitsTarget(bits))]
 
     def reached(bits):
         report = quantizer.reach(BitsTarget(bits), *settings)
-        found = accuracy(quantizer.student)
+        found = accuracy(quantizer.predict)
         quantizer.progress.line(f"{bits:.2f} mean bits: accuracy {found:.2%}, at least {least:.2%}")
         return dataclasses.replace(report, accuracy=(float_accuracy, found))
 
@@ -203,6 +206,8 @@ class _Quantizer:
 
     Attributes:
         student: The quantized model.
+        predict: `Predictor` of the quantized model.
+        predict_float: `Predictor` of the float model.
     """
 
     def __init__(self, model, examples, include, exclude, activations, progress):
@@ -212,7 +217,9 @@ class _Quantizer:
         held_out = min(max(size_of(examples) // 8, 1), MEASURED_EXAMPLES)
         self.held_out = rows(examples, slice(-held_out, None))
         self.examples = rows(examples, slice(-held_out))
-        self.measured = rows(self.examples, slice(MEASURED_EXAMPLES))
+        numbers = sum(each[0].size for each in keras.tree.flatten(examples))
+        measured = min(MEASURED_EXAMPLES, max(MEASURED_NUMBERS // numbers, 8))
+        self.measured = rows(self.examples, slice(measured))
         self._convert = lambda: to_learned_bits(
             model, include, exclude, x=rows(examples, slice(2)), activations=activations
         )
@@ -222,8 +229,8 @@ class _Quantizer:
         self.kernels = quantized_kernels(self.student)
         if activations not in (False, None):
             self._calibrate()
-        self._predict_float, self._predict = Predictor(model), Predictor(self.student)
-        self.distance = OutputDistance(self._predict_float(examples), model)
+        self.predict_float, self.predict = Predictor(model), Predictor(self.student)
+        self.distance = OutputDistance(self.predict_float(examples), model)
         self._start = self.state()
 
     def _calibrate(self):
@@ -250,7 +257,7 @@ class _Quantizer:
 
     def measure(self):
         """Measures what each width of each kernel costs."""
-        reference = self._predict_float(self.measured)
+        reference = self.predict_float(self.measured)
         phase = self.progress.phase("Measure", len(self.kernels), "kernel")
         self.losses = loss_table(self.student, self.measured, reference, self.distance, phase)
 
@@ -294,7 +301,7 @@ class _Quantizer:
 
     def _outputs(self, examples):
         """Outputs of the quantized and of the float model."""
-        return self._predict(examples), self._predict_float(examples)
+        return self.predict(examples), self.predict_float(examples)
 
     def _movement(self, examples):
         """Root mean square movement of the outputs, in their standard deviations."""

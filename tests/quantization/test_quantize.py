@@ -255,7 +255,9 @@ def test_the_smallest_model_within_an_accuracy_drop_is_found():
 
 
 def test_an_accuracy_that_cannot_be_reached_is_warned_about(monkeypatch):
-    monkeypatch.setattr(module, "Accuracy", lambda data: lambda model: float(model is NET))
+    monkeypatch.setattr(
+        module, "Accuracy", lambda data: lambda predict: float(predict.model is NET)
+    )
     with pytest.warns(UserWarning, match=r"Even at 8.0 mean bits the accuracy is 0.0000"):
         model = small(max_accuracy_drop=0.1)
     assert klb.bit_table(model).mean_bits == 8
