@@ -9,11 +9,13 @@ computed again: the program may be stopped and called again.
 
 Methods: `quantize`; `steps=0`, the same without training; `nearest`, the same width in every layer,
 rounded to nearest with fitted scales; `litert` and `onnxruntime`, the runtimes' own 8-bit
-post-training quantization of the float net from the same images, run in these runtimes.
+post-training quantization of the float net from the same images, run in these runtimes; and
+`without_<part>`, `quantize` without one of its parts (`PARTS`).
 `--evaluate=held_out` looks at the 5,000 held-out images, for choosing settings; `test`, at the end,
 at the test set.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 
 import common
 import keras
@@ -44,6 +47,22 @@ flags.DEFINE_integer("settling_steps", None, "Training steps of `quantize`.")
 flags.DEFINE_bool("activations", False, "Quantize activations to 8 bits, too.")
 flags.DEFINE_enum("evaluate", "test", ["test", "held_out"], "Which images accuracies are of.")
 
+# What is left out of `quantize`: names of the package, and what takes their place.
+PACKAGE = "keras_learnbits"
+PARTS = {
+    "compensation": {
+        f"{PACKAGE}.quantization.quantize.round_in_order": lambda model, examples: None,
+        f"{PACKAGE}.calibration.measuring.kernel_roundings": lambda model, examples: {},
+    },
+    "layer_inputs": {
+        f"{PACKAGE}.quantization.settling._relative_difference": lambda a, b: tf.zeros(()),
+    },
+    "variation": {f"{PACKAGE}.quantization.settling.varied": lambda batch, seed: batch},
+    "reach": {f"{PACKAGE}.quantization.settling.REACH": 1e6},
+    "statistics": {
+        f"{PACKAGE}.quantization.quantize.estimate_batch_norm": lambda model, data: None,
+    },
+}
 PROGRAMS = {"lenet": "mnist"}
 EPOCHS = {"lenet": 6, "cnn_quarter": 14, "depthwise": 10, "resnet20": 10, "cnn": 6}
 HELD_OUT = 5000
@@ -144,6 +163,15 @@ def in_onnxruntime(net, images, path):
     return lambda x: OnnxRuntime.load(path, x)()
 
 
+@contextlib.contextmanager
+def without(part):
+    """A scope in which `quantize` works without one of its `PARTS`; other names change nothing."""
+    with contextlib.ExitStack() as stack:
+        for name, replacement in PARTS.get(part, {}).items():
+            stack.enter_context(unittest.mock.patch(name, replacement))
+        yield
+
+
 def run(net, model, method, bits, seed):
     """One result, a dictionary."""
     images = images_for(net, seed)
@@ -159,15 +187,16 @@ def run(net, model, method, bits, seed):
             if method == "nearest":
                 small = uniform(model, bits)
             else:
-                small = klb.quantize(
-                    model,
-                    images,
-                    target_bits=bits,
-                    activations=FLAGS.activations,
-                    steps=0 if method == "steps=0" else FLAGS.settling_steps,
-                    seed=seed,
-                    verbose=0,
-                )
+                with without(method.removeprefix("without_")):
+                    small = klb.quantize(
+                        model,
+                        images,
+                        target_bits=bits,
+                        activations=FLAGS.activations,
+                        steps=0 if method == "steps=0" else FLAGS.settling_steps,
+                        seed=seed,
+                        verbose=0,
+                    )
                 result["report"] = small.quantization.to_dict()
             table = klb.bit_table(small)
             result |= {
