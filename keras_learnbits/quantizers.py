@@ -184,6 +184,8 @@ class LearnedScaleQuantizer(Quantizer):
     Args:
         per_channel: Whether there is one scale per output channel (32 bits each in a packed file)
             or one scale for the whole kernel.
+        power_of_two: Whether steps are powers of two, which hardware multiplies with by shifting.
+            Scales are trained all the same; each step is the nearest power.
 
     Examples:
         >>> quantizer = LearnedScaleQuantizer()
@@ -196,8 +198,9 @@ class LearnedScaleQuantizer(Quantizer):
     fixed_range = True
     is_mid_rise = True
 
-    def __init__(self, per_channel=True):
+    def __init__(self, per_channel=True, power_of_two=False):
         self.per_channel = per_channel
+        self.power_of_two = power_of_two
 
     def scale_shape(self, kernel_shape, output_axes):
         rank = len(kernel_shape)
@@ -212,7 +215,8 @@ class LearnedScaleQuantizer(Quantizer):
         # A subclass may have another grid, and XLA compiles large kernels one shape at a time.
         is_standard = type(self) is LearnedScaleQuantizer and not rounding.is_compiled(kernel)
         if tf.executing_eagerly() and is_standard:
-            search = _traced_search(kernel.shape.rank, scales.shared_axes(start.shape))
+            axes = scales.shared_axes(start.shape)
+            search = _traced_search(kernel.shape.rank, axes, self.power_of_two)
             return search(kernel, bits, start, low, reach)
         return super()._searched(kernel, bits, start, low, reach)
 
@@ -225,17 +229,23 @@ class LearnedScaleQuantizer(Quantizer):
         return self._scaled(*grids.constant_gaussian_grid(bits), log_scale)
 
     def _scaled(self, step, max_code, log_scale):
-        return grids.Grid(step * tf.exp(log_scale), -0.5 * max_code, max_code)
+        return grids.Grid(self._step(step * tf.exp(log_scale)), -0.5 * max_code, max_code)
+
+    def _step(self, step):
+        """The step, or the nearest power of two."""
+        return grids.power_of_two(step) if self.power_of_two else step
 
     def log_step_slope(self, bits):
         return grids.gaussian_log_step_slope(bits)
 
     def get_config(self):
-        return {"per_channel": self.per_channel}
+        config = {"per_channel": self.per_channel}
+        # Left out by default, so that earlier versions of this library read the configuration.
+        return {**config, "power_of_two": True} if self.power_of_two else config
 
 
 @functools.cache
-def _traced_search(rank, axes):
+def _traced_search(rank, axes, power_of_two):
     """A `tf.function` that fits the scales of small kernels with a given number of axes.
 
     It is traced once per process, for kernels of any size. In eager mode TensorFlow would dispatch
@@ -244,11 +254,13 @@ def _traced_search(rank, axes):
     Args:
         rank: Number of axes of the kernels.
         axes: Axes along which weights share a scale, a tuple of integers.
+        power_of_two: As for `LearnedScaleQuantizer`.
     """
+    quantizer = LearnedScaleQuantizer(power_of_two=power_of_two)
     kernel = tf.TensorSpec([None] * rank)
     scales = tf.TensorSpec([1 if axis in axes else None for axis in range(rank)])
     signature = kernel, tf.TensorSpec([]), scales, scales, scales
-    return tf.function(LearnedScaleQuantizer()._searched, signature, autograph=False)
+    return tf.function(quantizer._searched, signature, autograph=False)
 
 
 class ActivationQuantizer(LearnedScaleQuantizer):
@@ -259,6 +271,7 @@ class ActivationQuantizer(LearnedScaleQuantizer):
 
     Args:
         signed: Float32 scalar tensor, 1.0 or 0.0.
+        power_of_two: Boolean scalar tensor, whether the step is a power of two.
 
     Examples:
         >>> quantizer = ActivationQuantizer(tf.constant(0.0))
@@ -269,8 +282,8 @@ class ActivationQuantizer(LearnedScaleQuantizer):
 
     is_mid_rise = False
 
-    def __init__(self, signed):
-        super().__init__(per_channel=False)
+    def __init__(self, signed, power_of_two=False):
+        super().__init__(per_channel=False, power_of_two=power_of_two)
         self.signed = signed
 
     def quantize(self, kernel, bits, log_scale=None, rounded=None):
@@ -297,8 +310,11 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         step, offset, max_code = self.grid(kernel, bits, log_scale)
         return step, kernel * (1.0 / step), grids.Grid(tf.ones_like(step), offset, max_code)
 
+    def _step(self, step):
+        return tf.where(self.power_of_two, grids.power_of_two(step), step)
+
     def _scaled(self, step, max_code, log_scale):
-        step *= 0.5 * (1.0 + self.signed) * tf.exp(log_scale)
+        step = self._step(step * (0.5 * (1.0 + self.signed) * tf.exp(log_scale)))
         return grids.Grid(step, -0.5 * self.signed * (max_code + 1.0), max_code)
 
 

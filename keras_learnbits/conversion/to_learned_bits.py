@@ -20,6 +20,7 @@ from keras_learnbits.layers.layer_copy import copy_layer
 from keras_learnbits.layers.traversal import kernels_inside, layers_inside
 from keras_learnbits.layers.twins import TWINS
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
+from keras_learnbits.quantizers import LearnedScaleQuantizer
 from keras_learnbits.training.model import (
     LearnedBitModel,
     LearnedBitSequential,
@@ -39,6 +40,7 @@ def to_learned_bits(
     max_bits=None,
     kernel_quantizer="learned_scale",
     activations=False,
+    power_of_two=False,
 ):
     """Converts a Keras model to one that learns how many bits its kernels need.
 
@@ -75,6 +77,9 @@ def to_learned_bits(
             inputs are among them (an image of 256 levels is exact at 8 bits), and the operands of
             `Add` layers, so that runtimes can compute in integers throughout. Activations inside a
             `LearnedBitWrapper` stay float.
+        power_of_two: Whether the steps of kernels and of activations are powers of two, as
+            hardware wants them (`LearnedScaleQuantizer(power_of_two=True)`). Biases and
+            normalization stay float.
 
     Returns:
         `LearnedBitModel` or, for a Sequential model without `activations`,
@@ -82,7 +87,8 @@ def to_learned_bits(
         converted, and why others were not.
 
     Raises:
-        ValueError: The model is not built; there is no layer to convert; a pattern or class in
+        ValueError: `power_of_two` is given with a `kernel_quantizer`; the model is not built; there
+            is no layer to convert; a pattern or class in
             `include` or `exclude` matches no layer; a layer to convert has integer weights or
             LoRA; a layer is shared between models in a way that Keras cannot copy; `activations`
             are given for a model with a custom `call`; a weight is NaN or infinite; layers share
@@ -102,8 +108,10 @@ def to_learned_bits(
         32 weights (69.6%) with learned bits, 14 (30.4%) left float
     """
     _check_model(model, activations)
+    if power_of_two:
+        kernel_quantizer = _power_of_two_quantizer(kernel_quantizer)
     settings = _bit_settings(bits, min_bits, max_bits, kernel_quantizer)
-    make_activation = _make_activation(activations)
+    make_activation = _make_activation(activations, power_of_two)
     check_finite_weights(model, "`to_learned_bits`")
     selection = Selection(model, include, exclude)
     converter = _LayerConverter(selection, settings, reuse_layers=not copy)
@@ -147,6 +155,17 @@ def _check_model(model, activations):
         )
 
 
+def _power_of_two_quantizer(kernel_quantizer):
+    """The default quantizer with steps that are powers of two."""
+    if kernel_quantizer != "learned_scale":
+        raise ValueError(
+            "`power_of_two` goes with the default `kernel_quantizer`; give "
+            "`LearnedScaleQuantizer(power_of_two=True)` and other settings yourself. "
+            f"Received: kernel_quantizer={kernel_quantizer!r}"
+        )
+    return LearnedScaleQuantizer(power_of_two=True)
+
+
 def _bit_settings(bits, min_bits, max_bits, kernel_quantizer):
     """Settings of the learned-bit layers, a dictionary."""
     check_number("bits", bits)
@@ -160,7 +179,7 @@ def _bit_settings(bits, min_bits, max_bits, kernel_quantizer):
     }
 
 
-def _make_activation(activations):
+def _make_activation(activations, power_of_two):
     """A function of `name` and `dtype` that makes a `LearnedBitActivation`, or None."""
     if activations in (False, None):
         return None
@@ -171,6 +190,8 @@ def _make_activation(activations):
             "`LearnedBitActivation` without `name` and `dtype`. "
             f"Received: activations={activations!r}"
         )
+    if power_of_two:
+        settings = {"power_of_two": True, **settings}
     return functools.partial(LearnedBitActivation, **settings)
 
 

@@ -70,6 +70,7 @@ class LearnedBitActivation(keras.layers.Layer):
         max_bits: Highest bit-width, an integer <= 16.
         calibration_batches: Number of training batches to fit the range to, an integer >= 1. If
             the layer is called several times per step, each call counts.
+        power_of_two: Whether the step is a power of two, the one nearest to the trained step.
         **kwargs: `name`, `dtype` and the other arguments of `keras.layers.Layer`.
 
     Input shape: any, `(batch_size, ...)`. For the price, dimensions that are not fixed count as 1.
@@ -88,7 +89,15 @@ class LearnedBitActivation(keras.layers.Layer):
         [[0.0, 0.0, 0.5, 1.5]]
     """
 
-    def __init__(self, bits=8, min_bits=2, max_bits=8, calibration_batches=10, **kwargs):
+    def __init__(
+        self,
+        bits=8,
+        min_bits=2,
+        max_bits=8,
+        calibration_batches=10,
+        power_of_two=False,
+        **kwargs,
+    ):
         check_bits(bits, min_bits, max_bits)
         if min_bits < 2:
             raise ValueError(
@@ -105,6 +114,7 @@ class LearnedBitActivation(keras.layers.Layer):
         self.min_bits = min_bits
         self.max_bits = max_bits
         self.calibration_batches = calibration_batches
+        self.power_of_two = power_of_two
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -143,7 +153,9 @@ class LearnedBitActivation(keras.layers.Layer):
             tf.convert_to_tensor(variable.value)
             for variable in (self.bits, self.signed, self.batches_seen)
         )
-        quantized = _quantized(values, bits, self.log_scale(), signed, seen, examples)
+        power_of_two = tf.constant(self.power_of_two)
+        state = bits, self.log_scale(), signed, power_of_two, seen, examples
+        quantized = _quantized(values, *state)
         return tf.cast(tf.reshape(quantized, tf.shape(inputs)), self.compute_dtype)
 
     def _calibrate(self, values):
@@ -151,7 +163,8 @@ class LearnedBitActivation(keras.layers.Layer):
         variables = (self.total_log_scale, self.batches_seen, self.signed)
         state = [tf.convert_to_tensor(variable.value) for variable in variables]
         bits = tf.convert_to_tensor(self.bits.value)
-        results = _calibrated(values, bits, self.calibration_batches, *state)
+        settings = tf.constant(self.power_of_two), self.calibration_batches
+        results = _calibrated(values, bits, *settings, *state)
         # Assigned outside of the `tf.cond` in `_calibrated`: `tf.distribute` averages the replicas'
         # values by a merge call, which TensorFlow does not allow inside of a branch.
         for variable, value in zip(variables, results, strict=True):
@@ -164,7 +177,7 @@ class LearnedBitActivation(keras.layers.Layer):
 
     def quantizer(self):
         """`ActivationQuantizer` of this layer, signed or not."""
-        return _quantizer(self.signed.value)
+        return _quantizer(self.signed.value, tf.constant(self.power_of_two))
 
     def is_fitted(self):
         """Whether the layer was calibrated on at least one training batch."""
@@ -237,24 +250,27 @@ class LearnedBitActivation(keras.layers.Layer):
             "min_bits": self.min_bits,
             "max_bits": self.max_bits,
             "calibration_batches": self.calibration_batches,
+            "power_of_two": self.power_of_two,
         }
 
 
 # All layers share these functions, so that TensorFlow traces each of them once, and not once per
 # layer. Activations are flattened and all else is a scalar, so that shapes are the same for all.
 _VALUES, _NUMBER = tf.TensorSpec([None]), tf.TensorSpec([])
+_FLAG, _INTEGER = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.int32)
 
 
 @tf.function(
-    input_signature=[_VALUES, _NUMBER, tf.TensorSpec([], tf.int32), *[_NUMBER] * 3],
+    input_signature=[_VALUES, _NUMBER, _FLAG, _INTEGER, *[_NUMBER] * 3],
     autograph=False,
 )
-def _calibrated(values, bits, batches, total, seen, signed):
+def _calibrated(values, bits, power_of_two, batches, total, seen, signed):
     """The values of the three calibration variables after one more batch.
 
     Args:
         values: Float32 tensor, the activations of the batch.
         bits: Float32 scalar, the bit-width.
+        power_of_two: Boolean scalar, whether the step is a power of two.
         batches: Number of batches that a range is fitted to.
         total: Sum of the logarithms of the scales that fit the earlier batches.
         seen: Number of earlier batches.
@@ -265,7 +281,7 @@ def _calibrated(values, bits, batches, total, seen, signed):
 
     def fitted():
         negative = tf.cast(tf.reduce_min(values) < 0, tf.float32)
-        quantizer = ActivationQuantizer(tf.maximum(signed, negative))
+        quantizer = ActivationQuantizer(tf.maximum(signed, negative), power_of_two)
         sample = _sample(values, seed=tf.cast(seen, tf.int32))
         fit = quantizer.fitted_log_scale(sample, bits, (1,))[0]
         # Empty batches, and those of zeros or with NaN, have no scale and are not counted.
@@ -283,36 +299,39 @@ def _quantized(values, *state):
 
     Args:
         values: Float32 tensor, the activations of a batch.
-        *state: Bit-width, natural logarithm of the scale, the layer's variables `signed` and
-            `batches_seen`, and the number of examples.
+        *state: Bit-width, natural logarithm of the scale, the layer's variable `signed`, its
+            setting `power_of_two`, its variable `batches_seen`, and the number of examples.
     """
     quantized, *rounded = _quantized_forward(values, *state)
 
     def gradient(upstream):
         gradients = _quantized_backward(upstream, *rounded, values, *state)
-        return *gradients, None, None, None  # none for `signed`, `batches_seen` and `examples`
+        return *gradients, *[None] * 4  # none for what is not trained
 
     return quantized, gradient
 
 
 # Forward and backward pass are two functions, joined by `tf.custom_gradient`: TensorFlow cannot
 # differentiate a `tf.cond` inside of a function that XLA compiles, as with `jit_compile=True`.
-_STATE = [*[_NUMBER] * 4, tf.TensorSpec([], tf.int32)]
+_STATE = [*[_NUMBER] * 3, _FLAG, _NUMBER, _INTEGER]
 
 
 @tf.function(input_signature=[_VALUES, *_STATE], autograph=False)
-def _quantized_forward(values, bits, log_scale, signed, seen, examples):
+def _quantized_forward(values, bits, log_scale, signed, power_of_two, seen, examples):
     """The quantized values, and what their gradients need: levels in steps, and excess codes."""
 
     def quantized():
-        rounded = _quantizer(signed).rounded(values, bits, log_scale)
-        return _quantizer(signed).quantize(values, bits, log_scale, rounded), *rounded
+        quantizer = _quantizer(signed, power_of_two)
+        rounded = quantizer.rounded(values, bits, log_scale)
+        return quantizer.quantize(values, bits, log_scale, rounded), *rounded
 
     return tf.cond(seen > 0, quantized, lambda: (values, values, values))
 
 
 @tf.function(input_signature=[*[_VALUES] * 4, *_STATE], autograph=False)
-def _quantized_backward(upstream, levels, excess, values, bits, log_scale, signed, seen, examples):
+def _quantized_backward(
+    upstream, levels, excess, values, bits, log_scale, signed, power_of_two, seen, examples
+):
     """Gradients with respect to values, bit-width, and logarithm of the scale."""
 
     def gradients():
@@ -325,16 +344,17 @@ def _quantized_backward(upstream, levels, excess, values, bits, log_scale, signe
             tape.watch(inputs)
             constant = tf.stop_gradient(log_scale)  # `scale` has its value, and `share` its slope
             scale = constant + share * (log_scale - constant)
-            quantized = _quantizer(signed).quantize(values, bits, scale, (levels, excess))
+            quantizer = _quantizer(signed, power_of_two)
+            quantized = quantizer.quantize(values, bits, scale, (levels, excess))
         return tape.gradient(quantized, inputs, upstream)
 
     zero = tf.constant(0.0)
     return tf.cond(seen > 0, gradients, lambda: (upstream, zero, zero))
 
 
-def _quantizer(signed):
+def _quantizer(signed, power_of_two):
     # The mean over replicas is a fraction if only some of them saw negative values.
-    return ActivationQuantizer(tf.cast(signed > 0, tf.float32))
+    return ActivationQuantizer(tf.cast(signed > 0, tf.float32), power_of_two)
 
 
 def _sample(values, seed):

@@ -136,6 +136,23 @@ _GAUSSIAN_GRIDS = [
 ]
 
 
+def power_of_two(step):
+    """The power of two nearest to a step, on the logarithmic scale; exact.
+
+    Its derivative is that of the step, times their ratio: straight through the rounding of the
+    logarithm, as in TQT (arXiv 1903.08066).
+
+    Examples:
+        >>> power_of_two(tf.constant([0.2, 1.4, 1.5])).numpy().tolist()
+        [0.25, 1.0, 2.0]
+    """
+    exponent = tf.floor(tf.math.log(step) / math.log(2.0) + 0.5)
+    # The bits of the float32: `tf.pow` may be off by one unit in the last place.
+    power = tf.bitcast((tf.cast(exponent, tf.int32) + 127) * 2**23, tf.float32)
+    power = tf.stop_gradient(power)
+    return power + (step - tf.stop_gradient(step)) * tf.stop_gradient(power / step)
+
+
 def encode(kernel, grid):
     """Codes of the levels nearest to the kernel's weights.
 

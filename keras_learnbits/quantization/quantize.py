@@ -57,6 +57,7 @@ def quantize(
     max_accuracy_drop=None,
     validation_data=None,
     activations=False,
+    power_of_two=False,
     include=None,
     exclude=None,
     steps=None,
@@ -89,6 +90,7 @@ def quantize(
             Do not use the test set.
         activations: As in `to_learned_bits`: True quantizes layer inputs to 8 bits, so that
             runtimes can compute in integers; or a dictionary of settings. Their bits stay.
+        power_of_two: As in `to_learned_bits`: whether steps are powers of two.
         include: Layers to quantize, as in `to_learned_bits`; all by default.
         exclude: Layers not to quantize.
         steps: Number of training steps, 1,000 by default. With 0 no weight is trained; this takes
@@ -124,7 +126,13 @@ def quantize(
     progress = Progress(verbose)
     examples = read_examples(data, model, MOST_EXAMPLES, seed)
 
-    quantizer = _Quantizer(model, examples, include, exclude, activations, progress)
+    conversion = {
+        "include": include,
+        "exclude": exclude,
+        "activations": activations,
+        "power_of_two": power_of_two,
+    }
+    quantizer = _Quantizer(model, examples, conversion, progress)
     if target is not None:
         quantizer.check(target)
     quantizer.measure()
@@ -199,9 +207,7 @@ class _Quantizer:
     Args:
         model: The float model.
         examples: Structure of arrays.
-        include: Argument of `to_learned_bits`.
-        exclude: Argument of `to_learned_bits`.
-        activations: Argument of `to_learned_bits`.
+        conversion: Dictionary of arguments of `to_learned_bits`.
         progress: `Progress`.
 
     Attributes:
@@ -210,7 +216,7 @@ class _Quantizer:
         predict_float: `Predictor` of the float model.
     """
 
-    def __init__(self, model, examples, include, exclude, activations, progress):
+    def __init__(self, model, examples, conversion, progress):
         self.model = model
         self.progress = progress
         # Movements are reported for examples that no weight was trained on.
@@ -220,14 +226,12 @@ class _Quantizer:
         numbers = sum(each[0].size for each in keras.tree.flatten(examples))
         measured = min(MEASURED_EXAMPLES, max(MEASURED_NUMBERS // numbers, 8))
         self.measured = rows(self.examples, slice(measured))
-        self._convert = lambda: to_learned_bits(
-            model, include, exclude, x=rows(examples, slice(2)), activations=activations
-        )
+        self._convert = lambda: to_learned_bits(model, x=rows(examples, slice(2)), **conversion)
         converted = progress.phase("Convert", 1, "model")
         self.student = self._convert()
         converted()
         self.kernels = quantized_kernels(self.student)
-        if activations not in (False, None):
+        if conversion["activations"] not in (False, None):
             self._calibrate()
         self.predict_float, self.predict = Predictor(model), Predictor(self.student)
         self.distance = OutputDistance(self.predict_float(examples), model)

@@ -1,0 +1,115 @@
+"""Steps that are powers of two, in kernels, activations, files and the two conversions."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from thorough import thorough
+
+import keras_learnbits as klb
+from keras_learnbits.numerics import grids
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(64, 8, 8, 3)).astype("float32")
+QUANTIZER = klb.LearnedScaleQuantizer(power_of_two=True)
+
+
+def are_powers_of_two(steps):
+    return np.all(np.frexp(steps)[0] == 0.5)
+
+
+def test_the_nearest_power_on_the_logarithmic_scale_is_found_exactly():
+    steps = np.exp(RNG.uniform(-40, 40, 20_000)).astype("float32")
+    found = grids.power_of_two(tf.constant(steps)).numpy()
+    assert are_powers_of_two(found)
+    np.testing.assert_array_less(np.abs(np.log2(found / steps.astype("float64"))), 0.5001)
+    powers = 2.0 ** np.arange(-126, 128)
+    np.testing.assert_array_equal(grids.power_of_two(tf.constant(powers, tf.float32)), powers)
+
+
+def test_gradients_pass_straight_through_the_rounding_of_the_logarithm():
+    """The derivative of the step by the logarithm of the scale is the rounded step itself."""
+    log_scale = tf.Variable([0.3, -1.1])
+    with tf.GradientTape() as tape:
+        steps = grids.power_of_two(tf.exp(log_scale))
+    np.testing.assert_allclose(tape.gradient(steps, log_scale), steps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 3, *thorough(2, 5, 8)])
+def test_fitted_scales_are_the_best_of_all_powers_of_two(bits):
+    kernel = tf.constant(RNG.normal(0, [0.01, 0.3, 7], (50, 3)), tf.float32)
+    width = tf.constant(float(bits))
+    log_scale = QUANTIZER.fitted_log_scale(kernel, width, (1, 3))
+    error = np.square(QUANTIZER.quantize(kernel, width, log_scale) - kernel).sum(axis=0)
+    codes = np.arange(2**bits) - 0.5 * (2**bits - 1)
+    best = [
+        min(
+            np.square(column[:, None] - 2.0**power * codes).min(axis=1).sum()
+            for power in range(-30, 10)
+        )
+        for column in kernel.numpy().T.astype("float64")
+    ]
+    np.testing.assert_allclose(error, best, rtol=1e-4)
+
+
+def net():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(8, 3, activation="relu", name="first")(inputs)
+    x = L.DepthwiseConv2D(3, activation="relu", name="second")(x)
+    return keras.Model(inputs, L.Dense(4, name="head")(L.Flatten()(x)))
+
+
+def kernels_of(model):
+    return [tensor for tensor in model.quantized_tensors if hasattr(tensor, "kernel")]
+
+
+def steps_of(model):
+    activations = [each for each in model.layers if isinstance(each, klb.LearnedBitActivation)]
+    return [k.stored().step for k in kernels_of(model)], [
+        each.grid().step.numpy() for each in activations
+    ]
+
+
+@pytest.mark.parametrize("bits", [4, *thorough(2, 8)])
+def test_trained_steps_stay_powers_of_two_in_kernels_and_activations(bits, tmp_path):
+    model = klb.to_learned_bits(net(), bits=bits, activations=True, power_of_two=True)
+    model.compile("adam", "mse", bit_optimizer=klb.SignSGD(0.1), bit_reg=0.01)
+    before = kernels_of(model)[0].log_scale.numpy()
+    model.fit(X, RNG.normal(size=(64, 4)), batch_size=8, epochs=2, verbose=0)
+    kernels, activations = steps_of(model)
+    assert all(map(are_powers_of_two, kernels))
+    assert all(map(are_powers_of_two, activations))
+    assert len(activations) == 3
+    assert not np.array_equal(before, kernels_of(model)[0].log_scale.numpy())  # it is trained
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
+    klb.save_packed(model, tmp_path / "model.safetensors", include_config=True)
+    packed = klb.load_packed_model(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(packed.predict(X, verbose=0), model.predict(X, verbose=0))
+    plain = klb.to_keras(model)
+    np.testing.assert_allclose(
+        plain.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_post_training_quantization_takes_powers_of_two():
+    model = klb.quantize(
+        net(), X, target_bits=3, power_of_two=True, activations=True, steps=5, verbose=0
+    )
+    kernels, activations = steps_of(model)
+    assert all(map(are_powers_of_two, kernels))
+    assert all(map(are_powers_of_two, activations))
+
+
+def test_another_quantizer_is_refused():
+    with pytest.raises(ValueError, match=r"`power_of_two` goes with the default.*'min_max'"):
+        klb.to_learned_bits(net(), kernel_quantizer="min_max", power_of_two=True)
+
+
+def test_the_default_configuration_is_that_of_earlier_versions():
+    assert klb.LearnedScaleQuantizer().get_config() == {"per_channel": True}
+    assert klb.LearnedScaleQuantizer() != QUANTIZER
+    assert klb.LearnedScaleQuantizer.from_config(QUANTIZER.get_config()) == QUANTIZER
