@@ -31,8 +31,9 @@ class Compensation:
         gram = np.array(gram, "float64")
         # Inputs that are always zero: their weights do not matter, and are rounded to nearest.
         unused = np.diag(gram) == 0
-        gram[unused, unused] = 1.0
-        gram[np.diag_indices_from(gram)] += DAMPING * np.mean(np.diag(gram))
+        mean = np.mean(np.diag(gram)[~unused]) if not np.all(unused) else 1.0
+        gram[unused, unused] = mean
+        gram[np.diag_indices_from(gram)] += DAMPING * mean
         # Weights of large inputs first, while many others can make up for them.
         self._order = np.argsort(-np.diag(gram), kind="stable")
         gram = gram[np.ix_(self._order, self._order)]

@@ -1,5 +1,7 @@
 """Example inputs from arrays, datasets and generators, checked before work starts."""
 
+import itertools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,10 +10,12 @@ from keras_learnbits._keras import symbolic_inputs
 from keras_learnbits.calibration.inference import as_tensors, in_inference, rows, size_of
 
 FEWEST = 8
+# Numbers in all example inputs: 1 GB of float32.
+MOST_NUMBERS = 2**28
 
 
 def read_examples(data, model, most, seed):
-    """Example inputs of a model, as arrays in memory.
+    """Example inputs of a model, as arrays in memory, in random order.
 
     As in `keras.Model.fit`, a tuple is inputs and labels, and the labels are ignored.
 
@@ -19,70 +23,59 @@ def read_examples(data, model, most, seed):
         data: Array, structure of arrays, `tf.data.Dataset` of batches, `keras.utils.PyDataset`,
             generator or other iterable of batches.
         model: The Keras model.
-        most: Number of examples to keep: drawn at random from arrays, the first ones of the rest.
-        seed: Integer, of the draw.
+        most: Number of examples to keep, less if they have more than `MOST_NUMBERS` numbers: drawn
+            at random from arrays, the first ones of the rest.
+        seed: Integer, of the draw and the order.
 
     Returns:
-        Structure of NumPy arrays with the model's structure of inputs, all of one length. Floats
-        are float32.
+        Structure of NumPy arrays in the model's structure of inputs, all of one length, of the
+        types that the model takes.
 
     Raises:
         ValueError: There are less than eight examples, or some are not numbers; or the model does
             not take them.
     """
-    inputs = _from_arrays(data, most, seed) if _is_arrays(data) else _from_batches(data, most)
-    arrays = keras.tree.flatten(inputs)
-    lengths = {len(each) for each in arrays}
+    inputs = _without_labels(data)
+    inputs = _from_arrays(inputs) if _is_arrays(inputs) else _from_batches(data, most)
+    lengths = {len(each) for each in keras.tree.flatten(inputs)}
     if len(lengths) != 1 or min(lengths) < FEWEST:
         raise ValueError(
             f"`data` must have at least {FEWEST} examples, as many of each input. "
             f"Received: {_shapes(inputs)}"
         )
-    for each in arrays:
-        if np.issubdtype(each.dtype, np.floating) and not np.all(np.isfinite(each)):
+    # Data may be sorted, and the first examples stand for all.
+    order = np.random.default_rng(seed).permutation(size_of(inputs))
+    numbers = sum(each[0].size for each in keras.tree.flatten(inputs))
+    inputs = rows(inputs, order[: max(min(most, MOST_NUMBERS // numbers), FEWEST)])
+    for each in keras.tree.flatten(inputs):
+        if each.dtype.kind == "f" and not np.all(np.isfinite(each)):
             raise ValueError(
                 "`data` must be finite numbers. Received: NaN or infinity in an input of shape "
                 f"{each.shape}"
             )
-    _check_inputs(inputs, model)
-    return _as_floats(inputs, symbolic_inputs(model))
+    return _as_inputs(inputs, model)
+
+
+def _without_labels(data):
+    return data[0] if isinstance(data, tuple) and data else data
 
 
 def _is_arrays(data):
     """Whether data are arrays, or a structure of them."""
     leaves = keras.tree.flatten(data)
     return bool(leaves) and all(
-        isinstance(each, np.ndarray | np.generic | tf.Tensor | tf.Variable | keras.Variable)
-        or (hasattr(each, "__array__") and hasattr(each, "shape"))
+        hasattr(each, "shape") and hasattr(each, "dtype") and not isinstance(each, tf.TypeSpec)
         for each in leaves
     )
 
 
-def _from_arrays(data, most, seed):
-    inputs = _without_labels(data)
-    size = min(len(each) for each in keras.tree.flatten(inputs))
-    rows = np.arange(size)
-    if size > most:
-        rows = np.sort(np.random.default_rng(seed).choice(size, most, replace=False))
-    # Of unequal lengths, which are refused later, none is cut.
-    return keras.tree.map_structure(
-        lambda each: _as_numbers(each if len(each) <= most else np.asarray(each)[rows]), inputs
-    )
+def _from_arrays(data):
+    return keras.tree.map_structure(_as_numbers, data)
 
 
 def _from_batches(data, most):
-    if isinstance(data, keras.utils.PyDataset):
-        batches = (data[index] for index in range(data.num_batches or len(data)))
-    else:
-        try:
-            batches = iter(data)
-        except TypeError:
-            raise ValueError(
-                "`data` must be an array, a structure of arrays, or a dataset or generator of "
-                f"batches. Received: an object of type {type(data).__name__}"
-            ) from None
     kept, count = [], 0
-    for batch in batches:
+    for batch in _batches(data):
         inputs = keras.tree.map_structure(_as_numbers, _without_labels(batch))
         kept.append(inputs)
         count += size_of(inputs)
@@ -90,15 +83,33 @@ def _from_batches(data, most):
             break
     if not kept:
         raise ValueError("`data` must have examples. Received: a dataset or generator without any")
-    return keras.tree.map_structure(lambda *parts: np.concatenate(parts)[:most], *kept)
+    try:
+        joined = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *kept)
+    except ValueError as error:
+        raise ValueError(
+            "`data` must be batches of one shape, apart from the number of examples; pad "
+            f"sequences to one length. Received: {error}"
+        ) from error
+    return rows(joined, slice(most))
 
 
-def _without_labels(data):
-    return data[0] if isinstance(data, tuple) and data else data
+def _batches(data):
+    if isinstance(data, keras.utils.PyDataset):
+        number = data.num_batches
+        return (data[index] for index in (itertools.count() if number is None else range(number)))
+    try:
+        return iter(data)
+    except TypeError:
+        raise ValueError(
+            "`data` must be an array, a structure of arrays, or a dataset or generator of "
+            f"batches. Received: an object of type {type(data).__name__}"
+        ) from None
 
 
 def _as_numbers(array):
     array = np.asarray(array)
+    if array.dtype.name == "bfloat16":
+        array = array.astype("float32")
     if array.ndim == 0 or array.dtype.kind not in "biuf":
         raise ValueError(
             "`data` must be arrays of numbers with an axis of examples. "
@@ -107,37 +118,44 @@ def _as_numbers(array):
     return array.astype("float32") if array.dtype.kind == "f" else array
 
 
-def _check_inputs(inputs, model):
-    """Raises a ValueError unless the model takes such inputs."""
-    wanted = symbolic_inputs(model)
+def _as_inputs(inputs, model):
+    """The inputs in the model's structure and types; a ValueError if it does not take them."""
+    received, wanted = _shapes(inputs), symbolic_inputs(model)
     if wanted is not None:
-        shapes = [tuple(each.shape) for each in keras.tree.flatten(wanted)]
-        given = [each.shape for each in keras.tree.flatten(inputs)]
+        arrays, specs = _in_order(inputs, wanted), keras.tree.flatten(wanted)
+        shapes = [tuple(each.shape) for each in specs]
+        given = [each.shape for each in arrays]
         if len(shapes) != len(given) or not all(map(_fits, given, shapes)):
             raise ValueError(
                 "`data` must be inputs of the model, in batches; as in `fit`, a tuple is inputs "
                 "and labels, a list or dictionary several inputs. "
-                f"Received: {_shapes(inputs)} for inputs of shape {shapes}"
+                f"Received: {received} for inputs of shape {shapes}"
             )
+        arrays = map(_as_dtype, arrays, specs)
+        inputs = keras.tree.pack_sequence_as(wanted, list(arrays))
     try:
         in_inference(model, as_tensors(rows(inputs, slice(1))))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise ValueError(
-            f"`data` must be inputs of the model. Received: {_shapes(inputs)}, with which "
+            f"`data` must be inputs of the model. Received: {received}, with which "
             f"model {model.name!r} fails: {error}"
         ) from error
+    return inputs
 
 
-def _as_floats(inputs, wanted):
-    """Integers, such as images of 256 levels, in float32 where the model takes floats."""
-    if wanted is None:
-        return inputs
+def _in_order(inputs, wanted):
+    """The arrays in the order of the model's inputs: by name, if they have names."""
     specs = keras.tree.flatten(wanted)
-    arrays = [
-        each.astype("float32") if "float" in keras.backend.standardize_dtype(spec.dtype) else each
-        for each, spec in zip(keras.tree.flatten(inputs), specs, strict=True)
-    ]
-    return keras.tree.pack_sequence_as(inputs, arrays)
+    names = {spec.name for spec in specs}
+    if isinstance(inputs, dict) and not isinstance(wanted, dict) and inputs.keys() == names:
+        return [inputs[spec.name] for spec in specs]
+    return keras.tree.flatten(inputs)
+
+
+def _as_dtype(array, spec):
+    """Floats as float32, integers as integers, whatever the type of the array."""
+    dtype = keras.backend.standardize_dtype(spec.dtype)
+    return array.astype("float32" if "float" in dtype else dtype)
 
 
 def _fits(given, wanted):

@@ -1,5 +1,7 @@
 """Structures of arrays, and the outputs of models for them."""
 
+import itertools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -41,10 +43,10 @@ class Predictor:
 
 
 def batches_of(examples, size=BATCH):
-    """Batches of a structure of arrays, the last of which may be smaller."""
-    return [
-        rows(examples, slice(start, start + size)) for start in range(0, size_of(examples), size)
-    ]
+    """Batches of a structure of arrays, of at most `size` examples, all nearly as large."""
+    total = size_of(examples)
+    edges = np.linspace(0, total, -(-total // size) + 1).astype(int)
+    return [rows(examples, slice(*pair)) for pair in itertools.pairwise(edges)]
 
 
 def rows(structure, index):

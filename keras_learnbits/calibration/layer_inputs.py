@@ -16,11 +16,13 @@ def has_vectors(layer):
     """Whether a layer's outputs are products of vectors of its inputs with its one kernel.
 
     These are dense layers, and convolutions without groups along one and two axes, also depthwise
-    ones, of up to `MOST_INPUTS` inputs.
+    ones, of up to `MOST_INPUTS` inputs, with trained scales.
     """
     if len(layer.quantized_kernels) != 1 or isinstance(layer, OTHERS):
         return False
     (kernel,) = layer.quantized_kernels.values()
+    if kernel.log_scale is None:  # a grid that follows the kernel changes while it is rounded
+        return False
     if isinstance(layer, keras.layers.Dense):
         return kernel.kernel.shape[0] <= MOST_INPUTS
     if getattr(layer, "data_format", None) != "channels_last":

@@ -1,9 +1,12 @@
 """What each layer's bits are worth: distances of the outputs at each width of each layer."""
 
+import contextlib
+
+import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_learnbits.calibration.inference import as_tensors, in_inference
+from keras_learnbits.calibration.inference import as_tensors, in_inference, rows
 from keras_learnbits.calibration.rounding import kernel_roundings
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels
@@ -13,14 +16,26 @@ from keras_learnbits.numerics import grids
 HIGHEST_MEASURED = 5
 # Distance that one more bit is always credited with, so that an allocation spends the budget.
 TRACE = 1e-9
+# Distance of a width at which outputs are not finite.
+BROKEN = 1e6
+# Examples that widths are measured on: so many, but fewer of large inputs, since a model is called
+# on all of them at once.
+MOST_EXAMPLES = 256
+MOST_NUMBERS = 2**23
+
+
+def measured_rows(examples):
+    """Those examples that widths are measured on: the first ones."""
+    numbers = sum(each[0].size for each in keras.tree.flatten(examples))
+    return rows(examples, slice(min(MOST_EXAMPLES, max(MOST_NUMBERS // numbers, 8))))
 
 
 def loss_table(model, examples, reference, distance, progress):
     """Distances of the outputs with one kernel at each width, and all others at 16 bits.
 
     Rounding errors of different layers are nearly independent, so their squared distances add up.
-    Errors are compensated (`KernelRounding`) as they will be at the end. The kernels keep their
-    values, and are left at 16 bits.
+    Errors are compensated (`KernelRounding`) as they will be at the end. Afterwards, also if it is
+    interrupted, the model is as before.
 
     Args:
         model: Model with learned-bit layers.
@@ -34,20 +49,34 @@ def loss_table(model, examples, reference, distance, progress):
         1, 2, ... bits, `inf` beyond a layer's bounds. It always falls with the bits.
     """
     kernels = quantized_kernels(model)
-    for kernel in kernels:
-        set_width(kernel, grids.MAX_BITS)
-    roundings = kernel_roundings(model, examples)
     inputs, reference = as_tensors(examples), as_tensors(reference)
 
     @tf.function
     def measured():
         return distance(in_inference(model, inputs), reference)
 
-    rows = []
-    for kernel in kernels:
-        rows.append(_row(kernel, roundings.get(kernel), measured))
-        progress()
-    return np.array(rows)
+    table = []
+    with _restoring(kernels):
+        for kernel in kernels:
+            set_width(kernel, grids.MAX_BITS)
+        roundings = kernel_roundings(model, examples)
+        for kernel in kernels:
+            table.append(_row(kernel, roundings.get(kernel), measured))
+            progress()
+    return np.array(table)
+
+
+@contextlib.contextmanager
+def _restoring(kernels):
+    """A scope after which kernels, bits and scales have their values from before."""
+    variables = [v for k in kernels for v in (k.kernel, k.bits, k.log_scale) if v is not None]
+    values = [variable.numpy() for variable in variables]
+    try:
+        yield
+    finally:
+        with keeping_scales():
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
 
 
 def _row(kernel, rounding, measured):
@@ -65,7 +94,7 @@ def _row(kernel, rounding, measured):
         set_width(kernel, bits)
         if rounding is not None:
             rounding(weights)
-        distances[bits] = float(measured())
+        distances[bits] = float(np.nan_to_num(measured(), nan=BROKEN, posinf=BROKEN))
         with keeping_scales():
             kernel.kernel.assign(weights)
     set_width(kernel, grids.MAX_BITS)

@@ -21,7 +21,7 @@ class OutputDistance:
         model: The float model, whose layers tell which outputs a sigmoid makes; or None.
 
     Raises:
-        ValueError: There is no float output.
+        ValueError: There is no float output, or one is not finite.
 
     Examples:
         >>> distance = OutputDistance(np.array([[1.0], [3.0]]))
@@ -33,9 +33,14 @@ class OutputDistance:
         sigmoids = _made_by_sigmoid(model)
         self._heads = []
         for number, output in enumerate(keras.tree.flatten(reference)):
-            output = np.asarray(output)
-            if not np.issubdtype(output.dtype, np.floating):
+            if not tf.as_dtype(output.dtype).is_floating:
                 continue
+            output = np.asarray(output, "float32")
+            if not np.all(np.isfinite(output)):
+                raise ValueError(
+                    "The outputs of the float model must be finite on the example inputs. "
+                    f"Received: NaN or infinity in output {number}, of shape {output.shape}"
+                )
             transform = _transform(output, number in sigmoids)
             channels = output.shape[-1] if output.ndim > 1 else 1
             values = tf.reshape(transform(tf.constant(output, tf.float32)), [-1, channels])

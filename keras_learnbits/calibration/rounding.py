@@ -1,7 +1,9 @@
 """Kernels of a model rounded so that errors are compensated, on example inputs."""
 
+import math
+
+import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_learnbits.calibration.compensation import Compensation
 from keras_learnbits.calibration.inference import as_tensors, in_inference
@@ -17,8 +19,8 @@ from keras_learnbits.layers.compute_scope import (
     observing_calls,
 )
 
-# Examples whose input vectors are computed at the same time.
-BATCH = 32
+# Numbers in the input vectors that are computed at the same time, at most: 128 MB.
+MOST_NUMBERS = 2**25
 
 
 class KernelRounding:
@@ -48,7 +50,8 @@ class KernelRounding:
             as_matrices(kernel.layer, np.broadcast_to(part, weights.shape))
             for part in (weights, stored.step, stored.offset)
         ]
-        # Steps and offsets are the same for all inputs of an output.
+        if any(np.ptp(part, axis=1).any() for part in parts[1:]):
+            return  # scales that differ between the inputs of an output
         rounded = [
             compensate(values, step[0], offset[0], 2**stored.bits - 1)
             for compensate, values, step, offset in zip(self._compensations, *parts, strict=True)
@@ -106,8 +109,7 @@ def round_in_order(model, examples):
 
 def _grams(layer, inputs):
     """The Gram matrices of all examples, NumPy."""
-    parts = [
-        gram_matrices(layer, inputs[start : start + BATCH])
-        for start in range(0, inputs.shape[0], BATCH)
-    ]
-    return tf.add_n(parts).numpy()
+    repeated = 1 if isinstance(layer, keras.layers.Dense) else math.prod(layer.kernel_size)
+    at_once = max(MOST_NUMBERS // (repeated * math.prod(inputs.shape[1:])), 1)
+    starts = range(0, inputs.shape[0], at_once)
+    return sum(gram_matrices(layer, inputs[start : start + at_once]).numpy() for start in starts)

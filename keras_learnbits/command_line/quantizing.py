@@ -1,6 +1,5 @@
 """The subcommand `quantize`: a model file and example inputs to a folder of small files."""
 
-import dataclasses
 import datetime
 import json
 import logging
@@ -68,17 +67,13 @@ def _silence_loggers():
 
 
 def _quantized(model, examples, options):
-    """Quantizes a model, and measures its accuracy if there are labels.
+    """Quantizes a model; its report has the accuracy if there are labels.
 
     Returns:
         Tuple of the quantized model and a list of strings, the warnings.
     """
-    from keras_learnbits.calibration.inference import Predictor
-    from keras_learnbits.quantization.accuracy import Accuracy
     from keras_learnbits.quantization.quantize import quantize
 
-    accuracy = None if examples.validation is None else Accuracy(examples.validation)
-    float_accuracy = None if accuracy is None else accuracy(Predictor(model))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         student = quantize(
@@ -93,10 +88,6 @@ def _quantized(model, examples, options):
             batch_size=options.batch_size,
             seed=options.seed,
             verbose=_verbosity(options),
-        )
-    if accuracy is not None and student.quantization.accuracy is None:
-        student.quantization = dataclasses.replace(
-            student.quantization, accuracy=(float_accuracy, accuracy(Predictor(student)))
         )
     notes = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     notes = list(dict.fromkeys(notes))

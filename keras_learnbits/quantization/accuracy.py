@@ -2,7 +2,8 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
+
+from keras_learnbits.calibration.inference import batches_of
 
 
 class Accuracy:
@@ -15,7 +16,7 @@ class Accuracy:
         data: Tuple `(x, y)` of arrays, or a dataset of batches `(x, y)`.
 
     Raises:
-        ValueError: There are no labels.
+        ValueError: There are no labels, or the data can be read once only.
     """
 
     def __init__(self, data):
@@ -24,8 +25,14 @@ class Accuracy:
                 "`max_accuracy_drop` needs labelled `validation_data`, which must not be the test "
                 "set. Received: validation_data=None"
             )
+        if iter(data) is data:
+            raise ValueError(
+                "`validation_data` are read several times: give arrays `(x, y)` or a dataset. "
+                f"Received: {type(data).__name__}"
+            )
         if isinstance(data, tuple):
-            data = tf.data.Dataset.from_tensor_slices(tuple(data[:2])).batch(256)
+            arrays = keras.tree.map_structure(np.asarray, data[:2])
+            data = batches_of(arrays) if len(arrays) == 2 else [arrays[0]]
         self.data = data
 
     def __call__(self, predict):

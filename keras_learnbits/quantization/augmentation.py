@@ -1,6 +1,7 @@
 """Variations of example inputs, for which the float model says what the outputs should be."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 # Numbers of channels of inputs that are taken for images.
@@ -9,25 +10,37 @@ IMAGE_CHANNELS = (1, 3, 4)
 SHIFT = 1 / 16
 
 
+def can_be_varied(examples):
+    """Whether variations of examples make sense: not of integers, such as tokens and categories.
+
+    Args:
+        examples: Structure of arrays. Arrays of floats with one axis of values are taken for
+            integers if they have no fractions.
+    """
+    return not any(map(_are_integers, keras.tree.flatten(examples)))
+
+
+def _are_integers(array):
+    if array.dtype.kind != "f":
+        return True
+    return array.ndim <= 2 and bool(np.all(array == np.round(array)))
+
+
 def varied(batch, seed):
     """Other examples made of a batch: few examples then stand for many.
 
     Images are shifted by a few pixels, all of a batch alike, and half of them mirrored. Then half
-    of the examples are mixed with another one, as in mixup (arXiv 1710.09412). Structures with
-    integer inputs, such as tokens, are returned unchanged.
+    of the examples are mixed with another one, as in mixup (arXiv 1710.09412).
 
     Args:
-        batch: Structure of tensors of shape `(batch_size, ...)`. Tensors of rank 4 with 1, 3 or 4
-            channels in the last axis are images.
+        batch: Structure of float tensors of shape `(batch_size, ...)`. Tensors of rank 4 with 1, 3
+            or 4 channels in the last axis are images.
         seed: Tensor of two integers.
 
     Returns:
         Structure of tensors of the same shapes.
     """
-    tensors = keras.tree.flatten(batch)
-    if not all(each.dtype.is_floating for each in tensors):
-        return batch
-    shared = tf.shape(tensors[0])[0]
+    shared = tf.shape(keras.tree.flatten(batch)[0])[0]
     flipped = tf.random.stateless_uniform([shared], seed + 1) < 0.5
     share = tf.maximum(tf.random.stateless_uniform([shared], seed + 2, -0.5, 0.5), 0.0)
     return keras.tree.map_structure(

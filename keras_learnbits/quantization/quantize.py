@@ -17,7 +17,7 @@ from keras_learnbits.calibration.inference import (
     rows,
     size_of,
 )
-from keras_learnbits.calibration.measuring import loss_table, set_width
+from keras_learnbits.calibration.measuring import loss_table, measured_rows, set_width
 from keras_learnbits.calibration.output_distance import OutputDistance, agreement
 from keras_learnbits.calibration.rounding import round_in_order
 from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
@@ -39,10 +39,8 @@ from keras_learnbits.quantization.settling import Settling
 STEPS = 1000
 # Examples that are kept in memory.
 MOST_EXAMPLES = 8192
-# Examples that widths are measured on, and that rounding compensates for: so many, but fewer of
-# large inputs, since a model is called on all of them at once.
-MEASURED_EXAMPLES = 256
-MEASURED_NUMBERS = 2**23
+# Examples that no weight is trained on, and that movements are reported for: an eighth, at most.
+MOST_HELD_OUT = 256
 # Mean bits per weight that are tried for an accuracy.
 BITS_TRIED = np.arange(4, 4 * 8 + 1) / 4
 
@@ -86,8 +84,8 @@ def quantize(
         max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
             the float model's, e.g. 0.01. The smallest model within it is searched, in steps of a
             quarter of a mean bit; this takes some five times as long.
-        validation_data: Labelled examples `(x, y)` or a dataset of them, for `max_accuracy_drop`.
-            Do not use the test set.
+        validation_data: Labelled examples `(x, y)` or a dataset of them, for `max_accuracy_drop`,
+            which must not be the test set. With a size, their accuracy is reported.
         activations: As in `to_learned_bits`: True quantizes layer inputs to 8 bits, so that
             runtimes can compute in integers; or a dictionary of settings. Their bits stay.
         power_of_two: As in `to_learned_bits`: whether steps are powers of two.
@@ -107,7 +105,8 @@ def quantize(
     Raises:
         ValueError: Not exactly one target is given; it is below the size at the lowest widths,
             which the message states; `data` have less than 8 examples, NaN, or shapes that the
-            model does not take; or the model has no layer to quantize.
+            model does not take; `validation_data` have no labels; or the model has no layer to
+            quantize, has learned-bit layers already, or returns NaN.
 
     Examples:
         >>> model = keras.Sequential(
@@ -121,9 +120,11 @@ def quantize(
     steps = STEPS if steps is None else steps
     check_number("steps", steps, 0, integer=True)
     check_number("batch_size", batch_size, 1, integer=True)
+    check_number("seed", seed, 0, integer=True)
     target = _size_target(target_bits, target_bytes, target_compression, max_accuracy_drop)
-    accuracy = None if target else Accuracy(validation_data)
+    accuracy = None if target and validation_data is None else Accuracy(validation_data)
     progress = Progress(verbose)
+    _check_model(model)
     examples = read_examples(data, model, MOST_EXAMPLES, seed)
 
     conversion = {
@@ -135,12 +136,17 @@ def quantize(
     quantizer = _Quantizer(model, examples, conversion, progress)
     if target is not None:
         quantizer.check(target)
+    float_accuracy = None if accuracy is None else accuracy(quantizer.predict_float)
     quantizer.measure()
     settings = steps, batch_size, seed
-    if target is not None:
-        report = quantizer.reach(target, *settings)
+    if target is None:
+        least = float_accuracy - max_accuracy_drop
+        report = _smallest(quantizer, accuracy, least, settings)
     else:
-        report = _smallest(quantizer, accuracy, max_accuracy_drop, settings)
+        report = quantizer.reach(target, *settings)
+    if accuracy is not None:
+        found = accuracy(quantizer.predict)
+        report = dataclasses.replace(report, accuracy=(float_accuracy, found))
     report = dataclasses.replace(report, seconds=time.perf_counter() - start)
     quantizer.student.quantization = report
     progress.line(f"{model.name}: {report}")
@@ -159,40 +165,60 @@ def _size_target(target_bits, target_bytes, target_compression, max_accuracy_dro
     if len(wanted) != 1:
         raise ValueError(f"`quantize` needs exactly one of {', '.join(given)}. Received: {wanted}")
     [(name, value)] = wanted.items()
-    check_number(name, value, 0)
     if name == "max_accuracy_drop":
+        check_number(name, value, 0, below=1)
         return None
+    check_number(name, value, 0)
     if not value:
         raise ValueError(f"`{name}` must be a positive number. Received: {name}={value}")
     return SIZE_TARGETS[name](value)
 
 
-def _smallest(quantizer, accuracy, max_drop, settings):
-    """Quantizes to the smallest of `BITS_TRIED` that is accurate enough, found by bisection."""
-    float_accuracy = accuracy(quantizer.predict_float)
-    least = float_accuracy - max_drop
+def _check_model(model):
+    """Raises a ValueError unless a model is a float Keras model."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`quantize` needs a Keras model, such as `keras.models.load_model(path)` returns. "
+            f"Received: model={model!r}"
+        )
+    if quantized_kernels(model):
+        raise ValueError(
+            "`quantize` needs a float model: give the original, or `to_keras(model)`. "
+            f"Received: model={model.name!r}, which has learned-bit layers"
+        )
+
+
+def _smallest(quantizer, accuracy, least, settings):
+    """Quantizes to the smallest of `BITS_TRIED` that is accurate enough, found by bisection.
+
+    Args:
+        quantizer: `_Quantizer`, after `measure`.
+        accuracy: `Accuracy`.
+        least: The lowest accuracy that is accepted.
+        settings: Arguments of `reach`.
+
+    Returns:
+        `QuantizationReport`.
+    """
     feasible = [bits for bits in BITS_TRIED if quantizer.permits(BitsTarget(bits))]
-
-    def reached(bits):
-        report = quantizer.reach(BitsTarget(bits), *settings)
-        found = accuracy(quantizer.predict)
-        quantizer.progress.line(f"{bits:.2f} mean bits: accuracy {found:.2%}, at least {least:.2%}")
-        return dataclasses.replace(report, accuracy=(float_accuracy, found))
-
     best = None
     low, high = 0, len(feasible) - 1
     while low <= high:
         middle = (low + high) // 2
-        report = reached(feasible[middle])
-        if report.accuracy[1] >= least:
+        report = quantizer.reach(BitsTarget(feasible[middle]), *settings)
+        found = accuracy(quantizer.predict)
+        quantizer.progress.line(
+            f"{feasible[middle]:.2f} mean bits: accuracy {found:.2%}, at least {least:.2%}"
+        )
+        if found >= least:
             best = report, quantizer.state()
             high = middle - 1
         else:
             low = middle + 1
     if best is None:
         warnings.warn(
-            f"Even at {feasible[-1]} mean bits the accuracy is {report.accuracy[1]:.4f} on the "
-            f"validation data, below the {least:.4f} that `max_accuracy_drop` requires.",
+            f"Even at {feasible[-1]} mean bits the accuracy is {found:.4f} on the validation data, "
+            f"below the {least:.4f} that `max_accuracy_drop` requires.",
             stacklevel=3,
         )
         return report
@@ -220,12 +246,10 @@ class _Quantizer:
         self.model = model
         self.progress = progress
         # Movements are reported for examples that no weight was trained on.
-        held_out = min(max(size_of(examples) // 8, 1), MEASURED_EXAMPLES)
+        held_out = min(max(size_of(examples) // 8, 1), MOST_HELD_OUT)
         self.held_out = rows(examples, slice(-held_out, None))
         self.examples = rows(examples, slice(-held_out))
-        numbers = sum(each[0].size for each in keras.tree.flatten(examples))
-        measured = min(MEASURED_EXAMPLES, max(MEASURED_NUMBERS // numbers, 8))
-        self.measured = rows(self.examples, slice(measured))
+        self.measured = measured_rows(self.examples)
         self._convert = lambda: to_learned_bits(model, x=rows(examples, slice(2)), **conversion)
         converted = progress.phase("Convert", 1, "model")
         self.student = self._convert()
@@ -234,7 +258,7 @@ class _Quantizer:
         if conversion["activations"] not in (False, None):
             self._calibrate()
         self.predict_float, self.predict = Predictor(model), Predictor(self.student)
-        self.distance = OutputDistance(self.predict_float(examples), model)
+        self.distance = OutputDistance(self.predict_float(self.measured), model)
         self._start = self.state()
 
     def _calibrate(self):
@@ -314,7 +338,7 @@ class _Quantizer:
     def _estimate_statistics(self):
         """Estimates the statistics of batch normalization, and keeps those that are better."""
         before, state = self._movement(self.measured), self.state()
-        estimate_batch_norm(self.student, map(as_tensors, batches_of(self.examples)))
+        estimate_batch_norm(self.student, [(as_tensors(b),) for b in batches_of(self.examples)])
         if not self._movement(self.measured) < before:
             self.restore(state)
 
@@ -335,6 +359,11 @@ def _compile_as(model, student):
         try:
             student.compile_from_config(model.get_compile_config())
             return
-        except (TypeError, ValueError):  # a custom loss or metric that is not registered
-            pass
+        except (TypeError, ValueError) as error:  # a custom loss or metric is not registered
+            warnings.warn(
+                "The quantized model is not compiled as the original, because Keras cannot copy "
+                "its settings: compile it before `evaluate` and `fit`, or register custom losses "
+                f"and metrics with `keras.saving.register_keras_serializable`. Received: {error}",
+                stacklevel=4,
+            )
     student.compile("sgd", "mse")  # an optimizer without state, so that files are small

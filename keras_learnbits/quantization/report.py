@@ -48,7 +48,7 @@ class QuantizationReport:
             f"outputs moved by {self.movement:.1%} of their standard deviation",
         ]
         if self.agreement is not None:
-            parts.append(f"same class for {self.agreement:.1%}")
+            parts.append(f"the largest output is the same for {self.agreement:.1%}")
         if self.accuracy is not None:
             parts.append(f"accuracy {self.accuracy[1]:.2%} (float: {self.accuracy[0]:.2%})")
         return "; ".join([*parts, f"{self.seconds:.0f} s"])

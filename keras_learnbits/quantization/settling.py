@@ -12,7 +12,7 @@ from keras_learnbits.layers.compute_scope import (
 )
 from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensors
 from keras_learnbits.layers.rounding_scope import rounding_again, rounding_once
-from keras_learnbits.quantization.augmentation import varied
+from keras_learnbits.quantization.augmentation import can_be_varied, varied
 
 # Learning rate of a kernel, in quantization steps per training step of Adam: a weight crosses a
 # level in some 50 steps, whatever its width and magnitude.
@@ -63,12 +63,13 @@ class Settling:
         """
         size = size_of(examples)
         rng = np.random.default_rng(self.seed)
+        may_vary = can_be_varied(examples)
         examples = as_tensors(examples)
 
         @tf.function
         def step(indices, seed):
             batch = keras.tree.map_structure(lambda each: tf.gather(each, indices), examples)
-            return self._step(varied(batch, seed))
+            return self._step(varied(batch, seed) if may_vary else batch)
 
         order = np.empty(0, "int64")
         for number in range(self.steps):
@@ -84,7 +85,7 @@ class Settling:
         with rounding_once(), flowing_bit_gradients(False), tf.GradientTape() as tape:
             tape.watch([variable.value for variable in variables])
             outputs, found = _outputs_and_inputs(self.model, batch)
-            inner = list(map(_relative_difference, found, expected))
+            inner = [_relative_difference(*pair) for pair in zip(found, expected, strict=True)]
             loss = self.distance(outputs, wanted)
             if inner:
                 loss += tf.add_n(inner) / len(inner)
@@ -103,9 +104,13 @@ def _outputs_and_inputs(model, batch):
     """Outputs of a model, and the inputs of its learned-bit layers in the order of their calls."""
     inputs = []
 
+    graph = tf.compat.v1.get_default_graph()
+
     def observer(layer, value):
-        tensors = keras.tree.flatten(value)
-        inputs.extend(each for each in tensors if tf.is_tensor(each) and each.dtype.is_floating)
+        # Within a loop of a recurrent layer the tensors are those of another graph.
+        if tf.compat.v1.get_default_graph() is graph:
+            tensors = keras.tree.flatten(value)
+            inputs.extend(each for each in tensors if tf.is_tensor(each) and each.dtype.is_floating)
 
     with observing_calls(observer):
         outputs = in_inference(model, batch)

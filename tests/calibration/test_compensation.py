@@ -58,6 +58,14 @@ def test_outputs_change_by_less_than_nearest_and_not_less_than_the_best_of_all_r
     assert sum(best) <= found < 0.8 * plain
 
 
+def test_small_inputs_are_compensated_like_large_ones_beside_unused_ones():
+    rng = np.random.default_rng(0)
+    inputs = np.pad(correlated_inputs(rng), [[0, 0], [0, 2]])
+    weights = rng.normal(size=(8, 20))
+    large, small = (Compensation(unit**2 * inputs.T @ inputs) for unit in (1.0, 1e-3))
+    np.testing.assert_array_equal(small(weights, 1.0, -1.5, 3), large(weights, 1.0, -1.5, 3))
+
+
 def test_weights_of_independent_inputs_are_rounded_to_the_nearest_level():
     rng = np.random.default_rng(1)
     weights = rng.normal(size=(6, 4))
@@ -108,6 +116,7 @@ def test_layers_of_another_form_are_rounded_to_nearest():
         (klb.LearnedBitConv2DTranspose(4, 3), (8, 8, 4)),
         (klb.LearnedBitDense(1), (5001,)),
     ]
+    layers.append((klb.LearnedBitDense(3, kernel_quantizer="min_max"), (5,)))
     for layer, shape in layers:
         layer.build((None, *shape))
         assert not has_vectors(layer)

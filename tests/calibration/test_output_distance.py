@@ -60,6 +60,14 @@ def test_a_model_with_integer_outputs_only_is_refused():
         OutputDistance(LOGITS.argmax(axis=-1))
 
 
+def test_outputs_in_half_precision_count_and_those_that_are_not_finite_are_refused():
+    half = keras.ops.cast(LOGITS, "bfloat16").numpy()
+    found = OutputDistance(half)(OTHERS, half)
+    assert float(found) == pytest.approx(relative(OTHERS, LOGITS), rel=0.02)
+    with pytest.raises(ValueError, match="must be finite on the example inputs"):
+        OutputDistance(np.where(LOGITS > 2, np.nan, LOGITS))
+
+
 def test_agreement_is_the_share_of_equal_classes():
     outputs = np.eye(4)[[0, 1, 2, 3]]
     assert agreement(outputs, np.eye(4)[[0, 1, 2, 0]]) == 0.75

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_learnbits as klb
+from keras_learnbits.calibration.output_distance import OutputDistance
 
 pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")
 RNG = np.random.default_rng(0)
@@ -80,3 +81,31 @@ def test_a_start_needs_a_size_and_a_built_model():
 def test_examples_that_the_model_does_not_take_are_refused():
     with pytest.raises(ValueError, match="must be inputs of the model"):
         train(start=X[:, :3])
+
+
+def test_an_interrupted_start_leaves_the_model_as_it_was(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt  # the first kernel is rounded by now, the others have 16 bits
+
+    monkeypatch.setattr(OutputDistance, "__call__", interrupted)
+    model = klb.to_learned_bits(float_net())
+    model.compile("adam", "mse")
+    before = [variable.numpy() for variable in model.variables]
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, callbacks=[klb.BitBudget(target_bits=3, start=X)], verbose=0)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_frozen_kernels_keep_bits_and_scales():
+    model = klb.to_learned_bits(float_net(), bits=5)
+    frozen = model.get_layer("b")
+    frozen.trainable = False
+    kernel = frozen.quantized_kernels["kernel"]
+    kernel.log_scale.assign_add(np.full((1, 20), 0.3, "float32"))
+    before = kernel.quantized().numpy()
+    model.compile("adam", "mse", bit_optimizer=klb.SignSGD(0.01))
+    budget = klb.BitBudget(target_bits=4, start=X)
+    model.fit(X, Y, epochs=1, verbose=0, callbacks=[budget, klb.FreezeBits(at=0.5)])
+    np.testing.assert_array_equal(kernel.quantized().numpy(), before)
+    assert klb.bit_table(model).mean_bits <= 4

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from thorough import thorough
 
 import keras_learnbits as klb
+from keras_learnbits.calibration.inference import batches_of
 from keras_learnbits.quantization import quantize as module
-from keras_learnbits.quantization.augmentation import varied
+from keras_learnbits.quantization.augmentation import can_be_varied, varied
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -104,9 +105,10 @@ def test_training_brings_outputs_closer_on_other_examples():
 
 def test_the_reported_movement_is_that_of_the_examples_held_out():
     model = small(target_bits=2, steps=5)
-    held_out = IMAGES[-12:]  # an eighth
+    shuffled = IMAGES[np.random.default_rng(0).permutation(96)]
+    held_out = shuffled[-12:]  # an eighth
     found, expected = (each.predict(held_out, verbose=0) for each in (model, NET))
-    spread = NET.predict(IMAGES, verbose=0).var(axis=0)
+    spread = NET.predict(shuffled[:-12], verbose=0).var(axis=0)
     assert model.quantization.movement == pytest.approx(
         np.sqrt(np.mean(np.square(found - expected) / spread)), rel=1e-3
     )
@@ -135,13 +137,14 @@ def test_the_original_does_not_change():
 
 def test_an_interrupt_leaves_the_original_as_it_was(monkeypatch):
     before = [weight.copy() for weight in NET.get_weights()]
+    for work in ("round_in_order", "loss_table"):
 
-    def interrupted(*args):
-        raise KeyboardInterrupt
+        def interrupted(*args):
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.Settling, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        small(target_bits=2, steps=3)
+        monkeypatch.setattr(module, work, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small(target_bits=2, steps=3)
     for old, new in zip(before, NET.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -275,6 +278,10 @@ def test_an_accuracy_that_cannot_be_reached_is_warned_about(monkeypatch):
         ({"target_bits": 2, "steps": -1}, "`steps` must be"),
         ({"target_bits": 2, "batch_size": 0}, "`batch_size` must be"),
         ({"target_bits": 2, "verbose": "loud"}, "`verbose` must be"),
+        ({"target_bits": 2, "seed": -1}, "`seed` must be"),
+        ({"max_accuracy_drop": 5, "validation_data": (IMAGES, IMAGES)}, "`max_accuracy_drop`"),
+        ({"max_accuracy_drop": 0.1, "validation_data": IMAGES}, "examples with labels"),
+        ({"max_accuracy_drop": 0.1, "validation_data": iter([IMAGES])}, "read several times"),
         ({"target_bits": 2, "include": "nothing*"}, "`include` must name layers"),
     ],
     ids=lambda value: str(value)[:40],
@@ -283,6 +290,86 @@ def test_what_cannot_be_done_is_refused_before_work_starts(arguments, message, m
     monkeypatch.setattr(module, "loss_table", lambda *args: pytest.fail("work has started"))
     with pytest.raises(ValueError, match=message):
         klb.quantize(NET, IMAGES, **{"verbose": 0, **arguments})
+
+
+def test_what_is_no_float_model_is_refused():
+    with pytest.raises(ValueError, match=r"needs a Keras model, such as.*'model.keras'"):
+        small("model.keras", target_bits=2)
+    with pytest.raises(ValueError, match="needs a float model: give the original"):
+        small(small(target_bits=4), target_bits=2)
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    inputs = keras.Input((3,))
+    outputs = keras.ops.log(L.Dense(2)(inputs))
+    with pytest.raises(ValueError, match="must be finite on the example inputs"):
+        small(keras.Model(inputs, outputs), RNG.normal(size=(20, 3)), target_bits=2)
+
+
+def test_settings_that_cannot_be_copied_are_warned_about():
+    net = image_net()
+
+    def own_loss(y_true, y_pred):
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred))
+
+    net.compile("sgd", own_loss)
+    with pytest.warns(UserWarning, match=r"compile it before `evaluate`.*own_loss"):
+        small(net, target_bits=2)
+
+
+def test_tokens_in_floats_are_not_varied():
+    tokens = RNG.integers(0, 30, (20, 12)).astype("float32")
+    assert not can_be_varied(tokens)
+    assert not can_be_varied({"tokens": tokens.astype("int32"), "image": IMAGES})
+    assert can_be_varied(np.round(IMAGES))
+    assert can_be_varied(tokens + 0.5)
+
+
+@pytest.mark.parametrize("policy", thorough("mixed_bfloat16", "mixed_float16"))
+def test_models_in_mixed_precision_are_quantized(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        net = image_net()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model = small(net, target_bits=3, steps=3)
+    assert model.quantization.movement < 0.6
+
+
+def test_batches_are_nearly_equal_so_that_means_over_them_are_means_over_examples():
+    assert [len(batch) for batch in batches_of(np.zeros(129), 128)] == [64, 65]
+    assert [len(batch) for batch in batches_of(np.zeros(128), 128)] == [128]
+    joined = np.concatenate(batches_of(np.arange(77), 10))
+    np.testing.assert_array_equal(joined, np.arange(77))
+
+
+def test_two_inputs_in_a_tuple_with_labels_are_quantized():
+    inputs = [keras.Input((4,)), keras.Input((4,))]
+    x = (RNG.normal(size=(24, 4)), RNG.normal(size=(24, 4)))
+    net = keras.Model(inputs, L.Dense(2)(L.BatchNormalization()(L.Dense(6)(L.Add()(inputs)))))
+    model = small(net, (x, np.ones(24)), target_bits=4, steps=2)
+    assert klb.bit_table(model).mean_bits <= 4
+
+
+class Cell(L.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.state_size = L.Dense(3), 3
+
+    def build(self, shape):
+        self.dense.build((None, shape[-1] + 3))
+
+    def call(self, x, states):
+        y = keras.ops.tanh(self.dense(keras.ops.concatenate([x, states[0]], axis=-1)))
+        return y, [y]
+
+
+@pytest.mark.parametrize("steps", thorough(2))
+def test_layers_inside_of_recurrent_loops_are_settled_with_the_rest(steps):
+    inputs = keras.Input((5, 4))
+    net = keras.Model(inputs, L.Dense(2)(L.RNN(Cell())(inputs)))
+    model = small(net, RNG.normal(size=(24, 5, 4)), target_bits=4, steps=steps)
+    assert klb.bit_table(model).mean_bits <= 4
 
 
 def test_a_model_without_kernels_is_refused():
@@ -310,5 +397,26 @@ def test_variations_keep_shapes_and_mix_at_most_half_of_another_example():
     assert 0.5 <= means[3] <= 1
     assert 0 <= means[4] <= 0.5
     assert means[[0, 1, 2, 5, 6, 7]].max() == 0
-    tokens = keras.ops.arange(12, dtype="int32")
-    np.testing.assert_array_equal(varied(tokens, SEED), tokens)
+
+
+def test_images_are_shifted_by_at_most_a_sixteenth_all_of_a_batch_alike():
+    rows = RNG.normal(size=(16, 1, 1)) * np.ones((16, 16, 1))  # mirroring changes nothing
+    padded = np.pad(rows, [[1, 1], [0, 0], [0, 0]], mode="reflect")
+    shifts = set()
+    for number in range(8):
+        images = keras.ops.convert_to_tensor(np.stack([rows] * 6), "float32")
+        found = varied(images, np.array([number, 0])).numpy()
+        (shift,) = [
+            row for row in range(3) if np.allclose(found, padded[row : row + 16], atol=1e-5)
+        ]
+        shifts.add(shift)
+    assert len(shifts) > 1
+
+
+def test_about_half_of_the_images_are_mirrored():
+    image = np.zeros((16, 16, 1))
+    image[:, :4] = 1
+    images = keras.ops.convert_to_tensor(np.stack([image] * 200), "float32")
+    found = varied(images, SEED).numpy()
+    right = found[:, :, 8:].sum(axis=(1, 2, 3)) > found[:, :, :8].sum(axis=(1, 2, 3))
+    assert 70 < right.sum() < 130
