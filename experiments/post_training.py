@@ -10,7 +10,8 @@ computed again: the program may be stopped and called again.
 Methods: `quantize`; `steps=0`, the same without training; `nearest`, the same width in every layer,
 rounded to nearest with fitted scales; `litert` and `onnxruntime`, the runtimes' own 8-bit
 post-training quantization of the float net from the same images, run in these runtimes; and
-`without_<part>`, `quantize` without one of its parts (`PARTS`).
+`without_<part>`, `quantize` without one of its parts (`PARTS`). `drop` quantizes to the smallest
+model whose accuracy on the held-out images falls by at most one point.
 `--evaluate=held_out` looks at the 5,000 held-out images, for choosing settings; `test`, at the end,
 at the test set.
 """
@@ -113,9 +114,10 @@ def fitted(images, shape):
     return np.broadcast_to(images if images.shape[-1] == shape[-1] else grey, (len(images), *shape))
 
 
-def evaluated_on(net):
+def images_and_labels(net, which):
+    """The test set, or the held-out training examples."""
     train, test = load_tfds(program_of(net), FLAGS.data_dir)
-    if FLAGS.evaluate == "held_out":
+    if which == "held_out":
         test = tuple(array[-HELD_OUT:] for array in train)
     return test[0].astype("float32") / 255, test[1]
 
@@ -185,13 +187,17 @@ def run(net, model, method, bits, seed):
             result |= {"bytes": os.path.getsize(path), "mean_bits": 8.0}
         else:
             if method == "nearest":
-                small = uniform(model, bits)
+                small = uniform(model, float(bits))
             else:
+                target = {} if method == "drop" else {"target_bits": float(bits)}
+                if method == "drop":
+                    held_out = images_and_labels(net, "held_out")
+                    target = {"max_accuracy_drop": 0.01, "validation_data": held_out}
                 with without(method.removeprefix("without_")):
                     small = klb.quantize(
                         model,
                         images,
-                        target_bits=bits,
+                        **target,
                         activations=FLAGS.activations,
                         steps=0 if method == "steps=0" else FLAGS.settling_steps,
                         seed=seed,
@@ -206,7 +212,7 @@ def run(net, model, method, bits, seed):
             }
             predict = in_inference(small)
         result["seconds"] = round(time.perf_counter() - start, 1)
-        result["accuracy"] = accuracy(predict, *evaluated_on(net))
+        result["accuracy"] = accuracy(predict, *images_and_labels(net, FLAGS.evaluate))
     return result
 
 
@@ -239,15 +245,16 @@ def main(argv):
         results = load(path)
         key = f"{net}-float-{FLAGS.evaluate}"
         if key not in results:
-            results[key] = {"accuracy": accuracy(in_inference(model), *evaluated_on(net)),
+            results[key] = {"accuracy": accuracy(in_inference(model), *images_and_labels(net, FLAGS.evaluate)),
                             "bytes": 4 * model.count_params()}  # fmt: skip
         for method in FLAGS.methods:
-            for bits in ["8"] if method in ("litert", "onnxruntime") else FLAGS.budgets:
+            budgets = {"litert": ["8"], "onnxruntime": ["8"], "drop": ["any"]}
+            for bits in budgets.get(method, FLAGS.budgets):
                 for seed in FLAGS.seeds[:1] if method == "nearest" else FLAGS.seeds:
                     name = key_of(net, method, bits, seed)
                     if name in results:
                         continue
-                    found = run(net, model, method, float(bits), int(seed))
+                    found = run(net, model, method, bits, int(seed))
                     results = load(path) | {key: results[key], name: found}
                     gap = 100 * (results[key]["accuracy"] - found["accuracy"])
                     print(f"{name}: gap {gap:.2f}, {found['seconds']} s", flush=True)

@@ -133,15 +133,36 @@ def post_training():
         rows.append([title, "float", "32", f"{base['accuracy']:.2%}", "", f"{base['bytes']:,}", ""])
         for method, name in METHODS.items():
             for bits in ("8", "4", "3", "2"):
-                runs = [
-                    each
-                    for key, each in results.items()
-                    if re.fullmatch(rf"{net}-{re.escape(method)}-{bits}-\d+-1024-test", key)
-                ]
+                runs = _runs(results, net, method, bits)
                 if runs:
                     rows.append(_post_training_row(title, name, bits, runs, base))
     head = ["net", "method", "bits", "accuracy", "to float", "bytes", "seconds"]
     return f"`python experiments/post_training.py`\n\n{markdown(head, rows)}"
+
+
+def post_training_in_short():
+    """Change of accuracy of each net at 4, 3 and 2 bits, a mean over samples."""
+    results = json.loads((STUDIES / "post-training.json").read_text())
+    rows = []
+    for net, title in NETS.items():
+        base = results.get(f"{net}-float-test")
+        if base is None:
+            continue
+        cells = []
+        for bits in ("4", "3", "2"):
+            runs = _runs(results, net, "quantize", bits)
+            gaps = [100 * (each["accuracy"] - base["accuracy"]) for each in runs]
+            cells.append(f"{sum(gaps) / len(gaps):+.2f}" if gaps else "")
+        size = _runs(results, net, "quantize", "2")[0]["bytes"]
+        rows.append([title, f"{base['accuracy']:.2%}", *cells, f"{base['bytes']:,}", f"{size:,}"])
+    head = ["net", "float", "4 bits", "3 bits", "2 bits", "bytes, float", "bytes, 2 bits"]
+    return markdown(head, rows)
+
+
+def _runs(results, net, method, bits):
+    """Results of all samples of 1,024 images."""
+    pattern = rf"{net}-{re.escape(method)}-{bits}-\d+-1024-test"
+    return [each for key, each in results.items() if re.fullmatch(pattern, key)]
 
 
 def _post_training_row(net, method, bits, runs, base):
@@ -186,6 +207,7 @@ def parts_of_quantize():
 
 
 BLOCKS = {
+    "README.md": {"post-training": post_training_in_short},
     "docs/method.md": {"parts of quantize": parts_of_quantize},
     "docs/exports.md": {
         "decisions": decisions,
