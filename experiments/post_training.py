@@ -245,8 +245,11 @@ def main(argv):
         results = load(path)
         key = f"{net}-float-{FLAGS.evaluate}"
         if key not in results:
-            results[key] = {"accuracy": accuracy(in_inference(model), *images_and_labels(net, FLAGS.evaluate)),
-                            "bytes": 4 * model.count_params()}  # fmt: skip
+            data = images_and_labels(net, FLAGS.evaluate)
+            results[key] = {
+                "accuracy": accuracy(in_inference(model), *data),
+                "bytes": 4 * model.count_params(),
+            }
         for method in FLAGS.methods:
             budgets = {"litert": ["8"], "onnxruntime": ["8"], "drop": ["any"]}
             for bits in budgets.get(method, FLAGS.budgets):
