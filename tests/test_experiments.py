@@ -214,6 +214,28 @@ def test_a_way_is_compared_with_uniform_nets_on_the_line_between_them():
     assert above[("uniform", "2")] is None
 
 
+@pytest.mark.thorough
+def test_the_parts_that_the_post_training_study_leaves_out_are_those_that_quantize_calls():
+    code = (
+        "import inspect, pkgutil, post_training as study\n"
+        "for part, names in study.PARTS.items():\n"
+        "    for name in names:\n"
+        "        pkgutil.resolve_name(name)\n"
+        "        module, _, attribute = name.rpartition('.')\n"
+        "        source = inspect.getsource(pkgutil.resolve_name(module))\n"
+        "        assert source.count(attribute) > 1, name\n"
+        "with study.without('reach'):\n"
+        "    print(pkgutil.resolve_name('keras_learnbits.quantization.settling').REACH)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'experiments'}:{ROOT}"},
+    )
+    assert process.stdout.strip() == "1000000.0", process.stderr
+
+
 def test_sensitivity_is_the_loss_that_one_layer_adds_when_it_alone_is_rounded():
     from sensitivity import sensitivities
 
