@@ -181,34 +181,8 @@ def _post_training_row(net, method, bits, runs, base):
     ]
 
 
-PARTS = ["compensation", "layer_inputs", "variation", "reach", "statistics"]
-
-
-def parts_of_quantize():
-    """Loss of accuracy and movement of the outputs without each part of `klb.quantize`."""
-    results = json.loads((STUDIES / "post-training.json").read_text())
-    rows = []
-    for net, title in NETS.items():
-        methods = ["quantize", *(f"without_{part}" for part in PARTS)]
-        runs = [results.get(f"{net}-{method}-2-0-1024-held_out") for method in methods]
-        if all(runs):
-            base = results[f"{net}-float-held_out"]["accuracy"]
-            cells = [
-                f"{100 * (run['accuracy'] - base):+.2f}, {run['report']['movement']:.1%}"
-                for run in runs
-            ]
-            rows.append([title, *cells])
-    head = ["net", "all", *(f"without {part.replace('_', ' ')}" for part in PARTS)]
-    command = (
-        "python experiments/post_training.py --methods=quantize,"
-        f"{','.join(f'without_{part}' for part in PARTS)} --budgets=2 --seeds=0 --evaluate=held_out"
-    )
-    return f"`{command}`\n\n{markdown(head, rows)}"
-
-
 BLOCKS = {
     "README.md": {"post-training": post_training_in_short},
-    "docs/method.md": {"parts of quantize": parts_of_quantize},
     "docs/exports.md": {
         "decisions": decisions,
         "sizes mnist": lambda: sizes("mnist"),
