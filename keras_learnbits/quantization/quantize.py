@@ -65,7 +65,7 @@ def quantize(
 ):
     """Quantizes a trained model to a size, from example inputs without labels.
 
-    Each layer gets a bit-width of its own: it is measured how far the outputs move with each layer
+    Each layer gets its own bit-width: it is measured how far the outputs move with each layer
     at each width, and the widths within the size are chosen that move them least. Kernels are then
     rounded so that errors are compensated (GPTQ, arXiv 2210.17323), and weights and scales are
     trained to bring outputs and layer inputs back to those of the float model.
