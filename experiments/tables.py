@@ -137,7 +137,8 @@ def post_training():
                 if runs:
                     rows.append(_post_training_row(title, name, bits, runs, base))
     head = ["net", "method", "bits", "accuracy", "to float", "bytes", "seconds"]
-    return f"`python experiments/post_training.py`\n\n{markdown(head, rows)}"
+    command = f"python experiments/post_training.py --methods={','.join(METHODS)}"
+    return f"`{command}`\n\n{markdown(head, rows)}"
 
 
 def post_training_in_short():

@@ -28,6 +28,11 @@ def test_the_nearest_power_on_the_logarithmic_scale_is_found_exactly():
     np.testing.assert_array_equal(grids.power_of_two(tf.constant(powers, tf.float32)), powers)
 
 
+def test_steps_beyond_normal_numbers_get_the_nearest_normal_power():
+    found = grids.power_of_two(tf.constant([1e-38, 3.4e38])).numpy()
+    np.testing.assert_array_equal(found, np.float32([2.0**-126, 2.0**127]))
+
+
 def test_gradients_pass_straight_through_the_rounding_of_the_logarithm():
     """The derivative of the step by the logarithm of the scale is the rounded step itself."""
     log_scale = tf.Variable([0.3, -1.1])

@@ -39,8 +39,8 @@ def check_free(path, overwrite, names):
 def new_folder(path, overwrite, names):
     """A folder that takes its name when it is complete.
 
-    Files go to a temporary folder beside it, which is renamed at the end of the `with` block. After
-    an error or an interruption no file is left, and an old folder is unchanged.
+    Files go to a temporary folder next to it, which is renamed at the end of the `with` block.
+    After an error or an interruption no file is left, and an old folder is unchanged.
 
     Args:
         path: Path of the folder.

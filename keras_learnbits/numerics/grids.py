@@ -147,10 +147,12 @@ def power_of_two(step):
         [0.25, 1.0, 2.0]
     """
     exponent = tf.floor(tf.math.log(step) / math.log(2.0) + 0.5)
+    exponent = tf.clip_by_value(exponent, -126.0, 127.0)  # those of normal float32 numbers
     # The bits of the float32: `tf.pow` may be off by one unit in the last place.
     power = tf.bitcast((tf.cast(exponent, tf.int32) + 127) * 2**23, tf.float32)
     power = tf.stop_gradient(power)
-    return power + (step - tf.stop_gradient(step)) * tf.stop_gradient(power / step)
+    ratio = tf.stop_gradient(tf.math.divide_no_nan(power, step))
+    return power + (step - tf.stop_gradient(step)) * ratio
 
 
 def encode(kernel, grid):

@@ -103,7 +103,6 @@ class Settling:
 def _outputs_and_inputs(model, batch):
     """Outputs of a model, and the inputs of its learned-bit layers in the order of their calls."""
     inputs = []
-
     graph = tf.compat.v1.get_default_graph()
 
     def observer(layer, value):
