@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from curves import direction_changes, plot_bits, save_bits
@@ -46,6 +47,9 @@ flags.DEFINE_float(
 )
 flags.DEFINE_float("bit_momentum", None, "Momentum of the bits' sign.", lower_bound=0)
 flags.DEFINE_float("target_bits", None, "Mean bits to end at; steers --bit_reg.", lower_bound=1)
+flags.DEFINE_bool(
+    "start_measured", False, "Begin at --target_bits, allocated from measurements on 1,024 examples."
+)
 flags.DEFINE_float(
     "freeze_at", 0.75, "Fraction of the epochs after which bits are frozen.", 0.05, 0.95
 )
@@ -151,6 +155,8 @@ def run(problem):
             raise app.UsageError("--round_each_epoch goes with --float.")
         if FLAGS.float and FLAGS.distill:
             raise app.UsageError("--float goes without --distill.")
+        if FLAGS.start_measured and not (FLAGS.target_bits and FLAGS.init_from):
+            raise app.UsageError("--start_measured needs --target_bits and --init_from.")
         if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
             raise app.UsageError("--resume resumes one training: add --nobaseline or --init_from.")
         whole_bits = FLAGS.bit_gradient in ("measured", "difference")
@@ -324,7 +330,10 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
             by = 2 / 3 * FLAGS.freeze_at  # and the rest of the time to settle
             # Less than half a bit from one price to the next, at the bits' default speed.
             update_freq = max(1, int(FLAGS.freeze_at * steps / 40))
-            budget = klb.BitBudget(FLAGS.target_bits, by=by, update_freq=update_freq)
+            measured = _examples(train[0]) if FLAGS.start_measured else None
+            budget = klb.BitBudget(
+                FLAGS.target_bits, by=by, update_freq=update_freq, start=measured
+            )
             callbacks.append(budget)
         freezing = recipe.callbacks(FLAGS.freeze_at)
         callbacks += [logger, *freezing, tensorboard]
@@ -349,6 +358,13 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         save_bits(logger, os.path.join(output_dir, "bits.csv"))
         history["direction_changes"] = direction_changes(logger, freeze_step)
     return model, history, timer.seconds[1:] or timer.seconds
+
+
+def _examples(images):
+    """1,024 images of the training set, as the net takes them."""
+    chosen = np.random.default_rng(FLAGS.seed).choice(len(images), 1024, replace=False)
+    scale = 1 / 255 if images.dtype == np.uint8 else 1.0
+    return images[chosen].astype("float32") * np.float32(scale)
 
 
 def _bit_gradient():
