@@ -48,7 +48,7 @@ flags.DEFINE_float(
 flags.DEFINE_float("bit_momentum", None, "Momentum of the bits' sign.", lower_bound=0)
 flags.DEFINE_float("target_bits", None, "Mean bits to end at; steers --bit_reg.", lower_bound=1)
 flags.DEFINE_bool(
-    "start_measured", False, "Begin at --target_bits, allocated from measurements on 1,024 examples."
+    "start_measured", False, "Begin at --target_bits, allocated from measurements of 1,024 images."
 )
 flags.DEFINE_float(
     "freeze_at", 0.75, "Fraction of the epochs after which bits are frozen.", 0.05, 0.95

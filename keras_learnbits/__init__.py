@@ -38,6 +38,7 @@ __all__ = [
     "export_litert",
     "export_onnx",
     "export_qonnx",
+    "fold_batch_norm",
     "load_packed",
     "load_packed_model",
     "probe_bits",
@@ -80,6 +81,7 @@ if TYPE_CHECKING or not _runs_a_module():
     from keras_learnbits.callbacks.bit_logger import BitLogger
     from keras_learnbits.callbacks.collapse_guard import CollapseGuard
     from keras_learnbits.callbacks.freeze_bits import FreezeBits
+    from keras_learnbits.conversion.folding import fold_batch_norm
     from keras_learnbits.conversion.to_keras import to_keras
     from keras_learnbits.conversion.to_learned_bits import to_learned_bits
     from keras_learnbits.conversion.warm_start import warm_start

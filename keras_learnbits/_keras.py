@@ -8,6 +8,7 @@ import contextlib
 import functools
 import re
 import tempfile
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -79,6 +80,37 @@ def clone(model, inputs=None, *, clone_function, call_function=None):
     """
     bare = keras.Model(model.input, model.output, name=model.name)
     return keras.models.clone_model(bare, inputs, clone_function, call_function=call_function)
+
+
+class Call(NamedTuple):
+    """One call of a layer or operation in a graph.
+
+    Attributes:
+        operation: `keras.layers.Layer` or operation of `keras.ops`.
+        inputs: List of the `keras.KerasTensor`s that it is called with.
+        outputs: List of those that it returns.
+    """
+
+    operation: object
+    inputs: list
+    outputs: list
+
+
+def calls(graph):
+    """The calls in a Sequential or functional model, each after those that make its inputs.
+
+    keras/src/ops/function.py: a graph keeps its calls as nodes, by their distance from the outputs;
+    keras/src/ops/node.py: a node has the operation, its arguments, and its outputs. A model that is
+    made of a graph's inputs and outputs has the nodes of just this graph. If Keras changes this,
+    `fold_batch_norm`, `export_hls4ml` and the operations in `bit_table` fail.
+    """
+    by_depth = keras.Model(graph.inputs, graph.outputs)._nodes_by_depth
+    return [
+        Call(node.operation, list(node.arguments.keras_tensors), list(node.outputs))
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if not node.is_input
+    ]
 
 
 def symbolic_inputs(model):

@@ -30,8 +30,11 @@ class Quantizer:
             default.
         is_mid_rise: Whether 0 lies half-way between two levels of each grid, so that files need no
             offsets. False by default.
+        power_of_two: Whether steps are powers of two. Layers then compute with biases in fixed
+            point. False by default.
     """
 
+    power_of_two = False
     fixed_range = False
     fixed_step = False
     is_mid_rise = False
@@ -301,7 +304,11 @@ class ActivationQuantizer(LearnedScaleQuantizer):
     def rounded(self, kernel, bits, log_scale):
         """`keras_learnbits.numerics.rounding.levels_and_excess`, in units of the step."""
         _, kernel, unit = self._in_steps(kernel, bits, log_scale)
-        return rounding.levels_and_excess(kernel, unit)
+        # The offset is an integer, so it need not be subtracted first as for kernels: near a half
+        # that would round values of 24 bits, and a circuit would not compute the same codes.
+        nearest = tf.floor(kernel + 0.5)
+        levels = tf.clip_by_value(nearest, unit.offset, unit.offset + unit.max_code)
+        return levels, nearest - levels
 
     def _in_steps(self, kernel, bits, log_scale):
         """The step, and kernel and grid divided by it."""

@@ -98,6 +98,22 @@ def test_clone_hands_operations_over_and_does_not_compile():
     assert copied == called == ["Dense", "Relu"]
 
 
+def test_calls_of_a_graph_are_in_order_with_their_tensors():
+    inputs = keras.Input((3,), name="x")
+    dense, add = keras.layers.Dense(3), keras.layers.Add()
+    hidden = dense(inputs)
+    outputs = add([dense(hidden), inputs])
+    keras.layers.ReLU()(outputs)  # not part of the model
+    found = _keras.calls(keras.Model(inputs, outputs))
+    assert [call.operation for call in found] == [dense, dense, add]
+    assert found[0].inputs == [inputs]
+    assert found[0].outputs == found[1].inputs == [hidden]
+    assert found[2].inputs == [*found[1].outputs, inputs]
+    assert found[2].outputs == [outputs]
+    sequential = keras.Sequential([inputs, dense, keras.layers.ReLU()])
+    assert [call.operation for call in _keras.calls(sequential)] == sequential.layers
+
+
 def test_symbolic_inputs_of_each_kind_of_model():
     given = {name: keras.Input((3,), name=name) for name in "ab"}
     functional = keras.Model(given, given["a"] + given["b"])

@@ -7,6 +7,7 @@ import tensorflow as tf
 from thorough import thorough
 
 import keras_learnbits as klb
+from keras_learnbits.layers.compute_scope import computing_with_float_kernels
 from keras_learnbits.numerics import grids
 
 L = keras.layers
@@ -118,3 +119,60 @@ def test_the_default_configuration_is_that_of_earlier_versions():
     assert klb.LearnedScaleQuantizer().get_config() == {"per_channel": True}
     assert klb.LearnedScaleQuantizer() != QUANTIZER
     assert klb.LearnedScaleQuantizer.from_config(QUANTIZER.get_config()) == QUANTIZER
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_activations_just_below_a_half_are_rounded_down(signed):
+    """A circuit rounds the exact value, so no sum with an offset may round it first."""
+    layer = klb.LearnedBitActivation(bits=8, power_of_two=True)
+    low = -2.0 if signed else 0.0
+    layer(np.float32([[low, 1.9]]), training=True)
+    step = float(layer.grid().step)
+    halves = np.arange(1, 60, dtype="float32") + np.float32(0.5)
+    values = np.nextafter(halves, 0, dtype="float32") * np.float32(step)
+    expected = np.floor(values.astype("float64") / step + 0.5) * step
+    np.testing.assert_array_equal(layer(values[None])[0], expected)
+    np.testing.assert_array_equal(layer.plain(values[None])[0], expected)
+
+
+def test_fixed_point_rounds_to_the_smallest_power_of_two_that_suffices():
+    for largest in (0.7, 1.0, 1.0001, 300.0, 1e-6):
+        values = RNG.uniform(-largest, largest, 200).astype("float32")
+        values[0] = largest
+        step = 2.0 ** (np.ceil(np.log2(np.float64(np.float32(largest)))) - 7)
+        expected = np.floor(values.astype("float64") / step + 0.5) * step
+        found = grids.fixed_point(tf.constant(values), bits=8)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(grids.fixed_point(found, bits=8), found)
+    np.testing.assert_array_equal(grids.fixed_point(tf.zeros(3), bits=8), np.zeros(3))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_biases_are_in_fixed_point_in_training_and_after(policy):
+    """The output for inputs of zeros is the bias that is added."""
+    layer = klb.LearnedBitDense(
+        50, kernel_quantizer=QUANTIZER, bias_initializer="normal", dtype=policy
+    )
+    zeros = np.zeros((1, 3), "float32")
+    added = layer(zeros, training=True).numpy().astype("float32")[0]
+    bias = layer.bias.numpy()
+    expected = grids.fixed_point(tf.constant(bias), bits=12)
+    np.testing.assert_array_equal(added, tf.cast(tf.cast(expected, layer.compute_dtype), "float32"))
+    assert not np.array_equal(expected, bias)  # the variable itself is float
+    free = klb.LearnedBitDense(50, bias_initializer="normal", dtype="float32")
+    np.testing.assert_array_equal(free(zeros)[0], free.bias)
+
+
+def test_biases_are_trained_straight_through_their_rounding():
+    layer = klb.LearnedBitDense(2, kernel_quantizer=QUANTIZER, bias_initializer="normal")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(np.zeros((3, 4), "float32")))
+    np.testing.assert_array_equal(tape.gradient(loss, layer.bias.value), [3.0, 3.0])
+
+
+def test_float_references_have_float_biases():
+    model = klb.to_learned_bits(net(), power_of_two=True)
+    model.layers[-1].bias.assign([0.3, 0.1234567, -0.7, 1.0])
+    with computing_with_float_kernels():
+        found = model(np.zeros((1, 8, 8, 3), "float32"))
+    np.testing.assert_allclose(found[0], [0.3, 0.1234567, -0.7, 1.0], rtol=1e-6)

@@ -27,6 +27,7 @@ def copy_model(
     inputs=None,
     classes=(keras.Model, keras.Sequential),
     reuse_layers=False,
+    same_weights=True,
 ):
     """Copies a model layer by layer.
 
@@ -36,8 +37,8 @@ def copy_model(
 
     Args:
         model: A built Keras model.
-        replace_layer: Function of a layer that is not a graph. It returns an unbuilt layer, or a
-            function to call instead of the layer.
+        replace_layer: Function of a layer that is not a graph. It returns an unbuilt layer, a
+            function to call instead of the layer, or None to leave out a layer of one input.
         replace_model: Function of the model, used if the model is not a graph. It returns the
             copy, built.
         copy_weights: Function of a layer and its copy, both built. It sets the weights of the copy
@@ -47,6 +48,8 @@ def copy_model(
         inputs: Structure of symbolic inputs of the copy; by default `inputs_like(model)`.
         classes: Classes of the copy of a functional and of a Sequential model.
         reuse_layers: Whether the copy may contain layers of the original.
+        same_weights: Whether the copy must have as many weights as the original. If not, layers may
+            have further weights after their own ones.
 
     Returns:
         The copy, and a dictionary of layers to their copies, which includes the model.
@@ -67,8 +70,8 @@ def copy_model(
         set_dtype_policy(new, model.dtype_policy)
         copies = {**copier.copies, model: new}
         _copy_all_weights(copies, copy_weights)
-    _copy_trainable(model, copies)
-    _check_sharing(model, new, reuse_layers)
+    _copy_trainable(model, copies, same_weights)
+    _check_sharing(model, new, reuse_layers, same_weights)
     return new, copies
 
 
@@ -97,6 +100,7 @@ class _GraphCopier:
             return model_class(copy.input, copy.output, name=graph.name)
         if self.call_layer is None:
             layers = [self._copied(layer) for layer in graph.layers]
+            layers = [layer for layer in layers if layer is not _left_out]
             if all(isinstance(layer, keras.layers.Layer) for layer in layers):
                 return sequential_class([inputs, *layers], name=graph.name)
         outputs = inputs
@@ -114,7 +118,7 @@ class _GraphCopier:
             inputs = inputs_like(operation)
             copy = self.copy_graph(operation, inputs, keras.Model, keras.Sequential)
         else:
-            copy = self.replace_layer(operation)
+            copy = self.replace_layer(operation) or _left_out
         if isinstance(copy, keras.layers.Layer):
             self.copies[operation] = copy
         return copy
@@ -125,6 +129,11 @@ class _GraphCopier:
         if self.call_layer is None:
             return operation(*args, **kwargs)
         return self.call_layer(operation, *args, **kwargs)
+
+
+def _left_out(inputs, **ignored):
+    """What is called instead of a layer that is left out."""
+    return inputs
 
 
 def inputs_like(model):
@@ -161,17 +170,18 @@ def copy_state(layer, copy):
     return pairs
 
 
-def weight_pairs(copies):
+def weight_pairs(copies, same_weights=True):
     """Pairs of each weight and its copy, without bit-widths and scales.
 
     They are paired layer by layer, because a graph and its copy may list layers in different order.
 
     Args:
         copies: Dictionary of layer to its copy, as `copy_model` returns it.
+        same_weights: As for `copy_model`.
     """
     for layer, copy in copies.items():
         if layer is not copy and not is_graph(layer):
-            yield from zip(float_weights(layer), float_weights(copy), strict=True)
+            yield from zip(float_weights(layer), float_weights(copy), strict=same_weights)
 
 
 def build_copy(model, copy):
@@ -205,7 +215,7 @@ def _copy_all_weights(copies, copy_weights):
                 copies.setdefault(*pair)
 
 
-def _copy_trainable(model, copies):
+def _copy_trainable(model, copies, same_weights):
     """Sets `trainable` of layers, then of single weights.
 
     The setter of a layer also sets all layers inside it, so outer layers come first.
@@ -213,14 +223,14 @@ def _copy_trainable(model, copies):
     layers = [layer for layer in layers_inside(model) if layer in copies]
     for layer in sorted(layers, key=lambda each: -len(layers_inside(each))):
         copies[layer].trainable = layer.trainable
-    for weight, copy in weight_pairs(copies):
+    for weight, copy in weight_pairs(copies, same_weights):
         copy.trainable = weight.trainable
     for kernel in quantized_kernels(copies[model]):
         if kernel.log_scale is not None:
             kernel.log_scale.trainable = kernel.kernel.trainable
 
 
-def _check_sharing(model, new, reuse_layers):
+def _check_sharing(model, new, reuse_layers, same_weights):
     """Raises a ValueError unless the copy shares weights only where the original does."""
     originals = set() if reuse_layers else {id(weight) for weight in model.weights}
     shared = [weight.path for weight in new.weights if id(weight) in originals]
@@ -233,7 +243,7 @@ def _check_sharing(model, new, reuse_layers):
     # Two layers that contain a third one are copied with a copy of it each.
     sizes = [sum(math.prod(v.shape) for v in float_weights(each)) for each in (model, new)]
     kernels = [id(kernel.kernel) for kernel in quantized_kernels(new)]
-    if sizes[0] != sizes[1] or len({*kernels}) < len(kernels):
+    if (same_weights and sizes[0] != sizes[1]) or len({*kernels}) < len(kernels):
         raise ValueError(
             "Layers that hold other layers of the model, and so share weights with them, cannot be "
             "converted: each would get its own weights, or bits. Make one layer that holds both, "

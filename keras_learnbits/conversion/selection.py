@@ -46,7 +46,7 @@ class Selection:
         if None not in self.reasons.values():
             raise ValueError(
                 "`to_learned_bits` needs at least one layer to convert. Received:\n"
-                f"{self.report(dict.fromkeys(self.reasons))}"
+                f"{self.report({})}"
             )
         for layer, reason in self.reasons.items():
             if reason is None:
@@ -60,7 +60,7 @@ class Selection:
         """What each layer with weights was converted to, or the reason why it was not.
 
         Args:
-            conversions: Dictionary of each converted layer to a string, its new class.
+            conversions: Dictionary of each converted layer to a string, what became of it.
             activations: List of the inserted `LearnedBitActivation`s.
             sizes: Tuple of the number of weights with learned bits and that of all weights, or
                 None.
@@ -73,7 +73,7 @@ class Selection:
         for layer, reason in self.reasons.items():
             weights = sum(math.prod(v.shape) for v in _own_variables(layer))
             if weights:
-                conversion = f"left: {reason}" if reason else conversions.get(layer)
+                conversion = conversions.get(layer, f"left: {reason}")
                 rows.append((self.names[layer], type(layer).__name__, weights, conversion))
         rows += [(layer.name, "", 0, f"{type(layer).__name__} put in") for layer in activations]
         return ConversionReport(rows, sizes, notes)

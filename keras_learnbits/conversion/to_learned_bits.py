@@ -8,6 +8,7 @@ import keras
 from keras_learnbits._keras import is_graph, scope_name, symbolic_inputs
 from keras_learnbits.arguments import check_number
 from keras_learnbits.conversion.copying import build_copy, copy_model, copy_state
+from keras_learnbits.conversion.folding import fold_batch_norm, foldable
 from keras_learnbits.conversion.selection import Selection, left_behind
 from keras_learnbits.conversion.verification import check_conversion
 from keras_learnbits.layers.activation import LearnedBitActivation
@@ -77,9 +78,10 @@ def to_learned_bits(
             inputs are among them (an image of 256 levels is exact at 8 bits), and the operands of
             `Add` layers, so that runtimes can compute in integers throughout. Activations inside a
             `LearnedBitWrapper` stay float.
-        power_of_two: Whether the steps of kernels and of activations are powers of two, as
-            hardware wants them (`LearnedScaleQuantizer(power_of_two=True)`). Biases and
-            normalization stay float.
+        power_of_two: Whether all numbers are integers times powers of two, as circuits compute
+            (`export_hls4ml`): the steps of kernels (`LearnedScaleQuantizer(power_of_two=True)`) and
+            of activations are powers of two, biases are rounded to fixed point in training and
+            after it, and batch norms are folded into the layers before them (`fold_batch_norm`).
 
     Returns:
         `LearnedBitModel` or, for a Sequential model without `activations`,
@@ -87,7 +89,8 @@ def to_learned_bits(
         converted, and why others were not.
 
     Raises:
-        ValueError: `power_of_two` is given with a `kernel_quantizer`; the model is not built; there
+        ValueError: `power_of_two` is given with a `kernel_quantizer`, or with `copy=False` for a
+            model with batch norms to fold; the model is not built; there
             is no layer to convert; a pattern or class in
             `include` or `exclude` matches no layer; a layer to convert has integer weights or
             LoRA; a layer is shared between models in a way that Keras cannot copy; `activations`
@@ -108,8 +111,10 @@ def to_learned_bits(
         32 weights (69.6%) with learned bits, 14 (30.4%) left float
     """
     _check_model(model, activations)
+    folds = foldable(model) if power_of_two and is_graph(model) else {}
     if power_of_two:
         kernel_quantizer = _power_of_two_quantizer(kernel_quantizer)
+        _check_copies(folds, copy)
     settings = _bit_settings(bits, min_bits, max_bits, kernel_quantizer)
     make_activation = _make_activation(activations, power_of_two)
     check_finite_weights(model, "`to_learned_bits`")
@@ -125,6 +130,10 @@ def to_learned_bits(
         classes=(LearnedBitModel, LearnedBitSequential),
         reuse_layers=not copy,
     )
+    if folds:
+        converted = fold_batch_norm(converted)
+        folded = {norm: f"folded into {layer.name}" for layer, norm in folds.items()}
+        converter.outcomes.update(folded)
     notes = [*left_behind(model), check_conversion(model, converted, x) if copy else None]
     learned = sum(kernel.size for kernel in quantized_kernels(converted))
     total = sum(math.prod(weight.shape) for weight in float_weights(converted))
@@ -164,6 +173,16 @@ def _power_of_two_quantizer(kernel_quantizer):
             f"Received: kernel_quantizer={kernel_quantizer!r}"
         )
     return LearnedScaleQuantizer(power_of_two=True)
+
+
+def _check_copies(folds, copy):
+    """Raises a ValueError if batch norms are to be folded into layers that are not copied."""
+    if folds and not copy:
+        raise ValueError(
+            "`power_of_two` folds batch norms into copies of layers, and `copy=False` makes none: "
+            "call `fold_batch_norm(model)` first. "
+            f"Received: batch norms {[norm.name for norm in folds.values()]}"
+        )
 
 
 def _bit_settings(bits, min_bits, max_bits, kernel_quantizer):

@@ -212,9 +212,9 @@ class LearnedBitActivation(keras.layers.Layer):
         step, offset, max_code = map(float, self.grid())
         # The reciprocal is rounded to float32 before it becomes a Python number, so that the codes
         # are those of `ActivationQuantizer` bit for bit.
-        position = keras.ops.cast(inputs, "float32") * float(1.0 / self.grid().step) - offset
-        codes = keras.ops.clip(keras.ops.floor(position + 0.5), 0.0, max_code)
-        return keras.ops.cast((codes + offset) * step, dtype or self.compute_dtype)
+        in_steps = keras.ops.cast(inputs, "float32") * float(1.0 / self.grid().step)
+        levels = keras.ops.clip(keras.ops.floor(in_steps + 0.5), offset, offset + max_code)
+        return keras.ops.cast(levels * step, dtype or self.compute_dtype)
 
     def plain_twin(self, float32=False):
         """A function of a tensor that computes this layer's output with `keras.ops` only.

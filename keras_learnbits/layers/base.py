@@ -22,12 +22,17 @@ from keras_learnbits.layers.compute_scope import (
     is_computing,
     keeping_scales,
     marking_call,
+    uses_float_kernels,
 )
 from keras_learnbits.layers.discovery import mark_variables
 from keras_learnbits.layers.float_weights import TakesFloatWeights
 from keras_learnbits.layers.layer_copy import dtype_setting
 from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 from keras_learnbits.numerics import grids
+
+# Bits of the largest bias of a layer whose steps are powers of two: those of activations, and four
+# more, since biases of one layer differ in magnitude.
+BIAS_BITS = 12
 
 
 class ClipBits(keras.constraints.Constraint):
@@ -84,6 +89,40 @@ class QuantizedWeight:
     def axes_of(self, layer):
         """The axes of the weight that number a layer's output channels."""
         return self.output_axes(layer) if callable(self.output_axes) else self.output_axes
+
+
+class FixedPointBias:
+    """Class attribute of a layer: during a call its bias in fixed point, if its steps are powers of
+    two; else the bias itself.
+
+    A circuit adds integers, so a bias must be a multiple of a power of two, as the products are.
+    """
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, layer, owner=None):
+        if layer is None:  # read from the class
+            return self
+        if self.name not in vars(layer):
+            raise AttributeError(f"You must build the layer before accessing `{self.name}`.")
+        bias = vars(layer)[self.name]
+        if bias is None or not is_computing(layer) or not layer.kernel_quantizer.power_of_two:
+            return bias
+        return tf.cast(fixed_point_bias(bias), layer.compute_dtype)
+
+    def __set__(self, layer, bias):
+        vars(layer)[self.name] = bias
+
+
+def fixed_point_bias(bias):
+    """The value that a layer with steps that are powers of two adds, a float32 tensor.
+
+    Args:
+        bias: `keras.Variable`.
+    """
+    value = tf.cast(tf.convert_to_tensor(bias.value), tf.float32)
+    return value if uses_float_kernels() else grids.fixed_point(value, BIAS_BITS)
 
 
 class OwnsBits(TakesFloatWeights):
@@ -179,13 +218,21 @@ class OwnsBits(TakesFloatWeights):
         """Values for the weights of the plain twin, in its order, with quantized kernels.
 
         Returns:
-            List of tensors for the kernels, and of `keras.Variable` for all other weights.
+            List of tensors for the kernels and for biases in fixed point, and of `keras.Variable`
+            for all other weights.
         """
         kernels = self.quantized_kernels.values()
         left_out = {id(variable) for k in kernels for variable in (k.bits, k.log_scale)}
-        quantized = {id(k.kernel): k.quantized() for k in kernels}
+        quantized = {id(k.kernel): k.quantized() for k in kernels} | self._fixed_point_biases()
         weights = [weight for weight in self.weights if id(weight) not in left_out]
         return [quantized.get(id(weight), weight) for weight in weights]
+
+    def _fixed_point_biases(self):
+        """Dictionary of the `id` of the bias to its value in fixed point; empty without such."""
+        bias = vars(self).get("bias")
+        if bias is None or not self.kernel_quantizer.power_of_two:
+            return {}
+        return {id(bias): fixed_point_bias(bias)}
 
     save_own_variables = save_variables
 
@@ -235,6 +282,8 @@ class LearnedBitMixin(OwnsBits):
             unknown, the dtype policy is an integer or float8 one, or LoRA is enabled.
     """
 
+    bias = FixedPointBias()
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.quantized_weights = {
@@ -258,6 +307,8 @@ class LearnedBitMixin(OwnsBits):
 
     def add_weight(self, *args, name=None, **kwargs):
         if name not in self.quantized_weights:
+            if name == "bias" and self.kernel_quantizer.power_of_two:
+                kwargs["autocast"] = False  # as for kernels
             return super().add_weight(*args, name=name, **kwargs)
         dtype = keras.backend.standardize_dtype(kwargs.get("dtype") or self.variable_dtype)
         if not tf.as_dtype(dtype).is_floating:

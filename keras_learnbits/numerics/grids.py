@@ -155,6 +155,27 @@ def power_of_two(step):
     return power + (step - tf.stop_gradient(step)) * ratio
 
 
+def fixed_point(values, bits):
+    """Values rounded to integers times a power of two, the smallest at which `bits` bits suffice.
+
+    Gradients pass straight through. A second rounding changes nothing.
+
+    Args:
+        values: Float32 tensor.
+        bits: Number of bits of the largest magnitude, including the sign.
+
+    Examples:
+        >>> fixed_point(tf.constant([0.3, -0.9, 0.01]), bits=4).numpy().tolist()
+        [0.25, -0.875, 0.0]
+    """
+    largest = tf.reduce_max(tf.abs(values))
+    nearest = power_of_two(tf.maximum(largest, 2.0**-100))
+    above = tf.where(nearest < largest, 2.0 * nearest, nearest)
+    step = above * 2.0 ** (1 - bits)
+    rounded = tf.floor(values / step + 0.5) * step
+    return tf.stop_gradient(rounded) + (values - tf.stop_gradient(values))
+
+
 def encode(kernel, grid):
     """Codes of the levels nearest to the kernel's weights.
 
