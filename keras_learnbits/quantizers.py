@@ -307,7 +307,8 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         # The offset is an integer, so it need not be subtracted first as for kernels: near a half
         # that would round values of 24 bits, and a circuit would not compute the same codes.
         nearest = tf.floor(kernel + 0.5)
-        levels = tf.clip_by_value(nearest, unit.offset, unit.offset + unit.max_code)
+        lowest = tf.where(self.signed > 0, unit.offset, 0.0)  # not -0.0
+        levels = tf.clip_by_value(nearest, lowest, lowest + unit.max_code)
         return levels, nearest - levels
 
     def _in_steps(self, kernel, bits, log_scale):

@@ -213,7 +213,8 @@ class LearnedBitActivation(keras.layers.Layer):
         # The reciprocal is rounded to float32 before it becomes a Python number, so that the codes
         # are those of `ActivationQuantizer` bit for bit.
         in_steps = keras.ops.cast(inputs, "float32") * float(1.0 / self.grid().step)
-        levels = keras.ops.clip(keras.ops.floor(in_steps + 0.5), offset, offset + max_code)
+        low = offset + 0.0  # turns -0.0 into 0.0
+        levels = keras.ops.clip(keras.ops.floor(in_steps + 0.5), low, low + max_code)
         return keras.ops.cast(levels * step, dtype or self.compute_dtype)
 
     def plain_twin(self, float32=False):
