@@ -15,6 +15,7 @@ export = [
     "qonnx>=1.0",
     "ai-edge-litert>=2.1",
 ]
+hardware = ["hls4ml>=1.3"]
 experiments = [
     "tensorflow-datasets>=4.9.9",
     "scikit-learn>=1.6",
@@ -53,8 +54,9 @@ setup(
     extras_require={
         "experiments": experiments,
         "export": export,
+        "hardware": hardware,
         "docs": docs,
-        "dev": experiments + export + docs + dev,
+        "dev": experiments + export + hardware + docs + dev,
     },
     classifiers=[
         "Development Status :: 4 - Beta",

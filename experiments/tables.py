@@ -100,7 +100,9 @@ def decisions():
         ["OpenVINO, in integers", "as for onnxruntime", "1; 4 where it stays float",
          spread("OpenVINO", activations)],
         ["TFLite Micro", "LiteRT's own full-integer conversion of `to_keras(model)`", "1", ""],
-        ["hardware compilers", "`export_qonnx(model, path)`", "4; the graph has the widths", ""],
+        ["FPGAs, through hls4ml", "`quantize(..., activations=True, power_of_two=True)`, "
+         "`export_hls4ml(model, directory)`", "bits / 8", ""],
+        ["other compilers", "`export_qonnx(model, path)`", "4; the graph has the widths", ""],
         ["Keras, or an archive", "`save_packed(model, path)`", "bits / 8", ""],
     ]  # fmt: skip
     return markdown(["it runs in", "call", "bytes per weight", "latency, of float"], rows)

@@ -35,6 +35,7 @@ __all__ = [
     "MinMaxQuantizer",
     "SignSGD",
     "bit_table",
+    "export_hls4ml",
     "export_litert",
     "export_onnx",
     "export_qonnx",
@@ -85,6 +86,7 @@ if TYPE_CHECKING or not _runs_a_module():
     from keras_learnbits.conversion.to_keras import to_keras
     from keras_learnbits.conversion.to_learned_bits import to_learned_bits
     from keras_learnbits.conversion.warm_start import warm_start
+    from keras_learnbits.export.hls4ml import export_hls4ml
     from keras_learnbits.export.litert import export_litert
     from keras_learnbits.export.onnx import export_onnx
     from keras_learnbits.export.packed import load_packed, load_packed_model, save_packed

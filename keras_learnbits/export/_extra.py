@@ -3,11 +3,12 @@
 import importlib
 
 
-def import_extra(*names):
+def import_extra(*names, extra="export"):
     """Imports modules of optional packages, with an error that says how to install them.
 
     Args:
         *names: Names of modules, e.g. `"onnx"`, `"onnx.version_converter"`.
+        extra: Name of the extra of this library that installs the packages.
 
     Returns:
         The module, or a list of the modules if there are several.
@@ -19,7 +20,7 @@ def import_extra(*names):
         modules = [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise ImportError(
-            "Exports need the packages that `pip install keras_learnbits[export]` brings, in a "
-            f'clone `pip install -e ".[export]"`. Received: {error}'
+            f"Exports need the packages that `pip install keras_learnbits[{extra}]` brings, in a "
+            f'clone `pip install -e ".[{extra}]"`. Received: {error}'
         ) from error
     return modules[0] if len(modules) == 1 else modules
