@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from keras_learnbits.inspection.operations import operations
 from keras_learnbits.layers.activation import QuantizedActivation
 from keras_learnbits.layers.discovery import (
     learner_of,
@@ -27,6 +28,10 @@ class BitRow(NamedTuple):
         error: Relative quantization error `||q - W||^2 / ||W||^2`.
         code_bytes: Bytes of the packed codes, `ceil(weights * bits / 8)`.
         scale_bytes: Bytes of scales and offsets, 4 each.
+        macs: Number of multiply-accumulates for one example; None if it is not known, as in
+            recurrent layers and models with a custom `call`.
+        input_bits: Integer bit-width of the quantized activation that it multiplies; None if its
+            input is not quantized.
     """
 
     layer: str
@@ -36,6 +41,15 @@ class BitRow(NamedTuple):
     error: float
     code_bytes: int
     scale_bytes: int
+    macs: int | None = None
+    input_bits: int | None = None
+
+    @property
+    def bit_operations(self):
+        """`macs * bits * input_bits`; None if one of them is not known."""
+        if self.macs is None or self.input_bits is None:
+            return None
+        return self.macs * self.bits * self.input_bits
 
     @property
     def bytes(self):
@@ -95,6 +109,16 @@ class BitTable:
         return sum(row.values * row.bits for row in self.activations) / values
 
     @property
+    def macs(self):
+        """Multiply-accumulates for one example; None unless all rows have them."""
+        return _total(row.macs for row in self.rows)
+
+    @property
+    def bit_operations(self):
+        """Sum of `macs * bits * input_bits` for one example; None unless all rows have it."""
+        return _total(row.bit_operations for row in self.rows)
+
+    @property
     def packed_bytes(self):
         """Bytes of everything that inference needs: codes, scales and float parameters."""
         scales = sum(row.scale_bytes for row in self.activations)
@@ -111,33 +135,31 @@ class BitTable:
         return self.float_bytes / self.packed_bytes
 
     def __str__(self):
-        head = ("layer", "shape", "weights", "bits", "error", "codes [B]", "scales [B]")
-        body = [
-            (
-                row.layer,
-                "x".join(map(str, row.shape)),
-                f"{row.weights:,}",
-                str(row.bits),
-                f"{row.error:.2%}",
-                f"{row.code_bytes:,}",
-                f"{row.scale_bytes:,}",
-            )
-            for row in self.rows
-        ]
-        total = (
-            "quantized",
-            "",
-            f"{self.weights:,}",
-            f"{self.mean_bits:.2f}",
-            "",
-            f"{sum(row.code_bytes for row in self.rows):,}",
-            f"{sum(row.scale_bytes for row in self.rows):,}",
-        )
+        columns = _COLUMNS + (_OPERATIONS if self.activations else ())
+        sums = {
+            "weights": f"{self.weights:,}",
+            "bits": f"{self.mean_bits:.2f}",
+            "codes [B]": f"{sum(row.code_bytes for row in self.rows):,}",
+            "scales [B]": f"{sum(row.scale_bytes for row in self.rows):,}",
+            "MACs": _number(self.macs),
+            "bit operations": _number(self.bit_operations),
+        }
         floats = FLOAT_BYTES * self.float_parameters
-        others = ("float32", "", f"{self.float_parameters:,}", "32", "", f"{floats:,}", "0")
+        others = {
+            "weights": f"{self.float_parameters:,}",
+            "bits": "32",
+            "codes [B]": f"{floats:,}",
+            "scales [B]": "0",
+        }
+        names = [name for name, _ in columns]
+        body = [[show(row) for _, show in columns] for row in self.rows]
+        totals = [
+            [title, *(each.get(name, "") for name in names[1:])]
+            for title, each in (("quantized", sums), ("float32", others))
+        ]
         return "\n".join(
             [
-                aligned_table([[head], body, [total, others]], left=2),
+                aligned_table([[names], body, totals], left=2),
                 *self._activation_lines(),
                 f"{self.packed_bytes:,} bytes packed, {self.float_bytes:,} in float32: "
                 f"{self.compression:.1f} times smaller, "
@@ -168,15 +190,47 @@ class BitTable:
         return [aligned_table([[head], body, [total]], left=1)]
 
 
+def _number(value):
+    return "" if value is None else f"{value:,}"
+
+
+def _total(values):
+    values = list(values)
+    return None if None in values else sum(values)
+
+
+# Columns of a printed table: the title, and a function of a `BitRow` to the text.
+_COLUMNS = (
+    ("layer", lambda row: row.layer),
+    ("shape", lambda row: "x".join(map(str, row.shape))),
+    ("weights", lambda row: f"{row.weights:,}"),
+    ("bits", lambda row: str(row.bits)),
+    ("error", lambda row: f"{row.error:.2%}"),
+    ("codes [B]", lambda row: f"{row.code_bytes:,}"),
+    ("scales [B]", lambda row: f"{row.scale_bytes:,}"),
+)
+# Those of models with quantized activations.
+_OPERATIONS = (
+    ("input bits", lambda row: _number(row.input_bits)),
+    ("MACs", lambda row: _number(row.macs)),
+    ("bit operations", lambda row: _number(row.bit_operations)),
+)
+
+
 def bit_table(model):
     """The bit-widths of a model, layer by layer, and its size in bytes.
+
+    With quantized activations it also has the operations for one example: multiply-accumulates
+    (MACs), and bit operations, the number of MACs times the bits of the weights times the bits of
+    the inputs. Hardware that multiplies at the width of its operands takes area and energy in
+    proportion to these.
 
     Args:
         model: A built Keras model with learned-bit layers; a distiller stands for its student.
 
     Returns:
         `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`,
-        `.activations`.
+        `.bit_operations`, `.activations`.
 
     Raises:
         ValueError: The model has no learned-bit layer, or is not built.
@@ -195,10 +249,12 @@ def bit_table(model):
             "`bit_table` needs a built model with at least one learned-bit layer. "
             f"Received: model={model.name!r}, built={model.built}"
         )
+    known = operations(model)
     rows = []
     for kernel, name in zip(kernels, unique_names(kernels), strict=True):
         stored = kernel.stored(name)
         norm = float(kernel.squared_norm())
+        macs, source = known.get(kernel, (None, None))
         arrays_of_scales = 1 if kernel.quantizer.is_mid_rise else 2  # steps, and offsets
         rows.append(
             BitRow(
@@ -209,6 +265,8 @@ def bit_table(model):
                 error=float(kernel.squared_error()) / norm if norm else 0.0,
                 code_bytes=stored.code_bytes,
                 scale_bytes=FLOAT_BYTES * arrays_of_scales * stored.step.size,
+                macs=macs,
+                input_bits=None if source is None else int(source.integer_bits()),
             )
         )
     tensors = quantized_tensors(model)
