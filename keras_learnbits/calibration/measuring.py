@@ -94,15 +94,33 @@ def _row(kernel, rounding, measured):
         set_width(kernel, bits)
         if rounding is not None:
             rounding(weights)
-        distances[bits] = float(np.nan_to_num(measured(), nan=BROKEN, posinf=BROKEN))
+        distances[bits] = finite(measured())
         with keeping_scales():
             kernel.kernel.assign(weights)
     set_width(kernel, grids.MAX_BITS)
+    return monotone_row(distances, low, high, kernel.size)
+
+
+def finite(distance):
+    """A distance as a number, large where outputs are not finite."""
+    return float(np.nan_to_num(distance, nan=BROKEN, posinf=BROKEN))
+
+
+def monotone_row(distances, low, high, size):
+    """Distances at 1, 2, ... bits that fall with each bit, shape `(16,)`.
+
+    Args:
+        distances: Dictionary of bits to the measured distance; each further bit is credited with
+            three quarters of the distance.
+        low: Lowest bit-width; those below have `inf`.
+        high: Highest bit-width.
+        size: Number of weights or values.
+    """
     row = np.full(grids.MAX_BITS, np.inf)
     for bits in range(low, high + 1):
         row[bits - 1] = distances[bits] if bits in distances else row[bits - 2] / 4
     for bits in range(high - 1, low - 1, -1):
-        row[bits - 1] = max(row[bits - 1], row[bits] + TRACE * kernel.size / 2**bits)
+        row[bits - 1] = max(row[bits - 1], row[bits] + TRACE * size / 2**bits)
     return row
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from keras_learnbits.arguments import check_number
 from keras_learnbits.callbacks.accuracy_target import AccuracyTarget
 from keras_learnbits.callbacks.measured_start import start_at_measured_widths
-from keras_learnbits.callbacks.targets import SIZE_TARGETS, SizeTarget, Target
+from keras_learnbits.callbacks.size_targets import SIZE_TARGETS
+from keras_learnbits.callbacks.targets import SizeTarget, Target
 from keras_learnbits.layers.checks import check_finite_weights
 from keras_learnbits.layers.discovery import activations_among, quantized_kernels
 from keras_learnbits.training.fitting import check_learns_bits
@@ -25,7 +26,8 @@ class BitBudget(keras.callbacks.Callback):
 
     `val_loss` rises with the price: compare epochs by `EarlyStopping("val_task_loss", mode="min")`.
 
-    Sizes are those of the weights; the bits of activations follow the price. At the start of each
+    Sizes are those of the weights, except bit operations; while bits move, those of activations
+    follow the price. At the start of each
     `fit` the bits are unfrozen. If a callback restores weights at the end of training, as
     `EarlyStopping` may, put the budget after it, because the budget restores the integers.
 
@@ -34,6 +36,8 @@ class BitBudget(keras.callbacks.Callback):
         target_bytes: Packed bytes of the whole model, as `bit_table` counts them: codes, scales,
             and float32 parameters.
         target_compression: Float32 bytes divided by packed bytes.
+        target_bit_operations: Bit operations of one example, as `bit_table` counts them. Bits of
+            weights and of activations are allocated together when they are frozen.
         target: Custom `keras_learnbits.callbacks.Target`, such as a subclass of `SizeTarget`.
         max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
             `float_accuracy` when the bits are frozen, e.g. 0.005. The model becomes as small as
@@ -78,6 +82,7 @@ class BitBudget(keras.callbacks.Callback):
         *,
         target_bytes=None,
         target_compression=None,
+        target_bit_operations=None,
         target=None,
         max_accuracy_drop=None,
         float_accuracy=None,
@@ -92,6 +97,7 @@ class BitBudget(keras.callbacks.Callback):
             "target_bits": target_bits,
             "target_bytes": target_bytes,
             "target_compression": target_compression,
+            "target_bit_operations": target_bit_operations,
             "target": target,
             "max_accuracy_drop": max_accuracy_drop,
         }

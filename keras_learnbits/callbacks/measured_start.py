@@ -1,5 +1,8 @@
 """Bit-widths to begin a training at, allocated from measurements on example inputs."""
 
+import numpy as np
+
+from keras_learnbits.calibration.activation_ranges import ActivationRanges
 from keras_learnbits.calibration.examples import read_examples
 from keras_learnbits.calibration.inference import Predictor
 from keras_learnbits.calibration.measuring import (
@@ -9,8 +12,9 @@ from keras_learnbits.calibration.measuring import (
     set_width,
 )
 from keras_learnbits.calibration.output_distance import OutputDistance
+from keras_learnbits.callbacks.bit_operations import BitOperationsTarget
 from keras_learnbits.layers.compute_scope import computing_with_float_kernels
-from keras_learnbits.layers.discovery import kernels_among, learner_of, quantized_kernels
+from keras_learnbits.layers.discovery import learner_of, quantized_kernels
 
 
 def start_at_measured_widths(model, target, data):
@@ -29,10 +33,16 @@ def start_at_measured_widths(model, target, data):
     examples = measured_rows(read_examples(data, learner, MOST_EXAMPLES, seed=0))
     with computing_with_float_kernels():
         reference = Predictor(learner)(examples)
-    kernels = quantized_kernels(learner)
+    joint = isinstance(target, BitOperationsTarget)
+    ranges = ActivationRanges(learner, examples, all_widths=True) if joint else None
+    tensors = quantized_kernels(learner)
     distance = OutputDistance(reference, learner)
     losses = loss_table(learner, examples, reference, distance, lambda: None)
-    trained = kernels_among(model.trained_tensors)
-    rows = losses[[kernels.index(kernel) for kernel in trained]]
-    for kernel, bits in target.allocate_by(model, trained, rows).items():
-        set_width(kernel, bits)
+    if joint:
+        tensors = tensors + ranges.activations
+        of_activations = ranges.loss_table(reference, distance, lambda: None)
+        losses = np.concatenate([losses, of_activations])
+    trained = [tensor for tensor in tensors if tensor in model.trained_tensors]
+    rows = losses[[tensors.index(tensor) for tensor in trained]]
+    for tensor, bits in target.allocate_by(model, trained, rows).items():
+        (ranges.set if joint and tensor in ranges.activations else set_width)(tensor, bits)

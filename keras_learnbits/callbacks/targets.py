@@ -216,9 +216,6 @@ class CompressionTarget(BytesTarget):
         return np.floor(1e4 * bit_table(model).float_bytes / size) / 1e4
 
 
-SIZE_TARGETS = {target.name: target for target in (BitsTarget, BytesTarget, CompressionTarget)}
-
-
 def predicted_losses(model):
     """The trained kernels, and their predicted losses at 1, 2, ... bits, shape `(kernels, 16)`.
 

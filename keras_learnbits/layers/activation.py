@@ -147,6 +147,8 @@ class LearnedBitActivation(keras.layers.Layer):
         values = tf.reshape(tf.cast(inputs, tf.float32), [-1])
         if training or is_calibrating():
             self._calibrate(values)
+        if is_calibrating():
+            return inputs
         examples = tf.shape(inputs)[0] if inputs.shape.rank else 1
         # Plain tensors: shared traces must not capture the variables of one layer.
         bits, signed, seen = (

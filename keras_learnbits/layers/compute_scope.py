@@ -95,7 +95,10 @@ def observe(layer, args, kwargs):
 
 
 def calibrating_activations():
-    """A scope in which quantized activations fit their ranges also outside of training."""
+    """A scope in which quantized activations fit their ranges, and return their inputs unchanged.
+
+    So all ranges are those of float activations.
+    """
     return _scope(calibrating=True)
 
 

@@ -8,12 +8,12 @@ import keras
 import numpy as np
 
 from keras_learnbits.arguments import check_number
+from keras_learnbits.calibration.activation_ranges import ActivationRanges
 from keras_learnbits.calibration.examples import read_examples
 from keras_learnbits.calibration.inference import (
     Predictor,
     as_tensors,
     batches_of,
-    in_inference,
     rows,
     size_of,
 )
@@ -21,14 +21,12 @@ from keras_learnbits.calibration.measuring import loss_table, measured_rows, set
 from keras_learnbits.calibration.output_distance import OutputDistance, agreement
 from keras_learnbits.calibration.rounding import round_in_order
 from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
-from keras_learnbits.callbacks.targets import SIZE_TARGETS, BitsTarget
+from keras_learnbits.callbacks.bit_operations import BitOperationsTarget
+from keras_learnbits.callbacks.size_targets import SIZE_TARGETS
+from keras_learnbits.callbacks.targets import BitsTarget
 from keras_learnbits.conversion.to_learned_bits import to_learned_bits
 from keras_learnbits.inspection.bit_table import bit_table
-from keras_learnbits.layers.compute_scope import (
-    calibrating_activations,
-    computing_with_float_kernels,
-    keeping_scales,
-)
+from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels, unique_names
 from keras_learnbits.numerics import grids
 from keras_learnbits.quantization.accuracy import Accuracy
@@ -52,6 +50,7 @@ def quantize(
     target_bits=None,
     target_bytes=None,
     target_compression=None,
+    target_bit_operations=None,
     max_accuracy_drop=None,
     validation_data=None,
     activations=False,
@@ -81,13 +80,17 @@ def quantize(
         target_bits: Mean bits per quantized weight that are not exceeded.
         target_bytes: Packed bytes of the whole model, as `bit_table` counts them.
         target_compression: Float32 bytes divided by packed bytes that are reached at least.
+        target_bit_operations: Bit operations of one example that are not exceeded, as `bit_table`
+            counts them. The bits of activations are allocated, too, between the `min_bits` and
+            `max_bits` of `activations`; they must be given.
         max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
             the float model's, e.g. 0.01. The smallest model within it is searched, in steps of a
             quarter of a mean bit; this takes some five times as long.
         validation_data: Labelled examples `(x, y)` or a dataset of them, for `max_accuracy_drop`,
             which must not be the test set. With a size, their accuracy is reported.
         activations: As in `to_learned_bits`: True quantizes layer inputs to 8 bits, so that
-            runtimes can compute in integers; or a dictionary of settings. Their bits stay.
+            runtimes can compute in integers; or a dictionary of settings. Their bits stay, except
+            with `target_bit_operations`.
         power_of_two: As in `to_learned_bits`: whether steps are powers of two.
         include: Layers to quantize, as in `to_learned_bits`; all by default.
         exclude: Layers not to quantize.
@@ -121,7 +124,19 @@ def quantize(
     check_number("steps", steps, 0, integer=True)
     check_number("batch_size", batch_size, 1, integer=True)
     check_number("seed", seed, 0, integer=True)
-    target = _size_target(target_bits, target_bytes, target_compression, max_accuracy_drop)
+    target = _size_target(
+        target_bits=target_bits,
+        target_bytes=target_bytes,
+        target_compression=target_compression,
+        target_bit_operations=target_bit_operations,
+        max_accuracy_drop=max_accuracy_drop,
+    )
+    joint = isinstance(target, BitOperationsTarget)
+    if joint and activations in (False, None):
+        raise ValueError(
+            "`target_bit_operations` counts bits of weights times bits of activations: give "
+            "`activations=True`, or settings. Received: activations=False"
+        )
     accuracy = None if target and validation_data is None else Accuracy(validation_data)
     progress = Progress(verbose)
     _check_model(model)
@@ -133,7 +148,7 @@ def quantize(
         "activations": activations,
         "power_of_two": power_of_two,
     }
-    quantizer = _Quantizer(model, examples, conversion, progress)
+    quantizer = _Quantizer(model, examples, conversion, progress, joint)
     if target is not None:
         quantizer.check(target)
     float_accuracy = None if accuracy is None else accuracy(quantizer.predict_float)
@@ -153,14 +168,8 @@ def quantize(
     return quantizer.student
 
 
-def _size_target(target_bits, target_bytes, target_compression, max_accuracy_drop):
+def _size_target(**given):
     """The target of a size, or None for `max_accuracy_drop`."""
-    given = {
-        "target_bits": target_bits,
-        "target_bytes": target_bytes,
-        "target_compression": target_compression,
-        "max_accuracy_drop": max_accuracy_drop,
-    }
     wanted = {name: value for name, value in given.items() if value is not None}
     if len(wanted) != 1:
         raise ValueError(f"`quantize` needs exactly one of {', '.join(given)}. Received: {wanted}")
@@ -235,6 +244,7 @@ class _Quantizer:
         examples: Structure of arrays.
         conversion: Dictionary of arguments of `to_learned_bits`.
         progress: `Progress`.
+        joint: Whether the bits of activations are allocated, too.
 
     Attributes:
         student: The quantized model.
@@ -242,7 +252,7 @@ class _Quantizer:
         predict_float: `Predictor` of the float model.
     """
 
-    def __init__(self, model, examples, conversion, progress):
+    def __init__(self, model, examples, conversion, progress, joint):
         self.model = model
         self.progress = progress
         # Movements are reported for examples that no weight was trained on.
@@ -255,25 +265,19 @@ class _Quantizer:
         self.student = self._convert()
         converted()
         self.kernels = quantized_kernels(self.student)
-        if conversion["activations"] not in (False, None):
-            self._calibrate()
+        self.ranges = ActivationRanges(self.student, self.measured, all_widths=joint)
+        self.allocated = self.kernels + (self.ranges.activations if joint else [])
         self.predict_float, self.predict = Predictor(model), Predictor(self.student)
         self.distance = OutputDistance(self.predict_float(self.measured), model)
         self._start = self.state()
 
-    def _calibrate(self):
-        """Fits the ranges of activations at float kernels."""
-        with calibrating_activations(), computing_with_float_kernels():
-            for batch in batches_of(self.measured, 32):
-                in_inference(self.student, as_tensors(batch))
-
     def check(self, target):
         """Raises a ValueError if a target cannot be met."""
-        bounds = [(kernel.layer.min_bits, kernel.layer.max_bits) for kernel in self.kernels]
+        bounds = [(each.layer.min_bits, each.layer.max_bits) for each in self.allocated]
         widths = np.arange(1, grids.MAX_BITS + 1)
         allowed = [(low <= widths) & (widths <= high) for low, high in bounds]
         losses = np.where(allowed, -widths, np.inf).astype("float64")
-        target.allocate_by(self.student, self.kernels, losses)
+        target.allocate_by(self.student, self.allocated, losses)
 
     def permits(self, target):
         """Whether a target can be met."""
@@ -284,10 +288,14 @@ class _Quantizer:
         return True
 
     def measure(self):
-        """Measures what each width of each kernel costs."""
+        """Measures what each width of each kernel, and of each allocated activation, costs."""
         reference = self.predict_float(self.measured)
-        phase = self.progress.phase("Measure", len(self.kernels), "kernel")
-        self.losses = loss_table(self.student, self.measured, reference, self.distance, phase)
+        phase = self.progress.phase("Measure", len(self.allocated), "layer")
+        losses = loss_table(self.student, self.measured, reference, self.distance, phase)
+        if len(self.allocated) > len(self.kernels):
+            of_activations = self.ranges.loss_table(reference, self.distance, phase)
+            losses = np.concatenate([losses, of_activations])
+        self.losses = losses
 
     def reach(self, target, steps, batch_size, seed):
         """Quantizes the student to a size.
@@ -296,9 +304,9 @@ class _Quantizer:
             `QuantizationReport`.
         """
         self.restore(self._start)
-        widths = target.allocate_by(self.student, self.kernels, self.losses)
-        for kernel, bits in widths.items():
-            set_width(kernel, bits)
+        widths = target.allocate_by(self.student, self.allocated, self.losses)
+        for tensor, bits in widths.items():
+            (set_width if tensor in self.kernels else self.ranges.set)(tensor, bits)
         rounded = self.progress.phase("Round", 1, "model")
         round_in_order(self.student, self.measured)
         self._estimate_statistics()
@@ -318,7 +326,7 @@ class _Quantizer:
         names = unique_names(self.kernels)
         return QuantizationReport(
             table=bit_table(self.student),
-            worth=dict(zip(names, self.losses, strict=True)),
+            worth=dict(zip(names, self.losses, strict=False)),  # of activations it is not shown
             movement_rounded=movement_rounded,
             movement=self._movement(self.held_out),
             agreement=agreement(*self._outputs(self.held_out)),

@@ -321,10 +321,10 @@ def test_every_target_that_names_a_size_permits_it(deep_model, monkeypatch):
     table = klb.bit_table(model)
     monkeypatch.setattr(targets, "bit_table", lambda model: table)  # which takes its time
     for size in range(table.packed_bytes // 4, table.packed_bytes, 3):
-        compression = targets.SIZE_TARGETS["target_compression"](1.0)
+        compression = targets.CompressionTarget(1.0)
         compression.value = compression.describe(model, size)
         assert compression.limit(model) >= size
-        bits = targets.SIZE_TARGETS["target_bits"](1.0)
+        bits = targets.BitsTarget(1.0)
         bits.value = bits.describe(model, size)
         assert bits.limit(model) >= size
 
