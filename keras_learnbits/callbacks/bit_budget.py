@@ -53,7 +53,8 @@ class BitBudget(keras.callbacks.Callback):
             used with `max_accuracy_drop`.
         start: Example inputs, some hundred, in the forms that `keras_learnbits.quantize` takes. If
             given, training begins at the target: before the first epoch bits are set to those that
-            `quantize` would allocate, and weights are trained at about the widths that they keep.
+            `quantize` would allocate, weights are trained at about the widths that they keep,
+            and no width changes by more than a bit when bits are frozen.
             By default the size decreases from the model's initial one.
 
     Raises:

@@ -1,5 +1,7 @@
 """Targets of `BitBudget`: sizes in bits or bytes."""
 
+import contextlib
+
 import numpy as np
 
 from keras_learnbits.callbacks import allocation
@@ -95,7 +97,11 @@ class SizeTarget(Target):
         self._count(model)
 
     def begin_at_target(self):
-        """Notes that bits were set to the target, and are to stay near it from the first step."""
+        """Notes that bits were set to the target, and are to stay near it from the first step.
+
+        At the end they are allocated within one bit of where training brought them: weights were
+        trained at these widths, and losses are measured there.
+        """
         self._at_target = True
 
     def steer(self, model, progress, by):
@@ -117,7 +123,16 @@ class SizeTarget(Target):
         model.steer_price("bit_reg", price_at(prices, within[0]))
 
     def allocate(self, model):
-        return self.allocate_by(model, *predicted_losses(model))
+        tensors, losses = self.predicted_losses(model)
+        if self._at_target:
+            near = within_one_bit(losses, _indices(tensors))
+            with contextlib.suppress(ValueError):  # they exceed the target
+                return self.allocate_by(model, tensors, near)
+        return self.allocate_by(model, tensors, losses)
+
+    def predicted_losses(self, model):
+        """The tensors whose bit-widths are allocated, and their losses, as `allocate_by` takes."""
+        return predicted_losses(model)
 
     def allocate_by(self, model, kernels, losses):
         """As `allocate`, for given losses.
@@ -230,6 +245,21 @@ def predicted_losses(model):
             f"Received: model={model.name!r}"
         )
     return kernels, losses[[tensors.index(kernel) for kernel in kernels]]
+
+
+def within_one_bit(losses, present):
+    """Losses with `inf` for widths more than one bit from the present ones.
+
+    Args:
+        losses: Array of shape `(kernels, 16)`.
+        present: Index of each kernel's present width.
+
+    Examples:
+        >>> within_one_bit(np.zeros((1, 5)), [3]).tolist()
+        [[inf, inf, 0.0, 0.0, 0.0]]
+    """
+    distance = np.abs(np.arange(losses.shape[1]) - np.array(present)[:, None])
+    return np.where(distance <= 1, losses, np.inf)
 
 
 def descent(model):

@@ -6,6 +6,7 @@ import pytest
 
 import keras_learnbits as klb
 from keras_learnbits.calibration.output_distance import OutputDistance
+from keras_learnbits.callbacks.targets import within_one_bit
 
 pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")
 RNG = np.random.default_rng(0)
@@ -62,6 +63,18 @@ def test_the_size_stays_near_the_target_while_bits_move_and_ends_within_it():
     assert means[0] <= 2.5
     assert max(means) < 4
     assert klb.bit_table(model).mean_bits <= 2.5
+
+
+def test_no_width_jumps_by_more_than_a_bit_when_bits_are_frozen():
+    _, widths = train(epochs=8)
+    steps = np.abs(np.diff(widths.widths, axis=0))
+    assert steps.max() <= 1
+    assert steps.any()
+
+
+def test_widths_are_permitted_within_one_bit():
+    found = within_one_bit(np.zeros((2, 5)), [0, 3])
+    np.testing.assert_array_equal(np.isfinite(found), [[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]])
 
 
 def test_the_price_follows_predicted_losses_from_the_first_step():
