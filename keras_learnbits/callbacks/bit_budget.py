@@ -26,8 +26,8 @@ class BitBudget(keras.callbacks.Callback):
 
     `val_loss` rises with the price: compare epochs by `EarlyStopping("val_task_loss", mode="min")`.
 
-    Sizes are those of the weights, except bit operations; while bits move, those of activations
-    follow the price. At the start of each
+    Sizes are those of the weights, except bit operations; the bits of activations follow the price.
+    At the start of each
     `fit` the bits are unfrozen. If a callback restores weights at the end of training, as
     `EarlyStopping` may, put the budget after it, because the budget restores the integers.
 
@@ -37,7 +37,8 @@ class BitBudget(keras.callbacks.Callback):
             and float32 parameters.
         target_compression: Float32 bytes divided by packed bytes.
         target_bit_operations: Bit operations of one example, as `bit_table` counts them. Bits of
-            weights and of activations are allocated together when they are frozen.
+            weights and of activations are allocated together, from `start`, before the first
+            step, and stay.
         target: Custom `keras_learnbits.callbacks.Target`, such as a subclass of `SizeTarget`.
         max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
             `float_accuracy` when the bits are frozen, e.g. 0.005. The model becomes as small as
@@ -60,7 +61,7 @@ class BitBudget(keras.callbacks.Callback):
     Raises:
         ValueError: Not exactly one target is given; a target is not a positive number;
             `max_accuracy_drop` is given without `float_accuracy` or `validation_data`, or with
-            `start`. In `fit`:
+            `start`; `target_bit_operations` is given without `start`. In `fit`:
             the target is below the size at the lowest bit-widths, which the message states; there
             are two budgets; a weight is not finite; lower values of `metric` are better; the
             model's `bit_gradient` does not predict losses; or no kernel is trainable.
@@ -117,6 +118,11 @@ class BitBudget(keras.callbacks.Callback):
                 "`start` allocates bits within a size: give `target_bits`, `target_bytes` or "
                 f"`target_compression`. Received: {[k for k, v in given.items() if v is not None]}"
             )
+        if start is None and self.target.frozen_from_start:
+            raise ValueError(
+                f"`{self.target.name}` allocates bits from measurements before the first step: "
+                "give `start`, some hundred example inputs. Received: start=None"
+            )
         check_number("by", by, 0, below=1)
         check_number("update_freq", update_freq, 1, integer=True)
         self.by = by
@@ -148,8 +154,11 @@ class BitBudget(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._epoch_start = epoch, self._step
-        if epoch == 0 and self.start is not None and not self.model.bits_are_frozen:
+        is_first = epoch == 0 and not self.target.frozen_from_start
+        if is_first and self.start is not None and not self.model.bits_are_frozen:
             self._start_at_target()
+        if self.target.frozen_from_start and not self.model.bits_are_frozen:
+            self._freeze_at_target(resumed=epoch > 0)
         if self._begun and not self.model.bits_are_frozen:
             self.target.begin_epoch(self.model)
 
@@ -161,6 +170,13 @@ class BitBudget(keras.callbacks.Callback):
             )
         start_at_measured_widths(self.model, self.target, self.start)
         self.target.begin_at_target()
+
+    def _freeze_at_target(self, resumed):
+        """Freezes the bits at those that measurements allocate, or at those of before."""
+        if not (resumed and self.keep()):
+            self._start_at_target()
+            self.keep()
+        self.model.freeze_bits()
 
     def on_train_batch_end(self, batch, logs=None):
         self._begin()

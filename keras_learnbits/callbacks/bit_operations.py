@@ -13,23 +13,30 @@ from keras_learnbits.layers.discovery import quantized_kernels, unique_names
 class BitOperationsTarget(SizeTarget):
     """Bit operations of one example: MACs times bits of the weights times bits of the inputs.
 
-    Bits of weights and of activations are allocated together, exactly.
+    Bits of weights and of activations are allocated together, exactly. In training they do not
+    move: the price of a bit, which moves them, is one per weight or per value, and not one per
+    operation.
     """
 
     name, unit = "target_bit_operations", "bit operations per example"
+    frozen_from_start = True
 
     def limit(self, model):
         return int(self.value)
 
     def sizes(self, kernels, bits):
-        return np.outer([self._slopes[kernel] for kernel in kernels], bits)
+        # Operations per bit of a weight, at the present bits of the inputs.
+        slopes = [
+            self._operations[kernel].macs * int(self._operations[kernel].input.integer_bits())
+            if self._operations[kernel].macs
+            else 0
+            for kernel in kernels
+        ]
+        return np.outer(slopes, bits)
 
     def begin(self, model):
         self._find(model)
         super().begin(model)
-
-    def predicted_losses(self, model):
-        return model.predicted_losses()
 
     def allocate_by(self, model, tensors, losses):
         """As `SizeTarget.allocate_by`, for kernels and activations."""
@@ -70,7 +77,7 @@ class BitOperationsTarget(SizeTarget):
             )
 
     def _find(self, model):
-        """Finds the operations of all kernels, and what one bit of each costs at present.
+        """Finds the operations of all kernels.
 
         Raises:
             ValueError: The operations of a kernel are not known, or its input is not quantized.
@@ -88,10 +95,6 @@ class BitOperationsTarget(SizeTarget):
                 f"recurrent, attention and separable layers. Received: kernels {unknown}"
             )
         self._operations = known
-        self._slopes = {
-            kernel: each.macs * int(each.input.integer_bits()) if each.macs else 0
-            for kernel, each in known.items()
-        }
 
     def _groups(self, model, tensors, losses):
         """The kernels that read each activation, with the losses at each width.

@@ -16,7 +16,14 @@ SLACK = 0.97
 
 
 class Target:
-    """Base class of the targets of a `BitBudget`."""
+    """Base class of the targets of a `BitBudget`.
+
+    Attributes:
+        frozen_from_start: Whether bits are allocated before the first step only, from the budget's
+            `start`, and stay. False by default.
+    """
+
+    frozen_from_start = False
 
     def begin(self, model):
         """Prepares for training, once the model is built.
