@@ -15,7 +15,7 @@ export = [
     "qonnx>=1.0",
     "ai-edge-litert>=2.1",
 ]
-hardware = ["hls4ml>=1.3"]
+hardware = ["hls4ml>=1.3", "alkaid>=0.8.2"]
 experiments = [
     "tensorflow-datasets>=4.9.9",
     "scikit-learn>=1.6",
@@ -42,6 +42,7 @@ setup(
     python_requires=">=3.11",
     entry_points={
         "console_scripts": ["keras_learnbits=keras_learnbits.command_line.main:main"],
+        "alkaid_keras": ["keras_learnbits=keras_learnbits.export.alkaid:register"],
     },
     install_requires=[
         "tensorflow>=2.20",

@@ -45,6 +45,7 @@ __all__ = [
     "probe_bits",
     "quantize",
     "save_packed",
+    "to_fixed_point",
     "to_keras",
     "to_learned_bits",
     "warm_start",
@@ -86,6 +87,7 @@ if TYPE_CHECKING or not _runs_a_module():
     from keras_learnbits.conversion.to_keras import to_keras
     from keras_learnbits.conversion.to_learned_bits import to_learned_bits
     from keras_learnbits.conversion.warm_start import warm_start
+    from keras_learnbits.export.fixed_point import to_fixed_point
     from keras_learnbits.export.hls4ml import export_hls4ml
     from keras_learnbits.export.litert import export_litert
     from keras_learnbits.export.onnx import export_onnx

@@ -6,14 +6,14 @@ import os
 import shutil
 import uuid
 
-import keras
 import numpy as np
 
 from keras_learnbits._keras import symbolic_inputs
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._function import predictions_of
-from keras_learnbits.export._hls4ml_model import FixedPoint, circuit_model, register_handlers
+from keras_learnbits.export._hls4ml_handlers import register_handlers
 from keras_learnbits.export._weights import check_finite
+from keras_learnbits.export.fixed_point import FixedPoint, to_fixed_point
 from keras_learnbits.layers.traversal import layers_inside
 
 # Random examples that the compiled project is compared on.
@@ -68,15 +68,13 @@ def export_hls4ml(
     """
     hls4ml = import_extra("hls4ml", extra="hardware")
     register_handlers()
-    if not isinstance(model, keras.Model) or not model.built:
-        raise ValueError(f"`export_hls4ml` needs a built Keras model. Received: model={model!r}")
     if check and shutil.which("g++") is None:
         raise RuntimeError(
             "`export_hls4ml` compares the C++ with the model, which needs the compiler g++: "
             "install it, or write the project unchecked with `check=False`"
         )
+    plain = to_fixed_point(model)
     check_finite(model)
-    plain = circuit_model(model)
     _check_sizes(plain)
     config = settings.pop("hls_config", None) or hls4ml.utils.config_from_keras_model(
         plain, granularity="model", backend=backend

@@ -1,15 +1,13 @@
-"""A learned-bit model in the layers that hls4ml's converter takes, with fixed-point activations."""
+"""`to_fixed_point`: a learned-bit model in plain Keras layers and fixed-point activations."""
 
 import functools
 import math
 import re
 
 import keras
-import numpy as np
 
 from keras_learnbits._keras import calls, is_graph
 from keras_learnbits.export._activations import grid_of
-from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._fixed_point import (
     INACTIVE,
     PADDING,
@@ -60,7 +58,7 @@ class FixedPoint(L.Layer):
 
 @register
 class Padding(L.Layer):
-    """Zeros around its input: a depthwise convolution with ones, which hls4ml can pad for.
+    """Zeros around its input.
 
     Args:
         padding: Pairs of the numbers of zeros before and after, one pair for each axis.
@@ -78,71 +76,37 @@ class Padding(L.Layer):
         return {**super().get_config(), "padding": self.padding}
 
 
-@functools.cache
-def register_handlers():
-    """Tells hls4ml's converter about the layers of this module."""
-    base, conv = import_extra(
-        "hls4ml.converters.keras_v3._base", "hls4ml.converters.keras_v3.conv", extra="hardware"
-    )
+def to_fixed_point(model):
+    """A copy of the model for hardware compilers, in plain Keras layers and `FixedPoint`.
 
-    # hls4ml registers a handler when its class is made, for the classes in `handles`.
-    class FixedPointHandler(base.KerasV3LayerHandler):
-        handles = (f"{FixedPoint.__module__}.{FixedPoint.__name__}",)
-
-        def handle(self, layer, in_tensors, out_tensors):
-            return {
-                "class_name": "FixedPointQuantizer",
-                "mask_kbi": tuple(np.array([each], "int16") for each in layer.fixed_point_type()),
-                "SAT": "SAT",
-                "RND": "RND",  # halves are rounded up, as `floor(x + 0.5)` does
-                "fusible": None,
-                "overrides": {},
-            }
-
-    class PaddingHandler(base.KerasV3LayerHandler):
-        handles = (f"{Padding.__module__}.{Padding.__name__}",)
-
-        def handle(self, layer, in_tensors, out_tensors):
-            *sizes, channels = in_tensors[0].shape[1:]
-            ones = (1,) * len(sizes)
-            kernel = np.ones((*ones, channels, 1), "float32")
-            config = conv.gen_conv_config(
-                in_shape=tuple(in_tensors[0].shape[1:]), out_shape=tuple(out_tensors[0].shape[1:]),
-                ker_px_shape=ones, strides=ones, data_format="channels_last", padding="valid",
-                name=layer.name,
-            )  # fmt: skip
-            names = [("pad_left", "pad_right")]
-            if len(sizes) == 2:
-                names.insert(0, ("pad_top", "pad_bottom"))
-            for pair, numbers in zip(names, layer.padding, strict=True):
-                config.update(zip(pair, numbers, strict=True))
-            return config | {
-                "class_name": f"DepthwiseConv{len(sizes)}D",
-                "data_format": "channels_last",
-                "bias_data": None,
-                "use_bias": False,
-                "weight_data": kernel,
-                "depthwise_data": kernel,
-                "depth_multiplier": 1,
-            }
-
-
-def circuit_model(model):
-    """The model in plain Keras layers, `FixedPoint` and `Padding`, without graphs inside.
+    All numbers in it are integers times powers of two, and all sums fit into 24 bits, so that
+    float32 computes exactly what a circuit of integers does. Graphs inside are merged into one, and
+    layers are replaced where compilers need others: separable convolutions by two, global pooling
+    by pooling of the whole size, zero padding by `Padding`.
 
     Args:
-        model: A built functional or Sequential model with learned-bit layers.
+        model: A built functional or Sequential model that was converted with `activations` and
+            `power_of_two`.
 
     Returns:
-        Functional `keras.Model` with the predictions of `model`.
+        Functional `keras.Model` with the predictions of `model`, in float32.
 
     Raises:
-        ValueError: A layer cannot be computed exactly; the message names it.
+        ValueError: A layer cannot be computed exactly; the message names it and the way out.
+
+    Examples:
+        >>> model = keras_learnbits.LearnedBitSequential(
+        ...     [keras.Input((4,)), keras_learnbits.LearnedBitActivation(6, power_of_two=True),
+        ...      keras_learnbits.LearnedBitDense(
+        ...          2, kernel_quantizer=keras_learnbits.LearnedScaleQuantizer(power_of_two=True))])
+        >>> _ = model(np.ones((8, 4)), training=True)  # fits the range of the activation
+        >>> [type(layer).__name__ for layer in to_fixed_point(model).layers]
+        ['InputLayer', 'FixedPoint', 'Dense']
     """
-    if not is_graph(model):
+    if not isinstance(model, keras.Model) or not model.built or not is_graph(model):
         raise ValueError(
-            "A circuit is made of a Sequential or functional model; a custom `call` has no layers "
-            f"that hls4ml could follow. Received: model={model.name!r}"
+            "A circuit is made of a built Sequential or functional model; a custom `call` has no "
+            f"layers that could be followed. Received: model={model!r}"
         )
     names = set()
     inputs = [
@@ -195,7 +159,7 @@ def _follow(graph, known, names, path):
 
 
 def _plain(call, name):
-    """The layers for hls4ml that take the place of one layer, not built.
+    """The layers that take the place of one layer, not built.
 
     Args:
         call: `keras_learnbits._keras.Call` of a layer of a learned-bit model.
