@@ -226,6 +226,8 @@ def main(argv):
                         save(path, key, run(net, way, size, seed, float_net, data, test))
     points = summarize(load(path))
     print(table_of(points))
+    with open(os.path.join(FLAGS.output_dir, "hardware.json"), "w") as file:
+        json.dump({"points": points, "runs": load(path)}, file, indent=1)
     plot(points, os.path.join(FLAGS.output_dir, "hardware.png"))
 
 

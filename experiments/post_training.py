@@ -46,6 +46,7 @@ flags.DEFINE_integer("examples", 1024, "Number of unlabelled images.", lower_bou
 flags.DEFINE_string("images", None, "Where else images are from: `noise`, or a data set's name.")
 flags.DEFINE_integer("settling_steps", None, "Training steps of `quantize`.")
 flags.DEFINE_bool("activations", False, "Quantize activations to 8 bits, too.")
+flags.DEFINE_bool("power_of_two", False, "Steps that are powers of two, batch norms folded.")
 flags.DEFINE_enum("evaluate", "test", ["test", "held_out"], "Which images accuracies are of.")
 
 # What is left out of `quantize`: names of the package, and what takes their place.
@@ -199,6 +200,7 @@ def run(net, model, method, bits, seed):
                         images,
                         **target,
                         activations=FLAGS.activations,
+                        power_of_two=FLAGS.power_of_two,
                         steps=0 if method == "steps=0" else FLAGS.settling_steps,
                         seed=seed,
                         verbose=0,
@@ -225,6 +227,7 @@ def key_of(net, method, bits, seed):
         else []
     )
     parts += ["activations"] if FLAGS.activations else []
+    parts += ["powers"] if FLAGS.power_of_two else []
     return "-".join(map(str, [*parts, FLAGS.evaluate]))
 
 

@@ -184,6 +184,44 @@ def _post_training_row(net, method, bits, runs, base):
     ]
 
 
+HARDWARE_NETS = {
+    "digits": "digits, CNN",
+    "jets": "drawn points, dense",
+    "mnist": "MNIST, CNN",
+}
+WAYS = {"float": "float", "learned": "learned bits", "uniform": "equal bits", "hgq2": "HGQ2"}
+
+
+def hardware():
+    """Accuracy against bit operations, and what the C++ takes."""
+    points = json.loads((STUDIES / "hardware.json").read_text())["points"]
+    rows = []
+    for net, title in HARDWARE_NETS.items():
+        for way, name in WAYS.items():
+            chosen = [each for each in points if (each["net"], each["way"]) == (net, way)]
+            for each in sorted(chosen, key=lambda point: point["bit_operations"] or 0):
+                several = f" ± {100 * each['spread']:.2f}" if each["seeds"] > 1 else ""
+                rows.append(
+                    [
+                        title,
+                        name,
+                        _or_nothing(each["bit_operations"], "{:,.0f}"),
+                        f"{each['accuracy']:.2%}{several}",
+                        "" if way == "float" else f"{-100 * each['gap']:+.2f}",
+                        _or_nothing(each["largest_difference"], "{:g}"),
+                        _or_nothing(each["export_seconds"], "{:.0f}"),
+                        str(each["seeds"]),
+                    ]
+                )
+    head = ["net", "widths", "bit operations", "accuracy", "to float", "largest difference",
+            "export and compile [s]", "seeds"]  # fmt: skip
+    return f"`python experiments/hardware.py`\n\n{markdown(head, rows)}"
+
+
+def _or_nothing(value, form):
+    return "" if value is None else form.format(value)
+
+
 BLOCKS = {
     "README.md": {"post-training": post_training_in_short},
     "docs/exports.md": {
@@ -193,6 +231,7 @@ BLOCKS = {
         "latencies": latencies,
     },
     "docs/post_training.md": {"post-training": post_training},
+    "docs/hardware.md": {"hardware": hardware},
 }
 
 

@@ -38,6 +38,18 @@ def test_every_public_name_is_in_the_reference_once():
 
 
 @pytest.mark.thorough
+def test_the_program_of_the_hardware_page_ends_with_an_exact_circuit(tmp_path):
+    page = (ROOT / "docs" / "hardware.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    difference, accuracy = re.findall(r"(?:difference|accuracy): (\S+)", done.stdout)
+    assert float(difference) == 0
+    assert float(accuracy) > 0.85
+
+
+@pytest.mark.thorough
 def test_nothing_is_in_the_reference_twice(site):
     pages = [page.read_text() for page in (site / "docs" / "api").rglob("*.html")]
     for name in DESCRIBED:
