@@ -224,19 +224,18 @@ class LearnedScaleQuantizer(Quantizer):
         return super()._searched(kernel, bits, start, low, reach)
 
     def grid(self, kernel, bits, log_scale=None):
-        return self._scaled(*grids.gaussian_grid(bits), log_scale)
+        return self._scaled(*grids.gaussian_grid(bits), bits, log_scale)
 
     def constant_grid(self, kernel, bits, log_scale=None):
         if type(self).grid is not LearnedScaleQuantizer.grid:  # a subclass with another grid
             return super().constant_grid(kernel, bits, log_scale)
-        return self._scaled(*grids.constant_gaussian_grid(bits), log_scale)
+        return self._scaled(*grids.constant_gaussian_grid(bits), bits, log_scale)
 
-    def _scaled(self, step, max_code, log_scale):
-        return grids.Grid(self._step(step * tf.exp(log_scale)), -0.5 * max_code, max_code)
-
-    def _step(self, step):
-        """The step, or the nearest power of two."""
-        return grids.power_of_two(step) if self.power_of_two else step
+    def _scaled(self, step, max_code, bits, log_scale):
+        step = step * tf.exp(log_scale)
+        if self.power_of_two:
+            step = grids.power_of_two_step(step, bits, log_scale)
+        return grids.Grid(step, -0.5 * max_code, max_code)
 
     def log_step_slope(self, bits):
         return grids.gaussian_log_step_slope(bits)
@@ -318,11 +317,10 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         step, offset, max_code = self.grid(kernel, bits, log_scale)
         return step, kernel * (1.0 / step), grids.Grid(tf.ones_like(step), offset, max_code)
 
-    def _step(self, step):
-        return tf.where(self.power_of_two, grids.power_of_two(step), step)
-
-    def _scaled(self, step, max_code, log_scale):
-        step = self._step(step * (0.5 * (1.0 + self.signed) * tf.exp(log_scale)))
+    def _scaled(self, step, max_code, bits, log_scale):
+        step = step * (0.5 * (1.0 + self.signed) * tf.exp(log_scale))
+        power = grids.power_of_two_step(step, bits, log_scale, halved=self.signed == 0)
+        step = tf.where(self.power_of_two, power, step)
         return grids.Grid(step, -0.5 * self.signed * (max_code + 1.0), max_code)
 
 

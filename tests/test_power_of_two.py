@@ -20,26 +20,53 @@ def are_powers_of_two(steps):
     return np.all(np.frexp(steps)[0] == 0.5)
 
 
-def test_the_nearest_power_on_the_logarithmic_scale_is_found_exactly():
-    steps = np.exp(RNG.uniform(-40, 40, 20_000)).astype("float32")
-    found = grids.power_of_two(tf.constant(steps)).numpy()
-    assert are_powers_of_two(found)
-    np.testing.assert_array_less(np.abs(np.log2(found / steps.astype("float64"))), 0.5001)
-    powers = 2.0 ** np.arange(-126, 128)
-    np.testing.assert_array_equal(grids.power_of_two(tf.constant(powers, tf.float32)), powers)
+def steps_at(bits, log_scales, **arguments):
+    bits, log_scales = tf.constant(float(bits)), tf.constant(log_scales, tf.float32)
+    step = grids.gaussian_grid(bits)[0] * tf.exp(log_scales)
+    return step, grids.power_of_two_step(step, bits, log_scales, **arguments)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 16])
+def test_the_nearest_power_on_the_logarithmic_scale_is_found(bits):
+    step, found = steps_at(bits, RNG.uniform(-40, 40, 20_000))
+    assert are_powers_of_two(found.numpy())
+    ratio = found.numpy().astype("float64") / step.numpy()
+    np.testing.assert_array_less(np.abs(np.log2(ratio)), 0.5002)
+    _, halved = steps_at(bits, [0.1, 0.9], halved=True)
+    _, whole = steps_at(bits, [0.1, 0.9])
+    np.testing.assert_array_equal(2 * halved, whole)
 
 
 def test_steps_beyond_normal_numbers_get_the_nearest_normal_power():
-    found = grids.power_of_two(tf.constant([1e-38, 3.4e38])).numpy()
-    np.testing.assert_array_equal(found, np.float32([2.0**-126, 2.0**127]))
+    np.testing.assert_array_equal(steps_at(16, -86.0)[1], np.float32(2.0**-126))
+    np.testing.assert_array_equal(steps_at(1, 88.0)[1], np.float32(2.0**127))
+
+
+def test_all_programs_take_the_same_power_half_way_between_two():
+    """Eager, in a graph, and in XLA, for neighbours of each boundary between two powers."""
+    bits = 2
+    boundaries = np.log(2.0 ** (np.arange(-20, 20) + 0.5) / grids.GAUSSIAN_STEPS[bits - 1])
+    near = boundaries[:, None] + np.arange(-40, 41) * 2.0**-20
+    log_scales = tf.constant(near.ravel(), tf.float32)
+
+    def power(log_scale):
+        step = grids.gaussian_grid(tf.constant(2.0))[0] * tf.exp(log_scale)
+        return grids.power_of_two_step(step, tf.constant(2.0), log_scale)
+
+    eager = power(log_scales)
+    one_by_one = tf.map_fn(power, log_scales)
+    compiled = tf.function(power, jit_compile=True)(log_scales)
+    np.testing.assert_array_equal(eager, one_by_one)
+    np.testing.assert_array_equal(eager, compiled)
 
 
 def test_gradients_pass_straight_through_the_rounding_of_the_logarithm():
     """The derivative of the step by the logarithm of the scale is the rounded step itself."""
-    log_scale = tf.Variable([0.3, -1.1])
+    log_scale, bits = tf.Variable([0.3, -1.1]), tf.constant(3.0)
     with tf.GradientTape() as tape:
-        steps = grids.power_of_two(tf.exp(log_scale))
-    np.testing.assert_allclose(tape.gradient(steps, log_scale), steps, rtol=1e-6)
+        step = grids.gaussian_grid(bits)[0] * tf.exp(log_scale)
+        powers = grids.power_of_two_step(step, bits, log_scale)
+    np.testing.assert_allclose(tape.gradient(powers, log_scale), powers, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [1, 3, *thorough(2, 5, 8)])

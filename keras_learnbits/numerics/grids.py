@@ -136,23 +136,65 @@ _GAUSSIAN_GRIDS = [
 ]
 
 
-def power_of_two(step):
+def power_of_two_step(step, bits, log_scale, halved=False):
     """The power of two nearest to a step, on the logarithmic scale; exact.
 
-    Its derivative is that of the step, times their ratio: straight through the rounding of the
+    `exp` and `log` differ in the last place between TensorFlow's kernels, XLA and other devices, so
+    of a step half-way between two powers one program would take the other power: twice the step.
+    So the exponent is computed in integers, from the variable that all programs share.
+
+    The derivative is that of the step, times their ratio: straight through the rounding of the
     logarithm, as in TQT (arXiv 1903.08066).
 
+    Args:
+        step: Float32 tensor, `gaussian_grid(bits)[0] * exp(log_scale)`, or half of it.
+        bits: Float32 scalar, the latent bit-width.
+        log_scale: Float32 tensor, natural logarithms of the scales.
+        halved: Boolean tensor, whether `step` is half of that.
+
+    Returns:
+        Float32 tensor of the shape of `step`.
+
     Examples:
-        >>> power_of_two(tf.constant([0.2, 1.4, 1.5])).numpy().tolist()
+        >>> bits, log_scales = tf.constant(2.0), tf.constant([-1.6, 0.3, 0.4])
+        >>> step = gaussian_grid(bits)[0] * tf.exp(log_scales)
+        >>> power_of_two_step(step, bits, log_scales).numpy().tolist()
         [0.25, 1.0, 2.0]
     """
-    exponent = tf.floor(tf.math.log(step) / math.log(2.0) + 0.5)
-    exponent = tf.clip_by_value(exponent, -126.0, 127.0)  # those of normal float32 numbers
-    # The bits of the float32: `tf.pow` may be off by one unit in the last place.
-    power = tf.bitcast((tf.cast(exponent, tf.int32) + 127) * 2**23, tf.float32)
-    power = tf.stop_gradient(power)
+    scale = tf.cast(tf.floor(log_scale * _PER_LOG), tf.int64)  # exact
+    best = tf.gather(tf.constant(_LOG2_STEPS, tf.int64), _table_index(bits))
+    exponent = tf.math.floordiv(scale * _LOG2_PER_UNIT + best, _ONE)
+    power = _power(exponent - tf.cast(halved, tf.int64))
     ratio = tf.stop_gradient(tf.math.divide_no_nan(power, step))
     return power + (step - tf.stop_gradient(step)) * ratio
+
+
+# Logarithms to base 2 in units of 2**-32. That of each best step, and a half so that `floordiv`
+# rounds; row 0 is not used. Logarithms of scales are taken in units of 1/4096.
+_ONE = 2**32
+_PER_LOG = 4096.0
+_LOG2_PER_UNIT = round(_ONE / (_PER_LOG * math.log(2.0)))
+_LOG2_STEPS = [
+    round(_ONE * (math.log2(step) + 0.5)) + _LOG2_PER_UNIT // 2
+    for step in (GAUSSIAN_STEPS[0], *GAUSSIAN_STEPS)
+]
+
+
+def _power(exponent):
+    """`2**exponent` within the normal float32 numbers, exactly; `tf.pow` may be off."""
+    exponent = tf.cast(tf.clip_by_value(exponent, -126, 127), tf.int32)
+    return tf.stop_gradient(tf.bitcast((exponent + 127) * 2**23, tf.float32))
+
+
+def power_above(values):
+    """The smallest powers of two that are not below positive float32 numbers, exactly.
+
+    Examples:
+        >>> power_above(tf.constant([0.3, 0.5, 5.0])).numpy().tolist()
+        [0.5, 0.5, 8.0]
+    """
+    below = tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(values, tf.int32), 0x7F800000), tf.float32)
+    return tf.where(below < values, 2.0 * below, below)
 
 
 def fixed_point(values, bits):
@@ -169,9 +211,7 @@ def fixed_point(values, bits):
         [0.25, -0.875, 0.0]
     """
     largest = tf.reduce_max(tf.abs(values))
-    nearest = power_of_two(tf.maximum(largest, 2.0**-100))
-    above = tf.where(nearest < largest, 2.0 * nearest, nearest)
-    step = above * 2.0 ** (1 - bits)
+    step = power_above(tf.maximum(largest, 2.0**-100)) * 2.0 ** (1 - bits)
     rounded = tf.floor(values / step + 0.5) * step
     return tf.stop_gradient(rounded) + (values - tf.stop_gradient(values))
 
