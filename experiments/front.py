@@ -1,0 +1,61 @@
+"""The picture on the front page: size, accuracy and latency of one net, float and quantized.
+
+python experiments/front.py
+
+Draws docs/images/front.png from results/studies/post-training.json and latency.json.
+"""
+
+import json
+import pathlib
+
+import matplotlib.pyplot as plt
+
+ROOT = pathlib.Path(__file__).parent.parent
+STUDIES = ROOT / "experiments" / "results" / "studies"
+BASE, OTHER, OURS = "#8a8f98", "#d08c3c", "#2f6fb3"
+
+
+def rows():
+    """Name, color, bytes, accuracy and latency compared with float, for each bar from above."""
+    results = json.loads((STUDIES / "post-training.json").read_text())
+    latencies = json.loads((STUDIES / "latency.json").read_text())["rows"]
+    ratios = {
+        each["file"]: each["ratio"]["1"]
+        for each in latencies
+        if (each["net"], each["runtime"]) == ("CIFAR-10 net", "LiteRT")
+    }
+    of_float, own = results["cnn-float-test"], results["cnn-litert-8-0-1024-test"]
+    found = [
+        ("float", BASE, of_float, ratios["float"]),
+        ("LiteRT's own 8 bits", OTHER, own, ratios["own full integer"]),
+    ]
+    for bits in (4, 3, 2):
+        quantized = results[f"cnn-quantize-{bits}-0-1024-test"]
+        found.append((f"quantize, {bits} bits", OURS, quantized, ratios['arithmetic="int8"']))
+    return [
+        (name, color, each["bytes"], each["accuracy"], ratio) for name, color, each, ratio in found
+    ]
+
+
+def main():
+    found = rows()[::-1]
+    names, colors, sizes, accuracies, ratios = zip(*found, strict=True)
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")
+    panels = [
+        ("file [kB]", [size / 1000 for size in sizes], "{:,.0f}"),
+        ("test accuracy [%]", [100 * each for each in accuracies], "{:.2f}"),
+        ("latency, compared with float", ratios, "{:.2f}"),
+    ]
+    for axis, (title, values, form) in zip(axes, panels, strict=True):
+        bars = axis.barh(names, values, color=colors)
+        axis.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=9)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlim(0, 1.25 * max(values))
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+        axis.tick_params(axis="x", bottom=False, labelbottom=False)
+        axis.tick_params(axis="y", length=0)
+    figure.savefig(ROOT / "docs" / "images" / "front.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
