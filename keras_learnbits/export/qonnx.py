@@ -4,14 +4,14 @@ import functools
 
 import numpy as np
 
+from keras_learnbits.export._activations import activation_grids
 from keras_learnbits.export._check import check_file
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._files import write_atomically
 from keras_learnbits.export._function import ModelFunction
 from keras_learnbits.export._kernels import shared
 from keras_learnbits.export._onnx_graph import float_model, in_onnxruntime, replace_kernels
-
-DOMAIN = "qonnx.custom_op.general"
+from keras_learnbits.export._qonnx_activations import DOMAIN, expand_quant_nodes, use_quant_nodes
 
 
 def export_qonnx(model, path, *, input_signature=None, zero_point=True, check=True):
@@ -28,11 +28,15 @@ def export_qonnx(model, path, *, input_signature=None, zero_point=True, check=Tr
     with a zero point, or from a `BipolarQuant` node with a scale. So these are followed by a
     `Dropout`, which does nothing at inference and has the annotation.
 
+    Quantized activations are `Quant` nodes, too, of unsigned codes. They round halves up, which
+    `Quant` does for numbers that are not negative; signed activations therefore have a zero point.
+
     Names and metadata are as in files of `export_onnx`.
 
     Some hardware compilers, such as FINN, need weights without a zero point. With
     `zero_point=False` codes are doubled to odd integers with one more bit at half the step, and
-    there is no `Dropout`; 1-bit layers do not change.
+    there is no `Dropout`; 1-bit layers do not change. Signed activations are then written in
+    standard operators.
 
     Args:
         model: A built Keras model with learned-bit layers and float32 kernels, which `to_keras`
@@ -60,7 +64,9 @@ def export_qonnx(model, path, *, input_signature=None, zero_point=True, check=Tr
     """
     onnx = import_extra("onnx")
     function = ModelFunction(model, input_signature)
-    proto = float_model(function)
+    proto = onnx.shape_inference.infer_shapes(float_model(function))
+    shapes = {each.name: each for each in proto.graph.value_info}
+    del proto.graph.value_info[:]  # those of tensors that are replaced, too
     make = functools.partial(_quantized, zero_point=zero_point)
     for tensor, kernel in replace_kernels(proto.graph, function.kernels, make).items():
         if zero_point:
@@ -69,6 +75,9 @@ def export_qonnx(model, path, *, input_signature=None, zero_point=True, check=Tr
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, kernel.codes.shape)
             for name in (f"{kernel.name}/quantized", tensor)[not zero_point :]
         )
+    grids = activation_grids(model)
+    quantized = use_quant_nodes(proto.graph, grids, zero_point) if grids else []
+    proto.graph.value_info.extend(shapes[name] for name in quantized if name in shapes)
     proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     onnx.checker.check_model(proto)
     content = onnx.shape_inference.infer_shapes(proto).SerializeToString()
@@ -94,12 +103,18 @@ def _in_qonnx(path, inputs):
     proto = onnx.load(path)
     graph, to_array = proto.graph, onnx.numpy_helper.to_array
     values = {each.name: to_array(each) for each in graph.initializer}
-    for node in [node for node in graph.node if node.domain == DOMAIN]:
+    constant = [
+        node
+        for node in graph.node
+        if node.domain == DOMAIN and all(name in values for name in node.input)
+    ]
+    for node in constant:
         registry.getCustomOp(node).execute_node(values, graph)
         graph.node.remove(node)
         (output,) = node.output
         values[output] = np.asarray(values[output], "float32")
         graph.initializer.append(onnx.numpy_helper.from_array(values[output], output))
+    expand_quant_nodes(graph, values)
     return in_onnxruntime(proto.SerializeToString(), inputs)
 
 

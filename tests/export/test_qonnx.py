@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +13,7 @@ from export_models import (
     quantized,
 )
 from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
 from qonnx.util.cleanup import cleanup_model
 from qonnx.util.inference_cost import inference_cost
 from thorough import thorough
@@ -119,3 +121,45 @@ def test_the_file_passes_onnx_own_checks_with_a_batch_of_any_size(tmp_path):
     onnx.checker.check_model(proto)
     assert [each.name for each in proto.graph.input] == ["image"]
     assert {each.domain for each in proto.opset_import} >= {"", DOMAIN}
+
+
+def activated(signed_hidden):
+    """A quantized net with activations; its hidden ones are signed without a ReLU before them."""
+    keras.utils.set_random_seed(0)
+    hidden = keras.layers.Dense(6, activation=None if signed_hidden else "relu")
+    model = keras.Sequential([keras.Input((5,)), hidden, keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
+    settings = {"activations": {"bits": 4}, "power_of_two": True, "steps": 0, "verbose": 0}
+    return klb.quantize(model, x, target_bits=3, **settings), x
+
+
+@pytest.mark.parametrize("signed_hidden", [False, True])
+@pytest.mark.parametrize("zero_point", [True, False])
+def test_activations_are_quant_nodes_that_qonnx_executes(signed_hidden, zero_point, tmp_path):
+    """The input is signed, so without a zero point it stays in standard operators."""
+    model, x = activated(signed_hidden)
+    path = tmp_path / "model.onnx"
+    signature = tf.TensorSpec((1, 5), name="x")
+    klb.export_qonnx(model, path, zero_point=zero_point, input_signature=signature)
+    wrapper = ModelWrapper(str(path))
+    kinds = [node.op_type for node in wrapper.graph.node]
+    quantized = 2 if zero_point else 0 if signed_hidden else 1
+    assert kinds.count("Quant") == 2 + quantized
+    assert kinds.count("Floor") == 2 - quantized
+    (name,) = (each.name for each in wrapper.graph.input)
+    for row in x[:8]:
+        (found,) = execute_onnx(wrapper, {name: row[None]}).values()
+        np.testing.assert_array_equal(found, model(row[None]))
+
+
+def test_halves_are_rounded_up_in_quant_nodes(tmp_path):
+    """Inputs half-way between two levels, positive and negative."""
+    model, _ = activated(signed_hidden=False)
+    step = float(model.layers[1].grid().step)
+    path = tmp_path / "model.onnx"
+    klb.export_qonnx(model, path, input_signature=tf.TensorSpec((1, 5), name="x"))
+    wrapper = ModelWrapper(str(path))
+    (name,) = (each.name for each in wrapper.graph.input)
+    row = np.float32([[-2.5, -1.5, -0.5, 0.5, 1.5]]) * np.float32(step)
+    (found,) = execute_onnx(wrapper, {name: row}).values()
+    np.testing.assert_array_equal(found, model(row))
