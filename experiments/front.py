@@ -31,7 +31,7 @@ def rows():
     ]
     for bits in (4, 3, 2):
         quantized = results[f"cnn-quantize-{bits}-0-1024-test"]
-        found.append((f"quantize, {bits} bits", OURS, quantized, ratios['arithmetic="int8"']))
+        found.append((f"quantize, {bits} bits on average", OURS, quantized, ratios['arithmetic="int8"']))
     return [
         (name, color, each["bytes"], each["accuracy"], ratio) for name, color, each, ratio in found
     ]
@@ -42,7 +42,7 @@ def main():
     names, colors, sizes, accuracies, ratios = zip(*found, strict=True)
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")
     panels = [
-        ("file [kB]", [size / 1000 for size in sizes], "{:,.0f}"),
+        ("file [kB]; of quantize: packed", [size / 1000 for size in sizes], "{:,.0f}"),
         ("test accuracy [%]", [100 * each for each in accuracies], "{:.2f}"),
         ("latency, compared with float", ratios, "{:.2f}"),
     ]
