@@ -24,19 +24,27 @@ def direction_changes(logger, freeze_step):
     return turns
 
 
+# Curves that meet show through each other's gaps.
+STYLES = ("-", "--", "-.", ":")
+
+
 def plot_bits(logger, path, title, freeze_step):
-    """Bits of each layer over training steps; curves that meet are drawn a little apart."""
+    """Bits of each layer over training steps; the legend has the integers at the end."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     curves = np.transpose(logger.bits)
-    apart = 0.04 * (np.arange(len(curves)) - len(curves) / 2) / max(1, len(curves) / 8)
-    for name, bits, offset in zip(logger.names, curves, apart, strict=True):
-        axes.plot(logger.steps, bits + offset, label=name)
+    for number, (name, bits) in enumerate(zip(logger.names, curves, strict=True)):
+        style, width = STYLES[number % len(STYLES)], 2.4 - 0.4 * (number % len(STYLES))
+        label = f"{name}: {int(bits[-1] + 0.5)}"
+        axes.plot(logger.steps, bits, style, linewidth=width, label=label)
     if freeze_step < logger.steps[-1]:
-        axes.axvline(freeze_step, color="gray", linestyle=":", label="bits are frozen")
+        axes.axvline(freeze_step, color="gray", linewidth=0.8)
+        axes.annotate("bits are frozen", (freeze_step, 1), (4, -12), color="gray",
+                      xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
     axes.set(xlabel="training step", ylabel="bit-width [bits]", title=f"{title}: learned bits")
     axes.set_ylim(0.5, max(8.5, np.max(logger.bits) + 0.5))
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    title = "layer: bits at the end"
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title=title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

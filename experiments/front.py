@@ -31,7 +31,9 @@ def rows():
     ]
     for bits in (4, 3, 2):
         quantized = results[f"cnn-quantize-{bits}-0-1024-test"]
-        found.append((f"quantize, {bits} bits on average", OURS, quantized, ratios['arithmetic="int8"']))
+        found.append(
+            (f"quantize, {bits} bits on average", OURS, quantized, ratios['arithmetic="int8"'])
+        )
     return [
         (name, color, each["bytes"], each["accuracy"], ratio) for name, color, each, ratio in found
     ]
