@@ -104,7 +104,8 @@ def calls(graph):
     made of a graph's inputs and outputs has the nodes of just this graph. If Keras changes this,
     `fold_batch_norm`, `export_hls4ml` and the operations in `bit_table` fail.
     """
-    by_depth = keras.Model(graph.inputs, graph.outputs)._nodes_by_depth
+    # With a name, because Keras counts models without one.
+    by_depth = keras.Model(graph.inputs, graph.outputs, name=graph.name)._nodes_by_depth
     return [
         Call(node.operation, list(node.arguments.keras_tensors), list(node.outputs))
         for depth in sorted(by_depth, reverse=True)

@@ -197,6 +197,15 @@ def test_biases_are_trained_straight_through_their_rounding():
     np.testing.assert_array_equal(tape.gradient(loss, layer.bias.value), [3.0, 3.0])
 
 
+def test_a_bias_may_be_replaced_and_deleted_as_in_keras():
+    layer = klb.LearnedBitDense(2, kernel_quantizer=QUANTIZER)
+    layer(np.zeros((1, 3), "float32"))
+    layer.bias = np.float32([0.5, -0.25])
+    np.testing.assert_array_equal(layer(np.zeros((1, 3), "float32"))[0], [0.5, -0.25])
+    del layer.bias
+    assert not hasattr(layer, "bias")
+
+
 def test_float_references_have_float_biases():
     model = klb.to_learned_bits(net(), power_of_two=True)
     model.layers[-1].bias.assign([0.3, 0.1234567, -0.7, 1.0])

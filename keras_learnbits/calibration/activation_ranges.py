@@ -17,6 +17,8 @@ BATCH_SIZE = 32
 class ActivationRanges:
     """Ranges of the quantized activations of a model, fitted to float activations.
 
+    What was trained of a range is forgotten. Activations that are not trained keep theirs.
+
     Args:
         model: Model with learned-bit layers.
         examples: Structure of arrays, inputs of the model.
@@ -26,7 +28,9 @@ class ActivationRanges:
 
     def __init__(self, model, examples, all_widths):
         self.model = model
-        self.activations = activations_among(quantized_tensors(model))
+        self.activations = [
+            each for each in activations_among(quantized_tensors(model)) if each.trainable
+        ]
         self._examples = examples
         self._fits = {}
         present = [float(each.bits) for each in self.activations]
@@ -45,9 +49,9 @@ class ActivationRanges:
         with calibrating_activations(), computing_with_float_kernels():
             for batch in batches_of(self._examples, BATCH_SIZE):
                 in_inference(self.model, as_tensors(batch))
-        for each, bits in zip(self.activations, widths, strict=True):
+        for each in self.activations:
             values = [variable.numpy() for variable in _state(each.layer)]
-            self._fits[each, round(float(bits))] = values
+            self._fits[each, int(each.integer_bits())] = values
 
     def set(self, activation, bits):
         """Gives an activation a width that it was fitted at, and the range for it."""
@@ -77,7 +81,7 @@ class ActivationRanges:
             with computing_with_float_kernels():
                 return distance(in_inference(self.model, inputs), reference)
 
-        present = [round(float(each.bits)) for each in self.activations]
+        present = [float(each.bits) for each in self.activations]
         table = []
         try:
             for each in self.activations:
@@ -93,13 +97,18 @@ class ActivationRanges:
                 progress()
         finally:
             for each, bits in zip(self.activations, present, strict=True):
-                self.set(each, bits)
+                self.set(each, int(bits + 0.5))
+                each.bits.assign(bits)
         return np.array(table)
+
+    def unfitted(self):
+        """Names of the activations whose input was zero for all examples."""
+        return [each.layer.name for each in self.activations if not each.layer.is_fitted()]
 
 
 def _state(layer):
     """The variables of a `LearnedBitActivation` that its calibration sets."""
-    return layer.total_log_scale, layer.batches_seen, layer.signed
+    return layer.total_log_scale, layer.batches_seen, layer.signed, layer.trained_log_scale
 
 
 def _clear(layer):

@@ -226,6 +226,9 @@ class BitBudget(keras.callbacks.Callback):
     def allocate(self):
         """The bit-widths to freeze: dictionary of `QuantizedTensor` to integer."""
         self._begin()
+        if self.target.frozen_from_start:  # another callback freezes before the first step
+            self._freeze_at_target(resumed=False)
+            return self._allocated
         widths = self.model.cheapest_integers()
         # An accuracy target evaluates the model, which must have the final widths of activations.
         for tensor in activations_among(self.model.quantized_tensors):

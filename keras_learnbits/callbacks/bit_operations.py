@@ -35,8 +35,15 @@ class BitOperationsTarget(SizeTarget):
         return np.outer(slopes, bits)
 
     def begin(self, model):
+        self._start, self._at_target = None, False
+        self._limit = self.limit(model)
         self._find(model)
-        super().begin(model)
+        lowest = sum(
+            each.macs * kernel.layer.min_bits * each.input.layer.min_bits
+            for kernel, each in self._operations.items()
+            if each.macs
+        )
+        self._check(lowest, model)
 
     def allocate_by(self, model, tensors, losses):
         """As `SizeTarget.allocate_by`, for kernels and activations."""
@@ -54,20 +61,6 @@ class BitOperationsTarget(SizeTarget):
             widths = dict(zip([group.input, *group.kernels], each.widths[choice], strict=True))
             found |= {tensor: int(bits) for tensor, bits in widths.items() if tensor in tensors}
         return found
-
-    def _measure(self, model, kernels, losses):
-        # At the present bits of activations, which may still fall: what is feasible is checked for
-        # both together, when bits are allocated and before training.
-        self._find(model)
-        self._limit = self.limit(model)
-        self._table = self.sizes(kernels, WIDTHS)
-        self._fixed = self._total(model) - self._present(kernels)
-        lowest = sum(
-            each.macs * kernel.layer.min_bits * each.input.layer.min_bits
-            for kernel, each in self._operations.items()
-            if each.macs
-        )
-        self._check(lowest, model)
 
     def _check(self, smallest, model):
         if smallest > self.limit(model):

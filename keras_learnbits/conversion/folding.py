@@ -3,13 +3,15 @@
 import keras
 import numpy as np
 
-from keras_learnbits._keras import calls, is_graph, is_hidden_graph
+from keras_learnbits._keras import calls, is_graph, is_hidden_graph, symbolic_inputs
 from keras_learnbits.conversion.copying import copy_model, copy_state
-from keras_learnbits.layers.base import OwnsBits
+from keras_learnbits.layers.base import OwnsBits, keras_twin
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.float_weights import float_weights
 from keras_learnbits.layers.layer_copy import copy_layer
 from keras_learnbits.layers.traversal import layers_inside
+from keras_learnbits.layers.twins import LEARNED_BIT_LAYERS
+from keras_learnbits.quantizers import LearnedScaleQuantizer
 from keras_learnbits.training.model import LearnedBitModel, LearnedBitSequential
 
 L = keras.layers
@@ -28,10 +30,11 @@ def fold_batch_norm(model):
     In inference a batch norm multiplies each channel by a constant and adds another. After a dense
     layer or a convolution, kernel and bias can have these constants: the copy makes the same
     predictions with fewer operations. It has no batch statistics to train, so fold a model that is
-    trained already. Scales of learned-bit layers are fitted to the new kernels.
+    trained already. Kernels of `LearnedScaleQuantizer` with a scale per channel keep their codes.
+    The scales of other learned-bit layers are fitted to the new kernels, which changes predictions.
 
-    A batch norm is folded if it directly follows such a layer, which has no activation, and nothing
-    else reads the output of that layer. All others stay.
+    A batch norm is folded if it directly follows such a layer, of Keras's own class, which has no
+    activation and no constraint, and nothing else reads the output of that layer. All others stay.
 
     Args:
         model: A built Sequential or functional model, of Keras or learned-bit layers.
@@ -56,8 +59,17 @@ def fold_batch_norm(model):
         )
     folded = foldable(model)
     norms = set(folded.values())
+    # A functional model names its outputs after the layers that make them.
+    of_outputs = {
+        call.operation
+        for call in ([] if isinstance(model, keras.Sequential) else calls(model))
+        if any(output is each for output in call.outputs for each in model.outputs)
+    }
 
     def replace_layer(layer):
+        if layer in norms and layer in of_outputs:
+            identity = L.Identity(name=layer.name, dtype=layer.dtype_policy)
+            return lambda inputs, **ignored: identity(inputs)
         if layer in norms:
             return None
         return copy_layer(layer, use_bias=True) if layer in folded else copy_layer(layer)
@@ -85,7 +97,8 @@ def foldable(model):
     """
     found, called = {}, {}
     for graph, chain in layers_inside(model).items():
-        if not is_graph(graph) or (chain and is_hidden_graph(graph, (model, *chain)[-2])):
+        hidden = chain and is_hidden_graph(graph, (model, *chain)[-2])
+        if hidden or not all(map(is_graph, (model, *chain))) or symbolic_inputs(graph) is None:
             continue
         in_graph = calls(graph)
         makers = {id(output): call for call in in_graph for output in call.outputs}
@@ -97,7 +110,7 @@ def foldable(model):
         for output in graph.outputs:
             readers[id(output)] = readers.get(id(output), 0) + 1
         for call in in_graph:
-            if not isinstance(call.operation, L.BatchNormalization) or len(call.inputs) != 1:
+            if type(call.operation) is not L.BatchNormalization or len(call.inputs) != 1:
                 continue
             maker = makers.get(id(call.inputs[0]))
             if maker is None or readers[id(call.inputs[0])] > 1:
@@ -114,7 +127,12 @@ def _scales_channels(layer, norm):
         layer: The layer.
         norm: `Call` of the batch norm.
     """
-    if not isinstance(layer, SCALED) or layer.activation is not keras.activations.linear:
+    # Subclasses may compute something else.
+    kind = keras_twin(type(layer)) if isinstance(layer, OwnsBits) else type(layer)
+    is_own = type(layer) in LEARNED_BIT_LAYERS or kind is type(layer)
+    if kind not in SCALED or not is_own or layer.activation is not keras.activations.linear:
+        return False
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         return False
     constrained = [
         value for name, value in vars(layer).items() if name.endswith("_constraint") and value
@@ -140,12 +158,12 @@ def _fold(layer, norm, copy):
     bias = np.asarray(layer.bias, "float64") if layer.use_bias else 0.0
     kernels = [variable for variable in float_weights(layer) if variable is not layer.bias]
     *others, last = [np.asarray(kernel, "float64") for kernel in kernels]
+    of_kernel = factor
     if isinstance(layer, DEPTHWISE):
-        last = last * factor.reshape(last.shape[-2:])
+        of_kernel = of_kernel.reshape(last.shape[-2:])
     elif isinstance(layer, TRANSPOSED):
-        last = last * factor[:, None]
-    else:
-        last = last * factor
+        of_kernel = of_kernel[:, None]
+    last = last * of_kernel
     if isinstance(copy, OwnsBits):
         for kernel, source in zip(
             copy.quantized_kernels.values(), layer.quantized_kernels.values(), strict=True
@@ -159,4 +177,22 @@ def _fold(layer, norm, copy):
             variable.assign(value)
     if isinstance(copy, OwnsBits):
         [*_, kernel] = copy.quantized_kernels.values()
+        _scale_by(kernel, of_kernel)
+
+
+def _scale_by(kernel, factor):
+    """Gives a kernel the scales for weights that were multiplied by factors, one per channel.
+
+    Its grid is symmetric, so that a negative factor exchanges codes.
+    """
+    quantizer = kernel.quantizer
+    keeps_codes = (
+        type(quantizer) is LearnedScaleQuantizer
+        and quantizer.per_channel
+        and not quantizer.power_of_two
+    )
+    if not keeps_codes:
         kernel.fit_scale()
+        return
+    change = np.log(np.where(factor == 0, 1.0, np.abs(factor)))
+    kernel.log_scale.assign(kernel.log_scale + change.reshape(kernel.log_scale.shape))

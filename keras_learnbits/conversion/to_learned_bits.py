@@ -131,9 +131,11 @@ def to_learned_bits(
         reuse_layers=not copy,
     )
     if folds:
+        folded = {norm.name: layer.name for layer, norm in foldable(converted).items()}
         converted = fold_batch_norm(converted)
-        folded = {norm: f"folded into {layer.name}" for layer, norm in folds.items()}
-        converter.outcomes.update(folded)
+        for norm in folds.values():
+            if norm.name in folded:
+                converter.outcomes[norm] = f"folded into {folded[norm.name]}"
     notes = [*left_behind(model), check_conversion(model, converted, x) if copy else None]
     learned = sum(kernel.size for kernel in quantized_kernels(converted))
     total = sum(math.prod(weight.shape) for weight in float_weights(converted))

@@ -79,7 +79,8 @@ def output_levels(call, inputs):
         if isinstance(call.operation, kinds):
             if rule is not _activation and None in inputs:
                 raise InexactError(
-                    "its input is not quantized: convert the model with `activations=True`"
+                    "its input is not quantized: convert the model with `activations=True`; inputs "
+                    "of integers are not quantized, so cast them to floats before the model"
                 )
             levels = rule(call, *inputs)
             _check_width(levels)
@@ -95,6 +96,8 @@ def _no_rule(layer):
         )
     if isinstance(layer, (L.Dense, L.Conv1D, L.Conv2D)):
         return "its kernel is float: convert it with `to_learned_bits(..., power_of_two=True)`"
+    if isinstance(layer, (L.Rescaling, L.Normalization)):
+        return "apply it to the data, before the model"
     return (
         f"a {type(layer).__name__} cannot be computed exactly, or hls4ml has none. There are dense "
         "layers, convolutions along one and two axes (also depthwise and separable ones), ReLU, "
@@ -128,6 +131,11 @@ def step_of(array):
 
 def _activation(call, values):
     layer = call.operation
+    if not layer.is_fitted():
+        raise InexactError(
+            "it has no range yet, or its input was zero in all examples: call the model on "
+            "training data, or remove the layer"
+        )
     if not layer.power_of_two:
         raise InexactError(
             "its step is not a power of two: convert the model with "
@@ -249,7 +257,13 @@ def _mean_of(number, values):
     return Levels(values.step / number, values.largest)
 
 
+def _check_pair(inputs):
+    if len(inputs) > 2:
+        raise InexactError("hls4ml merges two tensors: merge them in pairs")
+
+
 def _added(call, *inputs):
+    _check_pair(inputs)
     return Levels(_least_step(inputs), sum(each.largest for each in inputs))
 
 
@@ -258,12 +272,14 @@ def _averaged(call, *inputs):
 
 
 def _multiplied(call, *inputs):
+    _check_pair(inputs)
     return Levels(
         math.prod(each.step for each in inputs), math.prod(each.largest for each in inputs)
     )
 
 
 def _compared(call, *inputs):
+    _check_pair(inputs)
     return Levels(_least_step(inputs), functools.reduce(np.maximum, (i.largest for i in inputs)))
 
 
@@ -272,8 +288,6 @@ def _least_step(inputs):
 
 
 def _joined(call, *inputs):
-    if len(inputs) > 2:
-        raise InexactError("hls4ml joins two tensors exactly: concatenate them in pairs")
     return _compared(call, *(each.of_all() for each in inputs))
 
 

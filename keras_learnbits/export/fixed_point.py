@@ -3,17 +3,21 @@
 import functools
 import math
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 
 from keras_learnbits._keras import calls, is_graph
 from keras_learnbits.export._activations import grid_of
 from keras_learnbits.export._fixed_point import (
+    ARRANGING,
     INACTIVE,
     PADDING,
     RELU,
     SEPARABLE,
     InexactError,
+    Levels,
     output_levels,
 )
 from keras_learnbits.layers.activation import LearnedBitActivation
@@ -108,16 +112,46 @@ def to_fixed_point(model):
             "A circuit is made of a built Sequential or functional model; a custom `call` has no "
             f"layers that could be followed. Received: model={model!r}"
         )
+    _check_sizes(model)
     names = set()
     inputs = [
         keras.Input(batch_shape=each.shape, dtype="float32", name=_name(each.name, names))
         for each in model.inputs
     ]
-    known = {id(each): (new, None) for each, new in zip(model.inputs, inputs, strict=True)}
+    pairs = zip(model.inputs, inputs, strict=True)
+    known = {id(each): _Known(lambda first, new=new: first(new)) for each, new in pairs}
     _follow(model, known, names, ())
-    return keras.Model(
-        inputs, [known[id(each)][0] for each in model.outputs], name=_name(model.name)
-    )
+    outputs = _lossless_outputs(model, known, names)
+    return keras.Model(inputs, outputs, name=_name(model.name))
+
+
+def _check_sizes(model):
+    """Raises a ValueError if a dimension other than the batch is open."""
+    shapes = {each.name: each.shape for each in model.inputs}
+    if any(None in shape[1:] for shape in shapes.values()):
+        raise ValueError(
+            "A circuit has inputs of fixed sizes: build the model with `keras.Input` of a known "
+            f"shape. Received: {shapes}"
+        )
+
+
+class _Known(NamedTuple):
+    """What takes the place of a tensor.
+
+    Attributes:
+        build: Function that returns the `keras.KerasTensor` of the new model. It takes a function
+            that is applied to the model's inputs first: layers that only move values may come
+            before the first quantizer, and compilers want the quantizer first. Rounding commutes
+            with them. Tensors that are quantized already ignore it.
+        levels: `Levels` of its values; None if they are not quantized yet.
+    """
+
+    build: Callable
+    levels: Levels | None = None
+
+
+def _unchanged(tensor):
+    return tensor
 
 
 def _follow(graph, known, names, path):
@@ -125,7 +159,7 @@ def _follow(graph, known, names, path):
 
     Args:
         graph: Sequential or functional model.
-        known: Dictionary of the `id` of a tensor to the new tensor and its `Levels`, or None.
+        known: Dictionary of the `id` of a tensor to `_Known`.
         names: Set of the names of the new layers.
         path: Tuple of the names of the graphs that this one is in.
     """
@@ -138,24 +172,70 @@ def _follow(graph, known, names, path):
             for inner, outer in zip(layer.outputs, call.outputs, strict=True):
                 known[id(outer)] = known[id(inner)]
             continue
-        tensors, levels = zip(*(known[id(each)] for each in call.inputs), strict=True)
         try:
-            made = output_levels(call, list(levels))
+            made = _called(call, [known[id(each)] for each in call.inputs], names)
         except InexactError as error:
             raise ValueError(
                 "A circuit must compute exactly what its model predicts. "
                 f"Received: layer {'/'.join((*path, layer.name))!r}; {error}"
             ) from None
-        arguments = tensors[0] if len(tensors) == 1 else list(tensors)
-        output = arguments
-        if not isinstance(layer, INACTIVE):
-            plain = _plain(call, functools.partial(_name, layer.name, names))
-            for each in plain:
-                output = each(output)
-            if isinstance(layer, OwnsBits):
-                weights = [weight for each in plain for weight in each.weights]
-                assign_all(weights, layer.plain_weights())
-        known[id(call.outputs[0])] = output, made
+        known[id(call.outputs[0])] = made
+
+
+def _called(call, inputs, names):
+    """The `_Known` of the output of a call.
+
+    Args:
+        call: `keras_learnbits._keras.Call` of a layer.
+        inputs: List of `_Known`, its inputs.
+        names: Set of the names of the new layers.
+    """
+    layer = call.operation
+
+    def apply(tensors):
+        plain = _plain(call, functools.partial(_name, layer.name, names))
+        output = tensors
+        for each in plain:
+            output = each(output)
+        if isinstance(layer, OwnsBits):
+            weights = [weight for each in plain for weight in each.weights]
+            assign_all(weights, layer.plain_weights())
+        return output
+
+    moves = isinstance(layer, (*ARRANGING, *PADDING, *INACTIVE, L.Concatenate))
+    if moves and all(each.levels is None for each in inputs):
+        return _Known(lambda first: apply(_one_or_list([each.build(first) for each in inputs])))
+    levels = output_levels(call, [each.levels for each in inputs])
+    if isinstance(layer, LearnedBitActivation) and inputs[0].levels is None:
+        output = inputs[0].build(apply)
+    else:
+        output = apply(_one_or_list([each.build(_unchanged) for each in inputs]))
+    return _Known(lambda first: output, levels)
+
+
+def _one_or_list(tensors):
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _lossless_outputs(model, known, names):
+    """The outputs of the new model.
+
+    hls4ml keeps of a tensor what the layers that read it need. An output that a layer reads, too,
+    therefore gets a `FixedPoint` that changes nothing.
+    """
+    readers = {id(each) for call in calls(model) for each in call.inputs}
+    outputs = []
+    for each in model.outputs:
+        output, levels = known[id(each)].build(_unchanged), known[id(each)].levels
+        if id(each) in readers and levels is not None:
+            levels = levels.of_all()
+            step = float(levels.step)
+            bits = 1 + math.ceil(math.log2(levels.largest / step + 1))
+            name = _name(f"{each.name}_output", names)
+            exact = FixedPoint(bits, step, True, name=name, dtype="float32")
+            output = exact(output)
+        outputs.append(output)
+    return outputs
 
 
 def _plain(call, name):
@@ -182,6 +262,8 @@ def _plain(call, name):
         return _depthwise_and_pointwise(layer, name)
     if isinstance(layer, (L.GlobalAveragePooling2D, L.GlobalMaxPooling2D)):
         return _pooling_all(call, name)
+    if isinstance(layer, INACTIVE):
+        return []
     if isinstance(layer, L.Concatenate):
         # hls4ml counts axes without that of the batch, so they are counted from the end.
         rank = len(call.outputs[0].shape)
@@ -219,8 +301,14 @@ def _pooling_all(call, name):
     return layers if layer.keepdims else [*layers, L.Flatten(name=name(), dtype="float32")]
 
 
+# Names that C++ or hls4ml reserve, and that may well be names of inputs and layers.
+RESERVED = {"input", "int", "float", "double", "char", "bool", "auto", "class", "default", "new",
+            "this", "operator", "template", "union", "switch", "signed", "unsigned", "long",
+            "short", "register", "return", "static", "struct", "void"}  # fmt: skip
+
+
 def _name(name, taken=None):
     """A name that C++ takes."""
     name = re.sub(r"\W", "_", name)
-    name = f"layer_{name}" if not name[0].isalpha() else name
+    name = f"layer_{name}" if not name[0].isalpha() or name in RESERVED else name
     return name if taken is None else free_name(name, taken)

@@ -48,8 +48,8 @@ def export_hls4ml(
             precision is not used.
 
     Returns:
-        `hls4ml.model.ModelGraph`, compiled if `check`: `predict` runs the C++, `build` the
-        synthesis of the backend's tools.
+        `hls4ml.model.ModelGraph`, compiled if `check`: `predict` runs the C++ on a list
+        of arrays in the order of `model.inputs`, `build` the synthesis of the backend's tools.
 
     Raises:
         ImportError: hls4ml is missing: `pip install keras_learnbits[hardware]`.
@@ -75,7 +75,6 @@ def export_hls4ml(
         )
     plain = to_fixed_point(model)
     check_finite(model)
-    _check_sizes(plain)
     config = settings.pop("hls_config", None) or hls4ml.utils.config_from_keras_model(
         plain, granularity="model", backend=backend
     )
@@ -97,16 +96,6 @@ def export_hls4ml(
         raise
     graph.config.config["OutputDir"] = output_dir
     return graph
-
-
-def _check_sizes(plain):
-    """Raises a ValueError if a dimension other than the batch is open."""
-    shapes = {each.name: each.shape for each in plain.inputs}
-    if any(None in shape[1:] for shape in shapes.values()):
-        raise ValueError(
-            "A circuit has inputs of fixed sizes: build the model with `keras.Input` of a known "
-            f"shape. Received: {shapes}"
-        )
 
 
 def _compare(model, plain, graph):

@@ -47,6 +47,8 @@ class BitRow(NamedTuple):
     @property
     def bit_operations(self):
         """`macs * bits * input_bits`; None if one of them is not known."""
+        if self.macs == 0:  # an embedding, which multiplies nothing
+            return 0
         if self.macs is None or self.input_bits is None:
             return None
         return self.macs * self.bits * self.input_bits

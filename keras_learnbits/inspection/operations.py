@@ -5,17 +5,17 @@ from typing import NamedTuple
 
 import keras
 
-from keras_learnbits._keras import calls, is_graph
+from keras_learnbits._keras import calls, is_graph, symbolic_inputs
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import OwnsBits
-from keras_learnbits.layers.discovery import quantized_tensor_of
+from keras_learnbits.layers.discovery import learner_of, quantized_tensor_of
 from keras_learnbits.layers.quantized_tensors import QuantizedTensor
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
 
 L = keras.layers
 # Layers whose outputs are among the values of their input, and zero.
 PASSING = (L.Flatten, L.Reshape, L.Permute, L.RepeatVector, L.Dropout, L.SpatialDropout1D,
-           L.SpatialDropout2D, L.SpatialDropout3D, L.Identity, L.ReLU, L.ZeroPadding1D,
+           L.SpatialDropout2D, L.SpatialDropout3D, L.Identity, L.ZeroPadding1D,
            L.ZeroPadding2D, L.ZeroPadding3D, L.Cropping1D, L.Cropping2D, L.Cropping3D,
            L.MaxPooling1D, L.MaxPooling2D, L.MaxPooling3D, L.GlobalMaxPooling1D,
            L.GlobalMaxPooling2D, L.GlobalMaxPooling3D, L.UpSampling1D)  # fmt: skip
@@ -43,7 +43,7 @@ def operations(model):
     models with a custom `call` are left out, because their operations are not known.
 
     Args:
-        model: A built Keras model.
+        model: A built Keras model; a distiller stands for its student.
 
     Returns:
         Dictionary of `QuantizedKernel` to `Operations`.
@@ -54,8 +54,8 @@ def operations(model):
         >>> [each.macs for each in operations(model).values()]  # 16 positions, 108 weights
         [1728]
     """
-    found = {}
-    if is_graph(model):
+    found, model = {}, learner_of(model)
+    if is_graph(model) and symbolic_inputs(model) is not None:
         _follow(model, {id(each): None for each in model.inputs}, found)
     return {kernel: each for kernel, each in found.items() if each is not None}
 
@@ -82,13 +82,20 @@ def _follow(graph, sources, found):
             continue
         if isinstance(layer, LearnedBitActivation):
             source = quantized_tensor_of(layer.bits)
-        elif isinstance(layer, PASSING):
+        elif isinstance(layer, PASSING) or _is_plain_relu(layer):
             source = sources[id(call.inputs[0])]
         elif isinstance(layer, OwnsBits):
             for number, kernel in enumerate(layer.quantized_kernels.values()):
                 made = _operations(call, kernel, None if number else sources[id(call.inputs[0])])
                 found[kernel] = _sum(found[kernel], made) if kernel in found else made
         sources |= {id(output): source for output in call.outputs}
+
+
+def _is_plain_relu(layer):
+    """Whether a layer is a ReLU that changes no positive number."""
+    if not isinstance(layer, L.ReLU):
+        return False
+    return not layer.negative_slope and not layer.threshold and layer.max_value is None
 
 
 def _sum(operations, others):

@@ -114,14 +114,18 @@ class FixedPointBias:
     def __set__(self, layer, bias):
         vars(layer)[self.name] = bias
 
+    def __delete__(self, layer):
+        del vars(layer)[self.name]
+
 
 def fixed_point_bias(bias):
     """The value that a layer with steps that are powers of two adds, a float32 tensor.
 
     Args:
-        bias: `keras.Variable`.
+        bias: `keras.Variable`, or an array that a user has put in its place.
     """
-    value = tf.cast(tf.convert_to_tensor(bias.value), tf.float32)
+    value = bias.value if isinstance(bias, keras.Variable) else bias
+    value = tf.cast(tf.convert_to_tensor(value), tf.float32)
     return value if uses_float_kernels() else grids.fixed_point(value, BIAS_BITS)
 
 

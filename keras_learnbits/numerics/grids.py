@@ -204,7 +204,8 @@ def fixed_point(values, bits):
 
     Args:
         values: Float32 tensor.
-        bits: Number of bits of the largest magnitude, including the sign.
+        bits: Number of bits, including the sign. A largest magnitude that is a power of two takes
+            one more, so that it is exact.
 
     Examples:
         >>> fixed_point(tf.constant([0.3, -0.9, 0.01]), bits=4).numpy().tolist()

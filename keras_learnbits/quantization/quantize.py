@@ -267,6 +267,12 @@ class _Quantizer:
         self.kernels = quantized_kernels(self.student)
         self.ranges = ActivationRanges(self.student, self.measured, all_widths=joint)
         self.allocated = self.kernels + (self.ranges.activations if joint else [])
+        if self.ranges.unfitted():
+            warnings.warn(
+                "Activations that are zero for all examples have no range and stay float. Give "
+                f"more examples, or remove the layers. Received: {self.ranges.unfitted()}",
+                stacklevel=4,
+            )
         self.predict_float, self.predict = Predictor(model), Predictor(self.student)
         self.distance = OutputDistance(self.predict_float(self.measured), model)
         self._start = self.state()

@@ -119,6 +119,42 @@ def test_a_training_that_is_resumed_keeps_its_widths():
     assert model.bits_are_frozen
 
 
+@pytest.mark.parametrize("budget_first", [True, False])
+def test_a_freeze_before_the_first_step_has_the_measured_widths(budget_first):
+    model = net()
+    model(X, training=True)
+    model.compile("adam", "mse")
+    share = 0.4 * 16 * (36 * 54 + 36 * 6 + 324)
+    budget = klb.BitBudget(target_bit_operations=share, start=X)
+    callbacks = [budget, klb.FreezeBits(at=0)][:: 1 if budget_first else -1]
+    model.fit(X, Y, epochs=1, verbose=0, callbacks=callbacks)
+    frozen = [int(tensor.bits) for tensor in model.quantized_tensors]
+    widths = train(net(), 0.4, epochs=1)
+    assert frozen == widths[0]
+
+
+def test_a_distilled_model_takes_a_budget_of_operations():
+    student = net()
+    student(X, training=True)
+    teacher = keras.Sequential([keras.Input((6, 6, 2)), L.Flatten(), L.Dense(3)])
+    loss = keras.distillation.LogitsDistillation(loss="mse")
+    model = klb.LearnedBitDistiller(teacher, student, loss)
+    model.compile("adam", "mse")
+    share = 0.4 * 16 * (36 * 54 + 36 * 6 + 324)
+    budget = klb.BitBudget(target_bit_operations=share, start=X)
+    model.fit(X, Y, epochs=1, verbose=0, callbacks=[budget])
+    assert klb.bit_table(student).bit_operations <= share
+
+
+def test_a_gradient_that_predicts_no_losses_will_do():
+    model = net()
+    model(X, training=True)
+    model.compile("adam", "mse", bit_gradient="straight_through")
+    budget = klb.BitBudget(target_bit_operations=1e5, start=X)
+    model.fit(X, Y, epochs=1, verbose=0, callbacks=[budget])
+    assert klb.bit_table(model).bit_operations <= 1e5
+
+
 def test_without_examples_to_measure_on_the_target_is_refused():
     with pytest.raises(ValueError, match="give `start`, some hundred example inputs"):
         klb.BitBudget(target_bit_operations=1e6)

@@ -63,6 +63,57 @@ def test_norms_without_offset_or_factor_are_folded(arguments):
     same_predictions(model, folded, x)
 
 
+class Squared(L.Dense):
+    def call(self, inputs):
+        return keras.ops.square(super().call(inputs))
+
+
+class WithReLU(L.BatchNormalization):
+    def call(self, inputs, training=False, mask=None):
+        return keras.ops.relu(super().call(inputs, training=training, mask=mask))
+
+
+@pytest.mark.parametrize(("layer", "norm"), [(Squared, L.BatchNormalization), (L.Dense, WithReLU)])
+def test_layers_that_compute_something_else_keep_their_norm(layer, norm):
+    model = keras.Sequential([keras.Input((7,)), layer(5), norm(), L.Dense(2)])
+    x = RNG.normal(size=(4, 7)).astype("float32")
+    with keras.saving.custom_object_scope({"Squared": Squared, "WithReLU": WithReLU}):
+        folded = klb.fold_batch_norm(with_statistics(model))
+        learned = klb.to_learned_bits(model, power_of_two=True, bits=8)
+    assert kinds(folded) == [layer.__name__, norm.__name__, "Dense"]
+    same_predictions(model, folded, x)
+    assert "folded" not in str(learned.conversion)
+
+
+def test_norms_inside_of_wrapped_layers_are_left_and_not_reported():
+    block = keras.Sequential([keras.Input((4,)), L.Dense(3), L.BatchNormalization()])
+    model = keras.Sequential([keras.Input((5, 4)), L.TimeDistributed(block), L.Dense(2)])
+    assert "folded" not in str(klb.to_learned_bits(model, power_of_two=True).conversion)
+    klb.to_learned_bits(model, power_of_two=True, copy=False)
+
+
+def test_an_output_keeps_the_name_of_its_norm():
+    inputs = keras.Input((4,))
+    outputs = [L.BatchNormalization(name="a")(L.Dense(3)(inputs)), L.Dense(2, name="b")(inputs)]
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", {"a": "mse", "b": "mse"})
+    x = RNG.normal(size=(16, 4)).astype("float32")
+    small = klb.quantize(model, x, target_bits=4, power_of_two=True, steps=0, verbose=0)
+    assert small.output_names == ["a", "b"]
+    small.evaluate(x, {"a": np.zeros((16, 3)), "b": np.zeros((16, 2))}, verbose=0)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_trained_learned_bit_layer_keeps_its_codes(bits):
+    model = keras.Sequential([keras.Input((6,)), L.Dense(5), L.BatchNormalization()])
+    learned = klb.to_learned_bits(with_statistics(model), bits=bits)
+    kernel = learned.layers[0].quantized_kernels["kernel"]
+    kernel.log_scale.assign(kernel.log_scale + RNG.normal(0, 0.3, kernel.log_scale.shape))
+    learned.layers[1].gamma.assign([1.0, -0.5, 2.0, 0.3, -1.5])
+    x = RNG.normal(size=(20, 6)).astype("float32")
+    np.testing.assert_allclose(klb.fold_batch_norm(learned)(x), learned(x), rtol=1e-4, atol=1e-5)
+
+
 def residual():
     inputs = keras.Input((6, 6, 4))
     x = L.BatchNormalization(name="before_any_layer")(inputs)

@@ -122,3 +122,21 @@ def test_operations_of_a_model_with_a_call_of_its_own_are_not_known():
     model = Custom()
     model(np.ones((1, 3), "float32"))
     assert operations(model) == {}
+    assert klb.bit_table(model).macs is None
+
+
+def test_an_embedding_costs_no_operations():
+    model = klb.LearnedBitSequential(
+        [keras.Input((5,)), klb.LearnedBitEmbedding(10, 4), L.Flatten(),
+         klb.LearnedBitActivation(4), klb.LearnedBitDense(2, bits=3)]
+    )  # fmt: skip
+    table = klb.bit_table(model)
+    assert [row.bit_operations for row in table.rows] == [0, 40 * 12]
+
+
+def test_counting_changes_no_automatic_names():
+    model = klb.LearnedBitSequential([keras.Input((5,)), klb.LearnedBitDense(2)])
+    before = keras.Model(model.inputs, model.outputs).name
+    klb.bit_table(model)
+    number = int(before.rpartition("_")[2]) if "_" in before else 0
+    assert keras.Model(model.inputs, model.outputs).name == f"functional_{number + 1}"

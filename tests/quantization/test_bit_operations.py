@@ -69,6 +69,36 @@ def test_ranges_at_each_width_are_those_of_float_activations():
         np.testing.assert_allclose(second.layer.grid().step, alone.grid().step, rtol=0.05)
 
 
+def test_what_was_trained_of_a_range_is_forgotten_and_frozen_ranges_stay():
+    model = klb.to_learned_bits(net(), activations=True)
+    ActivationRanges(model, X, all_widths=False)
+    first, second, _ = (each for each in model.layers if isinstance(each, klb.LearnedBitActivation))
+    fitted = float(first.grid().step)
+    for layer in (first, second):
+        layer.trained_log_scale.assign(-1.0)
+    second.trainable = False
+    kept = float(second.grid().step)
+    ranges = ActivationRanges(model, X, all_widths=True)
+    assert len(ranges.activations) == 2
+    assert float(first.grid().step) == pytest.approx(fitted)
+    assert float(second.grid().step) == kept
+
+
+def test_activations_that_are_always_zero_are_named():
+    model = net()
+    model.layers[0].bias.assign(np.full(4, -1e3))
+    with pytest.warns(UserWarning, match="zero for all examples have no range.*conv2d_1_input"):
+        klb.quantize(model, X, target_bits=4, activations=True, steps=0, verbose=0)
+
+
+def test_fractional_widths_are_as_before_after_measuring():
+    model = klb.to_learned_bits(net(), activations={"bits": 6.5})
+    ranges = ActivationRanges(model, X, all_widths=True)
+    reference = net().predict(X, verbose=0)
+    ranges.loss_table(reference, OutputDistance(reference, net()), lambda: None)
+    assert [float(each.bits) for each in ranges.activations] == [6.5] * 3
+
+
 def test_losses_of_activations_fall_with_the_bits_and_the_model_stays():
     model = klb.to_learned_bits(net(), activations={"min_bits": 3})
     ranges = ActivationRanges(model, X, all_widths=True)
