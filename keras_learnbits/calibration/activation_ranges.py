@@ -28,9 +28,10 @@ class ActivationRanges:
 
     def __init__(self, model, examples, all_widths):
         self.model = model
-        self.activations = [
-            each for each in activations_among(quantized_tensors(model)) if each.trainable
-        ]
+        everything = activations_among(quantized_tensors(model))
+        self.activations = [each for each in everything if each.trainable]
+        kept = [v for each in everything if not each.trainable for v in _state(each.layer)]
+        values = [variable.numpy() for variable in kept]
         self._examples = examples
         self._fits = {}
         present = [float(each.bits) for each in self.activations]
@@ -40,6 +41,8 @@ class ActivationRanges:
         for bits in range(low, high + 1) if all_widths else ():
             self._fit([min(max(bits, each.min_bits), each.max_bits) for each in layers])
         self._fit(present)
+        for variable, value in zip(kept, values, strict=True):  # the scope calibrates all layers
+            variable.assign(value)
 
     def _fit(self, widths):
         """Fits the ranges at one width of each activation."""
