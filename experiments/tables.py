@@ -14,7 +14,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_bool("check", False, "Fail if a table is not that of its file; write nothing.")
 
 ROOT = pathlib.Path(__file__).parent.parent
-STUDIES = ROOT / "experiments" / "results" / "studies"
+RESULTS = ROOT / "experiments" / "results"
+STUDIES = RESULTS / "studies"
 
 
 def markdown(head, rows):
@@ -184,6 +185,97 @@ def _post_training_row(net, method, bits, runs, base):
     ]
 
 
+PARTS_LEFT_OUT = {
+    "quantize": "nothing",
+    "without_compensation": "compensated rounding",
+    "without_layer_inputs": "layer inputs in the loss",
+    "without_variation": "variations of the examples",
+    "without_reach": "bounds of the weights",
+    "without_statistics": "batch norm estimated again",
+}
+
+
+def parts():
+    """What `quantize` loses without one of its parts, at 2 bits, on held-out images."""
+    results = json.loads((STUDIES / "post-training.json").read_text())
+    nets = [net for net in NETS if f"{net}-without_compensation-2-0-1024-held_out" in results]
+    rows = []
+    for method, name in PARTS_LEFT_OUT.items():
+        found = [results.get(f"{net}-{method}-2-0-1024-held_out") for net in nets]
+        cells = []
+        for net, each in zip(nets, found, strict=True):
+            base = results[f"{net}-float-held_out"]["accuracy"]
+            cells += (
+                ["", ""]
+                if each is None
+                else [
+                    f"{100 * (each['accuracy'] - base):+.2f}",
+                    f"{each['report']['movement']:.1%}",
+                ]
+            )
+        rows.append([name, *cells])
+    head = ["left out", *(f"{NETS[n]}: {what}" for n in nets for what in ("points", "movement"))]
+    return markdown(head, rows)
+
+
+def images():
+    """Accuracy of the narrow net at 2 bits, by the number and the kind of images."""
+    results = json.loads((STUDIES / "post-training.json").read_text())
+    base = results["cnn_quarter-float-test"]["accuracy"]
+    rows = []
+    for number in (64, 128, 256, 512, 1024, 2048, 8192):
+        found = results.get(f"cnn_quarter-quantize-2-0-{number}-test")
+        if found:
+            rows.append([f"{number:,} of the training set", found])
+    for kind, name in (("mnist", "MNIST's digits, in grey"), ("noise", "noise")):
+        found = results.get(f"cnn_quarter-quantize-2-0-1024-{kind}-test")
+        if found:
+            rows.append([f"1,024 of {name}", found])
+    body = [
+        [name, f"{each['accuracy']:.2%}", f"{100 * (each['accuracy'] - base):+.2f}"]
+        for name, each in rows
+    ]
+    return markdown(["images", "accuracy", "to float"], body)
+
+
+def drop():
+    """What `max_accuracy_drop=0.01` reaches on the narrow net."""
+    results = json.loads((STUDIES / "post-training.json").read_text())
+    found = results["cnn_quarter-drop-any-0-1024-test"]
+    base = results["cnn_quarter-float-test"]
+    held_out = found["report"]["accuracy"]
+    return (
+        f"With `max_accuracy_drop=0.01` the net of 0.13 M weights ends at {found['mean_bits']:.2f} "
+        f"mean bits, {found['bytes']:,} bytes: "
+        f"{100 * (held_out['quantized'] - held_out['float']):+.2f} points on the 5,000 images that "
+        f"decide, {100 * (found['accuracy'] - base['accuracy']):+.2f} on the test set "
+        "(`python experiments/post_training.py --nets=cnn_quarter --methods=drop --seeds=0`)."
+    )
+
+
+def start():
+    """Accuracy of the narrow net from a gradual descent and from a measured start."""
+    folder = RESULTS / "cifar10-quarter"
+    today, free, near = (
+        json.loads((folder / f"{name}.json").read_text())
+        for name in ("pareto", "measured-start-free", "measured-start")
+    )
+    rows = []
+    for size in ("1.25", "1.5", "2", "3"):
+        cells = []
+        for study in (today, free, near):
+            found = [
+                each for each in study["runs"] if (each["kind"], each["size"]) == ("learned", size)
+            ]
+            mean = sum(each["test_accuracy"] for each in found) / len(found) if found else None
+            seeds = "" if len(found) == 3 else f" ({len(found)} seed)"
+            cells.append("" if mean is None else f"{mean:.2%}{seeds}")
+        rows.append([size, *cells])
+    head = ["mean bits", "gradual", "measured start, any widths at the freeze",
+            "measured start, within one bit"]  # fmt: skip
+    return markdown(head, rows)
+
+
 HARDWARE_NETS = {
     "digits": "digits, CNN",
     "jets": "drawn points, dense",
@@ -230,7 +322,8 @@ BLOCKS = {
         "sizes cifar10": lambda: sizes("cifar10"),
         "latencies": latencies,
     },
-    "docs/post_training.md": {"post-training": post_training},
+    "docs/post_training.md": {"post-training": post_training, "images": images, "drop": drop},
+    "docs/method.md": {"parts": parts, "start": start},
     "docs/hardware.md": {"hardware": hardware},
 }
 
