@@ -36,7 +36,7 @@ def same_predictions(model, other, x):
         (lambda: L.DepthwiseConv2D(3, depth_multiplier=2), (6, 6, 3)),
         (lambda: L.SeparableConv2D(5, 3), (6, 6, 3)),
         *thorough(
-            (lambda: L.Conv1D(5, 3, groups=3), (6, 3)),
+            (lambda: L.Conv1D(6, 3, groups=3), (6, 3)),
             (lambda: L.Conv3D(5, 2), (4, 4, 4, 2)),
             (lambda: L.DepthwiseConv1D(3), (6, 3)),
             (lambda: L.SeparableConv1D(5, 3, depth_multiplier=2), (6, 3)),
