@@ -63,12 +63,22 @@ def chain(inputs, layers):
     return inputs, x
 
 
-def branches(join):
-    """Two convolutions of one input whose outputs are joined."""
+def residual():
+    """Two convolutions of one input whose outputs are added."""
     inputs = keras.Input((6, 6, 3))
     x = activation()(inputs)
     ends = [activation()(conv(4, size, padding="same")(x)) for size in (1, 3)]
-    return klb.LearnedBitModel(inputs, join(ends))
+    return klb.LearnedBitModel(inputs, L.Add()(ends))
+
+
+def merges():
+    """Two quantized tensors, merged in all ways."""
+    inputs = keras.Input((6, 6, 3))
+    x = activation()(inputs)
+    ends = [activation()(conv(4, size, padding="same")(x)) for size in (1, 3)]
+    layers = [L.Subtract(), L.Multiply(), L.Average(), L.Maximum(), L.Minimum(), L.Concatenate(),
+              L.Concatenate(axis=1)]  # fmt: skip
+    return klb.LearnedBitModel(inputs, [layer(ends) for layer in layers])
 
 
 def dictionary_of_two():
@@ -100,7 +110,7 @@ NETS = {
         *(activation(5), conv(8, 3, bits=2, activation="relu"), L.MaxPooling2D(2)),
         *(L.Flatten(), activation(5), L.Dropout(0.5), dense(10, bits=4)),
     ),
-    "residual": lambda: branches(L.Add()),
+    "residual": residual,
     "read output": read_output,
     "depthwise": lambda: sequential(
         (7, 9, 3),
@@ -149,13 +159,7 @@ MORE_NETS = {
         (7, 7, 3), activation(), conv(4, 3, strides=2, padding="same"),
         L.MaxPooling2D(3, 2, padding="same"),
     ),
-    "subtract": lambda: branches(L.Subtract()),
-    "multiply": lambda: branches(L.Multiply()),
-    "average": lambda: branches(L.Average()),
-    "maximum": lambda: branches(L.Maximum()),
-    "minimum": lambda: branches(L.Minimum()),
-    "concatenate": lambda: branches(L.Concatenate()),
-    "concatenate rows": lambda: branches(L.Concatenate(axis=1)),
+    "merges": merges,
     "several inputs and outputs": dictionary_of_two,
     "nested and shared": nested_and_shared,
 }  # fmt: skip
