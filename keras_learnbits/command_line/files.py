@@ -5,6 +5,7 @@ import os
 import sys
 
 from keras_learnbits.command_line.picture import draw_bits
+from keras_learnbits.export.fixed_point import to_fixed_point
 from keras_learnbits.export.litert import export_litert
 from keras_learnbits.export.onnx import export_onnx
 from keras_learnbits.export.packed.saving import save_packed
@@ -16,13 +17,14 @@ PURPOSES = {
     PACKED: "the packed file: weights at their own bit-widths; read by load_packed_model or NumPy",
     "model.tflite": "LiteRT (TensorFlow Lite), in 8-bit arithmetic",
     "model.onnx": "onnxruntime and other runtimes",
+    "circuit.keras": "hls4ml and alkaid: plain Keras layers and fixed-point activations",
     "bits.png": "a picture of the bit-widths",
 }
 REPORTS = ("report.json", "report.html")
 NAMES = {*PURPOSES, *REPORTS}
 
 
-def write_model(folder, model, integers):
+def write_model(folder, model, integers, circuit=False):
     """Writes a quantized model in all formats.
 
     `model.keras` and the packed file are always written. Another file is skipped if a package is
@@ -32,6 +34,7 @@ def write_model(folder, model, integers):
         folder: Path of the folder.
         model: The quantized model.
         integers: Whether `model.onnx` computes in integers, for quantized layer inputs.
+        circuit: Whether to write `circuit.keras`, for steps that are powers of two.
 
     Returns:
         Pair of dictionaries: of file names to bytes, and of the names of skipped files to reasons.
@@ -52,12 +55,15 @@ def write_model(folder, model, integers):
         "model.onnx": lambda to: export_onnx(model, to, arithmetic=arithmetic),
         "bits.png": lambda to: draw_bits(model, to),
     }
+    if circuit:
+        optional["circuit.keras"] = lambda to: to_fixed_point(model).save(to)
     skipped = {}
     for name, write in optional.items():
         reason = _reason_to_skip(write, path(name))
         if reason is not None:
             skipped[name] = reason
-    written = {name: os.path.getsize(path(name)) for name in PURPOSES if name not in skipped}
+    made = ["model.keras", PACKED, *(name for name in optional if name not in skipped)]
+    written = {name: os.path.getsize(path(name)) for name in PURPOSES if name in made}
     return written, skipped
 
 

@@ -10,9 +10,10 @@ PROGRAM = "keras_learnbits"
 QUANTIZE = """\
 Quantizes a trained Keras model to a bit-width per layer, from example inputs without labels.
 
-Give one target: --target_bits, --target_bytes, --target_compression, or --max_accuracy_drop with
---labels. The folder --output_dir then holds model.keras, model.safetensors (the packed file),
-model.tflite, model.onnx, bits.png, report.json and report.html.
+Give one target: --target_bits, --target_bytes, --target_compression, --target_bit_operations, or
+--max_accuracy_drop with --labels. The folder --output_dir then holds model.keras, model.safetensors
+(the packed file), model.tflite, model.onnx, bits.png, report.json and report.html; with
+--power_of_two also circuit.keras.
 """
 
 DATA = """\
@@ -76,6 +77,12 @@ def _add_targets(group):
         "--target_compression", type=float, help="float bytes divided by packed bytes, at least"
     )
     group.add_argument(
+        "--target_bit_operations",
+        type=float,
+        help="multiply-accumulates times bits of weights times bits of inputs for one example, "
+        "not exceeded; needs --activations or --power_of_two, and chooses their bits, too",
+    )
+    group.add_argument(
         "--max_accuracy_drop",
         type=float,
         help="find the smallest model whose accuracy is lower by at most this, such as 0.01; "
@@ -103,6 +110,12 @@ def _add_settings(group):
         action="store_true",
         help="quantize layer inputs to 8 bits, too, and write model.onnx and model.tflite for "
         "integer arithmetic throughout",
+    )
+    group.add_argument(
+        "--power_of_two",
+        action="store_true",
+        help="steps that are powers of two, for circuits; quantizes layer inputs as --activations "
+        "does, and writes circuit.keras for hls4ml and alkaid",
     )
     group.add_argument(
         "--scale",

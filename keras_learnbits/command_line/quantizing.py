@@ -10,7 +10,13 @@ import warnings
 from keras_learnbits._version import __version__
 from keras_learnbits.command_line.inputs import check_exists
 
-TARGETS = ("target_bits", "target_bytes", "target_compression", "max_accuracy_drop")
+TARGETS = (
+    "target_bits",
+    "target_bytes",
+    "target_compression",
+    "target_bit_operations",
+    "max_accuracy_drop",
+)
 
 
 def quantize_command(options):
@@ -36,7 +42,9 @@ def quantize_command(options):
     model = load_model(options.model)
     student, notes = _quantized(model, read_examples(options, model), options)
     with new_folder(options.output_dir, options.overwrite, NAMES) as folder:
-        files, skipped = write_model(folder, student, options.activations)
+        files, skipped = write_model(
+            folder, student, _quantizes_activations(options), options.power_of_two
+        )
         summary = _summary(student, options, files, skipped, notes)
         _write_text(folder, "report.json", json.dumps(summary, indent=2) + "\n")
         _write_text(folder, "report.html", report_page(summary))
@@ -50,6 +58,11 @@ def _check_arguments(options):
         path = getattr(options, argument)
         if path is not None:
             check_exists("MODEL" if argument == "model" else f"--{argument}", path)
+    if options.target_bit_operations is not None and not _quantizes_activations(options):
+        raise ValueError(
+            "--target_bit_operations counts the bits of layer inputs: give --activations or "
+            f"--power_of_two. Received: --target_bit_operations={options.target_bit_operations:g}"
+        )
     if options.labels is None:
         for argument in ("max_accuracy_drop", "validation_data"):
             value = getattr(options, argument)
@@ -58,6 +71,10 @@ def _check_arguments(options):
                     f"--{argument} needs labels: give --labels=labels.npy. "
                     f"Received: --{argument}={value} without --labels"
                 )
+
+
+def _quantizes_activations(options):
+    return options.activations or options.power_of_two
 
 
 def _silence_loggers():
@@ -81,7 +98,8 @@ def _quantized(model, examples, options):
             examples.calibration,
             **_target(options),
             validation_data=examples.validation,
-            activations=options.activations,
+            activations=_quantizes_activations(options),
+            power_of_two=options.power_of_two,
             include=_patterns(options.include),
             exclude=_patterns(options.exclude),
             steps=options.steps,

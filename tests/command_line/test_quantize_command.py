@@ -42,7 +42,8 @@ def test_every_file_is_there_with_the_size_that_the_report_says(written):
     assert sizes.keys() == {*report["files"], "report.json", "report.html"}
     assert {name: sizes[name] for name in report["files"]} == report["files"]
     assert {"model.keras", "model.safetensors"} <= sizes.keys()
-    assert sizes.keys() | report["skipped"].keys() == files.NAMES
+    made = sizes.keys() | report["skipped"].keys()
+    assert made == files.NAMES - {"circuit.keras"}
 
 
 def test_the_packed_file_holds_the_widths_of_the_report_within_the_target(written):
@@ -104,6 +105,23 @@ def test_a_missing_package_skips_its_file_and_the_report_says_why(saved, tmp_pat
     assert "pip install keras_learnbits[export]" in page
     assert not (tmp_path / "small" / "model.onnx").exists()
     assert report["packed_bytes"] <= 600
+
+
+def test_a_circuit_is_written_within_its_operations(saved, tmp_path, monkeypatch):
+    only_packed(monkeypatch)
+    more = "--target_bit_operations=9000", "--power_of_two"
+    main(arguments(saved, tmp_path / "small", *more))
+    circuit = keras.models.load_model(tmp_path / "small" / "circuit.keras")
+    model = keras.models.load_model(tmp_path / "small" / "model.keras")
+    x = np.load(saved.data)
+    np.testing.assert_array_equal(circuit.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert klb.bit_table(model).bit_operations <= 9000
+    assert "circuit.keras" in (tmp_path / "small" / "report.html").read_text()
+
+
+def test_operations_need_quantized_inputs(saved, tmp_path, refusal):
+    line = refusal(*arguments(saved, tmp_path / "small", "--target_bit_operations=9000"))
+    assert "give --activations or --power_of_two" in line
 
 
 def test_an_unexpected_error_of_a_converter_keeps_the_other_files(saved, tmp_path, monkeypatch):
