@@ -5,7 +5,8 @@ TFDS_DATA_DIR=... python experiments/hardware.py --output_dir=runs/hardware
 For each net and seed a float net is trained, and then for `--finetune_epochs` with steps that are
 powers of two and quantized activations: with learned widths within each of `--budgets`, bit
 operations as those of so many bits in all weights and activations (`learned`), and with these equal
-widths (`uniform`). `hgq2` is HGQ2 by its own recipe, from scratch for as many epochs in all, at
+widths (`uniform`). `post` quantizes the float net without labels, to so many mean bits and 6-bit
+activations. `hgq2` is HGQ2 by its own recipe, from scratch for as many epochs in all, at
 the prices `--hgq2` (`pip install hgq2==0.2.0`). Every model of ours is exported for hls4ml, and its
 C++, compiled by g++, is compared with it on the whole test set. Every result goes to a file at
 once and is not computed again.
@@ -142,6 +143,13 @@ def uniform(net, float_net, data, bits, epochs):
     return model
 
 
+def post(net, float_net, data, bits, epochs):
+    """A model that `quantize` makes without labels."""
+    return klb.quantize(
+        float_net, data[0], target_bits=bits, activations={"bits": 6}, power_of_two=True, verbose=0
+    )
+
+
 def compared(model, x):
     """What an export takes, and how far its C++ is from the model on the whole test set."""
     with tempfile.TemporaryDirectory() as directory:
@@ -166,7 +174,8 @@ def run(net, way, size, seed, float_net, data, test):
         return hardware_hgq2.run(
             NETS[net], net, data, test, float(size), EPOCHS[net] + epochs, BATCH_SIZE[net]
         )
-    model = {"learned": learned, "uniform": uniform}[way](net, float_net, data, int(size), epochs)
+    make = {"learned": learned, "uniform": uniform, "post": post}[way]
+    model = make(net, float_net, data, int(size), epochs)
     table = klb.bit_table(model)
     logits = model.predict(test[0], batch_size=500, verbose=0)
     return {
@@ -288,9 +297,16 @@ def plot(points, path):
     """Accuracy against bit operations for each net; bars are one standard deviation."""
     nets = sorted({point["net"] for point in points})
     figure, axes = plt.subplots(1, len(nets), figsize=(4.5 * len(nets), 4), layout="constrained")
-    labels = {"learned": "learned bits", "uniform": "equal bits", "hgq2": "HGQ2 (EBOPs)"}
+    labels = {
+        "learned": "learned bits",
+        "uniform": "equal bits",
+        "post": "quantize, no labels",
+        "hgq2": "HGQ2 (EBOPs)",
+    }
     for net, axis in zip(nets, np.atleast_1d(axes), strict=True):
         for way, label in labels.items():
+            if not any(p["net"] == net and p["way"] == way for p in points):
+                continue
             chosen = sorted(
                 (p for p in points if p["net"] == net and p["way"] == way),
                 key=lambda p: p["bit_operations"],

@@ -281,7 +281,13 @@ HARDWARE_NETS = {
     "jets": "drawn points, dense",
     "mnist": "MNIST, CNN",
 }
-WAYS = {"float": "float", "learned": "learned bits", "uniform": "equal bits", "hgq2": "HGQ2"}
+WAYS = {
+    "float": "float",
+    "learned": "learned bits",
+    "uniform": "equal bits",
+    "post": "quantized without labels",
+    "hgq2": "HGQ2",
+}
 
 
 def hardware():
