@@ -10,7 +10,7 @@ import keras
 
 from keras_learnbits._keras import calls, is_graph
 from keras_learnbits.export._activations import grid_of
-from keras_learnbits.export._fixed_point import (
+from keras_learnbits.export._exactness import (
     ARRANGING,
     INACTIVE,
     PADDING,

@@ -12,7 +12,7 @@ from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits._keras import calls
-from keras_learnbits.export._fixed_point import output_levels, step_of
+from keras_learnbits.export._exactness import output_levels, step_of
 
 L = keras.layers
 RNG = np.random.default_rng(0)
