@@ -42,9 +42,9 @@ def rows():
 def main():
     found = rows()[::-1]
     names, colors, sizes, accuracies, ratios = zip(*found, strict=True)
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
     panels = [
-        ("file [kB]; of quantize: packed", [size / 1000 for size in sizes], "{:,.0f}"),
+        ("file [kB]; of quantize: packed\n(the .tflite that runs: 1,137)", [size / 1000 for size in sizes], "{:,.0f}"),
         ("test accuracy [%]", [100 * each for each in accuracies], "{:.2f}"),
         ("latency, compared with float", ratios, "{:.2f}"),
     ]
