@@ -15,15 +15,17 @@ STUDIES = ROOT / "experiments" / "results" / "studies"
 BASE, OTHER, OURS = "#8a8f98", "#d08c3c", "#2f6fb3"
 
 
+def latencies():
+    """Dictionary of the net's files in LiteRT to their rows of the study of latencies."""
+    rows = json.loads((STUDIES / "latency.json").read_text())["rows"]
+    of_net = ("CIFAR-10 net", "LiteRT")
+    return {each["file"]: each for each in rows if (each["net"], each["runtime"]) == of_net}
+
+
 def rows():
     """Name, color, bytes, accuracy and latency compared with float, for each bar from above."""
     results = json.loads((STUDIES / "post-training.json").read_text())
-    latencies = json.loads((STUDIES / "latency.json").read_text())["rows"]
-    ratios = {
-        each["file"]: each["ratio"]["1"]
-        for each in latencies
-        if (each["net"], each["runtime"]) == ("CIFAR-10 net", "LiteRT")
-    }
+    ratios = {file: each["ratio"]["1"] for file, each in latencies().items()}
     of_float, own = results["cnn-float-test"], results["cnn-litert-8-0-1024-test"]
     found = [
         ("float", BASE, of_float, ratios["float"]),
@@ -42,9 +44,14 @@ def rows():
 def main():
     found = rows()[::-1]
     names, colors, sizes, accuracies, ratios = zip(*found, strict=True)
+    running = latencies()['arithmetic="int8"']["bytes"] / 1000
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
     panels = [
-        ("file [kB]; of quantize: packed\n(the .tflite that runs: 1,137)", [size / 1000 for size in sizes], "{:,.0f}"),
+        (
+            f"file [kB]; of quantize: packed\n(the .tflite that runs: {running:,.0f})",
+            [size / 1000 for size in sizes],
+            "{:,.0f}",
+        ),
         ("test accuracy [%]", [100 * each for each in accuracies], "{:.2f}"),
         ("latency, compared with float", ratios, "{:.2f}"),
     ]
