@@ -6,10 +6,10 @@ For each net and seed a float net is trained, and then for `--finetune_epochs` w
 powers of two and quantized activations: with learned widths within each of `--budgets`, bit
 operations as those of so many bits in all weights and activations (`learned`), and with these equal
 widths (`uniform`). `post` quantizes the float net without labels, to so many mean bits and 6-bit
-activations. `hgq2` is HGQ2 by its own recipe, from scratch for as many epochs in all, at
-the prices `--hgq2` (`pip install hgq2==0.2.0`). Every model of ours is exported for hls4ml, and its
-C++, compiled by g++, is compared with it on the whole test set. Every result goes to a file at
-once and is not computed again.
+activations; `post_trained` trains it afterwards with labels. `hgq2` is HGQ2 by its own recipe, from
+scratch for as many epochs in all, at the prices `--hgq2` (`pip install hgq2==0.2.0`). Each model of
+ours is exported for hls4ml, and its C++, compiled by g++, is compared with it on the whole test
+set. Every result goes to a file at once and is not computed again.
 
 Nets: `jets`, dense layers 16-64-32-32-5 as for tagging jets, on data that scikit-learn draws;
 `digits`, its handwritten digits of 8x8; `mnist`, a small CNN.
@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags
 from curves import plt
 from loading import load_tfds
+from matplotlib import ticker
 from sklearn.datasets import load_digits, make_classification
 from sklearn.model_selection import train_test_split
 
@@ -150,6 +151,16 @@ def post(net, float_net, data, bits, epochs):
     )
 
 
+def post_trained(net, float_net, data, bits, epochs):
+    """The same widths, and then a training with labels."""
+    model = klb.quantize(
+        float_net, data[0], target_bits=bits, activations={"bits": 6}, power_of_two=True, steps=0,
+        verbose=0,
+    )  # fmt: skip
+    train(model, net, data, epochs, rate=1e-3)
+    return model
+
+
 def compared(model, x):
     """What an export takes, and how far its C++ is from the model on the whole test set."""
     with tempfile.TemporaryDirectory() as directory:
@@ -174,7 +185,8 @@ def run(net, way, size, seed, float_net, data, test):
         return hardware_hgq2.run(
             NETS[net], net, data, test, float(size), EPOCHS[net] + epochs, BATCH_SIZE[net]
         )
-    make = {"learned": learned, "uniform": uniform, "post": post}[way]
+    makers = {"learned": learned, "uniform": uniform, "post": post, "post_trained": post_trained}
+    make = makers[way]
     model = make(net, float_net, data, int(size), epochs)
     table = klb.bit_table(model)
     logits = model.predict(test[0], batch_size=500, verbose=0)
@@ -293,39 +305,46 @@ def table_of(points):
     return aligned_table([[head], body], left=3)
 
 
+STYLES = {
+    "learned": ("learned bits", "C0"),
+    "uniform": ("equal bits", "C1"),
+    "post": ("quantize, no labels", "C2"),
+    "post_trained": ("the same, then trained", "C3"),
+    "hgq2": ("HGQ2 (EBOPs)", "C4"),
+}
+COLLAPSED = 0.1  # nets that lose more are in the table only
+
+
 def plot(points, path):
     """Accuracy against bit operations for each net; bars are one standard deviation."""
     nets = sorted({point["net"] for point in points})
-    figure, axes = plt.subplots(1, len(nets), figsize=(4.5 * len(nets), 4), layout="constrained")
-    labels = {
-        "learned": "learned bits",
-        "uniform": "equal bits",
-        "post": "quantize, no labels",
-        "hgq2": "HGQ2 (EBOPs)",
-    }
+    figure, axes = plt.subplots(1, len(nets), figsize=(4.2 * len(nets), 4.2), layout="constrained")
+    handles = {}
     for net, axis in zip(nets, np.atleast_1d(axes), strict=True):
-        for way, label in labels.items():
-            if not any(p["net"] == net and p["way"] == way for p in points):
-                continue
+        of_net = [p for p in points if p["net"] == net and p["gap"] < COLLAPSED]
+        for way, (label, color) in STYLES.items():
             chosen = sorted(
-                (p for p in points if p["net"] == net and p["way"] == way),
-                key=lambda p: p["bit_operations"],
+                (p for p in of_net if p["way"] == way), key=lambda p: p["bit_operations"]
             )
-            axis.errorbar(
-                [p["bit_operations"] for p in chosen],
-                [100 * p["accuracy"] for p in chosen],
-                yerr=[100 * p["spread"] for p in chosen],
-                marker="o",
-                capsize=3,
-                label=label,
-            )
-        for point in points:
-            if point["net"] == net and point["way"] == "float":
-                axis.axhline(100 * point["accuracy"], color="gray", linestyle="--", label="float")
-        axis.set(xscale="log", xlabel="bit operations per example", title=net,
+            if chosen:
+                handles[label] = axis.errorbar(
+                    [p["bit_operations"] / 1000 for p in chosen],
+                    [100 * p["accuracy"] for p in chosen],
+                    yerr=[100 * p["spread"] for p in chosen],
+                    marker="o",
+                    capsize=3,
+                    color=color,
+                )
+        (of_float,) = (p for p in of_net if p["way"] == "float")
+        line = axis.axhline(100 * of_float["accuracy"], color="gray", linestyle="--")
+        handles["float"] = line
+        axis.set(xscale="log", xlabel="bit operations per example [thousands]", title=net,
                  ylabel="test accuracy [%]")  # fmt: skip
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].legend(frameon=False, loc="lower right")
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=120)
 
 

@@ -203,6 +203,8 @@ def parts():
     for method, name in PARTS_LEFT_OUT.items():
         found = [results.get(f"{net}-{method}-2-0-1024-held_out") for net in nets]
         cells = []
+        if not any(found):
+            continue
         for net, each in zip(nets, found, strict=True):
             base = results[f"{net}-float-held_out"]["accuracy"]
             cells += (
@@ -286,6 +288,7 @@ WAYS = {
     "learned": "learned bits",
     "uniform": "equal bits",
     "post": "quantized without labels",
+    "post_trained": "the same, then trained",
     "hgq2": "HGQ2",
 }
 
