@@ -10,7 +10,8 @@ computed again: the program may be stopped and called again.
 Methods: `quantize`; `steps=0`, the same without training; `nearest`, the same width in every layer,
 rounded to nearest with fitted scales; `litert` and `onnxruntime`, the runtimes' own 8-bit
 post-training quantization of the float net from the same images, run in these runtimes; and
-`without_<part>`, `quantize` without one of its parts (`PARTS`). `drop` quantizes to the smallest
+`without_<part>`, `quantize` without one of its parts (`PARTS`; `channel_steps` goes with
+`--power_of_two`). `drop` quantizes to the smallest
 model whose accuracy on the held-out images falls by at most one point.
 `--evaluate=held_out` looks at the 5,000 held-out images, for choosing settings; `test`, at the end,
 at the test set.
@@ -64,6 +65,12 @@ PARTS = {
     "statistics": {
         f"{PACKAGE}.quantization.quantize.estimate_batch_norm": lambda model, data: None,
     },
+}
+# With --power_of_two: one step per layer in place of one per channel.
+PARTS["channel_steps"] = {
+    f"{PACKAGE}.conversion.to_learned_bits._power_of_two_quantizer": (
+        lambda quantizer: klb.LearnedScaleQuantizer(per_channel=False, power_of_two=True)
+    )
 }
 PROGRAMS = {"lenet": "mnist"}
 EPOCHS = {"lenet": 6, "cnn_quarter": 14, "depthwise": 10, "resnet20": 10, "cnn": 6}

@@ -72,9 +72,9 @@ def largest_difference(ys, others):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("part", range(4))  # for as many processes
-def test_two_hundred_random_graphs_are_converted_go_back_and_come_back_from_files(part, tmp_path):
+def test_a_hundred_random_graphs_are_converted_go_back_and_come_back_from_files(part, tmp_path):
     @seed(part)
-    @settings(max_examples=50, deadline=None, database=None,
+    @settings(max_examples=25, deadline=None, database=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(st.data(), st.integers(1, 8))
     def holds(data, bits):

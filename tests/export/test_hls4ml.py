@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 
 import keras
 import numpy as np
@@ -17,6 +18,17 @@ from keras_learnbits.export._exactness import output_levels, step_of
 L = keras.layers
 RNG = np.random.default_rng(0)
 QUANTIZER = klb.LearnedScaleQuantizer(power_of_two=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimized(tmp_path_factory):
+    """A `g++` that compiles without optimizing, in half the time; hls4ml asks for `-O3`."""
+    compiler = tmp_path_factory.mktemp("bin") / "g++"
+    compiler.write_text(f'#!/bin/bash\nexec {shutil.which("g++")} "${{@/-O3/-O0}}"\n')
+    compiler.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(compiler.parent), prepend=os.pathsep)
+        yield
 
 
 def activation(bits=6, **arguments):
