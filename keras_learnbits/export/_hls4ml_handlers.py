@@ -20,9 +20,13 @@ def register_handlers():
         handles = (f"{FixedPoint.__module__}.{FixedPoint.__name__}",)
 
         def handle(self, layer, in_tensors, out_tensors):
+            # One type for each number: hls4ml takes the bits away that a number cannot have, and of
+            # one type for all it takes too many (`_produce_kif` in bit_exact.py has the maxima of
+            # all bits and of integer bits, which different numbers may have).
+            shape = (1, *out_tensors[0].shape[1:])
             return {
                 "class_name": "FixedPointQuantizer",
-                "mask_kbi": tuple(np.array([each], "int16") for each in layer.fixed_point_type()),
+                "mask_kbi": tuple(np.full(shape, i, "int16") for i in layer.fixed_point_type()),
                 "SAT": "SAT",
                 "RND": "RND",  # halves are rounded up, as `floor(x + 0.5)` does
                 "fusible": None,

@@ -123,7 +123,9 @@ def _activation(graph, floor, constants, grids):
             break
         if last.op_type not in ("Min", "Max", "Clip"):
             return None
-        bounds += [float(constants[n]) for n in last.input if n in constants]
+        bounds += [
+            v.item() for n in last.input if (v := constants.get(n)) is not None and v.size == 1
+        ]
     step = constant_of(last)
     source = [name for name in multiply.input if name not in constants]
     for grid in grids:

@@ -121,7 +121,9 @@ def to_fixed_point(model):
     pairs = zip(model.inputs, inputs, strict=True)
     known = {id(each): _Known(lambda first, new=new: first(new)) for each, new in pairs}
     _follow(model, known, names, ())
-    outputs = _lossless_outputs(model, known, names)
+    found = [known[id(each)] for each in model.outputs]
+    outputs = [each.build(_unchanged) for each in found]
+    outputs = _lossless(inputs, outputs, [each.levels for each in found], names)
     return keras.Model(inputs, outputs, name=_name(model.name))
 
 
@@ -217,25 +219,30 @@ def _one_or_list(tensors):
     return tensors[0] if len(tensors) == 1 else tensors
 
 
-def _lossless_outputs(model, known, names):
-    """The outputs of the new model.
+def _lossless(inputs, outputs, levels, names):
+    """Outputs that keep all their bits.
 
     hls4ml keeps of a tensor what the layers that read it need. An output that a layer reads, too,
     therefore gets a `FixedPoint` that changes nothing.
+
+    Args:
+        inputs: List of the inputs of the new model.
+        outputs: List of its outputs.
+        levels: List of the `Levels` of each output, or None.
+        names: Set of the names of the new layers.
     """
-    readers = {id(each) for call in calls(model) for each in call.inputs}
-    outputs = []
-    for each in model.outputs:
-        output, levels = known[id(each)].build(_unchanged), known[id(each)].levels
-        if id(each) in readers and levels is not None:
-            levels = levels.of_all()
-            step = float(levels.step)
-            bits = 1 + math.ceil(math.log2(levels.largest / step + 1))
-            name = _name(f"{each.name}_output", names)
-            exact = FixedPoint(bits, step, True, name=name, dtype="float32")
+    graph = keras.Model(inputs, outputs, name="circuit")
+    readers = {id(each) for call in calls(graph) for each in call.inputs}
+    lossless = []
+    for output, known in zip(outputs, levels, strict=True):
+        if id(output) in readers and known is not None:
+            of_all = known.of_all()
+            bits = 1 + math.ceil(math.log2(of_all.largest / of_all.step + 1))
+            name = _name("output", names)
+            exact = FixedPoint(bits, float(of_all.step), True, name=name, dtype="float32")
             output = exact(output)
-        outputs.append(output)
-    return outputs
+        lossless.append(output)
+    return lossless
 
 
 def _plain(call, name):

@@ -113,7 +113,14 @@ def read_output():
     """An output that another layer reads, too, and one that is the input moved."""
     inputs = keras.Input((4,), name="input")
     hidden = dense(3, activation="relu")(activation()(inputs))
-    return klb.LearnedBitModel(inputs, [hidden, dense(2)(activation(2)(hidden))])
+    last = dense(2)(activation(2)(hidden))
+    return klb.LearnedBitModel(inputs, [L.Dropout(0.2)(hidden), last])
+
+
+def read_output_of_a_nested_model():
+    """The same within a model inside, of which the outer one has the outputs."""
+    block, inputs = read_output(), keras.Input((4,))
+    return klb.LearnedBitModel(inputs, block(inputs))
 
 
 NETS = {
@@ -151,6 +158,7 @@ def moved_input():
 
 
 MORE_NETS = {
+    "nested read output": read_output_of_a_nested_model,
     "joined inputs": joined_inputs,
     "moved input": moved_input,
     "averages": lambda: sequential(
