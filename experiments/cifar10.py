@@ -140,6 +140,16 @@ CNN_SETTINGS = {
     "weight_decay": 5e-3,
     "label_smoothing": 0.2,
 }
+# As ResNets are usually trained on CIFAR-10: with a momentum of 0.85 and this rate, a step and a
+# decay as large as at a rate of 0.1, a momentum of 0.9, 5e-4 of L2 and batches of 128. Labels are not
+# smoothed, since the net is a teacher afterwards (arXiv 1906.02629).
+RESNET_SETTINGS = {
+    "epochs": 100,
+    "optimizer": "sgd",
+    "learning_rate": 0.3,
+    "weight_decay": 3e-3,
+    "label_smoothing": 0.0,
+}
 PROBLEM = common.Problem(
     load=load,
     nets={
@@ -159,7 +169,7 @@ PROBLEM = common.Problem(
         "bit_reg": 1e-3,
         "dtype_policy": fast_policy(),
     },
-    settings={"cnn": CNN_SETTINGS, "cnn_quarter": CNN_SETTINGS},
+    settings={"cnn": CNN_SETTINGS, "cnn_quarter": CNN_SETTINGS, "resnet20": RESNET_SETTINGS},
     published={"model": "lenet32", "epochs": 100, "train_examples": 40_000},
     initializers={"cnn": initialize, "cnn_quarter": initialize},
     augment=augment,
