@@ -141,8 +141,8 @@ CNN_SETTINGS = {
     "label_smoothing": 0.2,
 }
 # As ResNets are usually trained on CIFAR-10: with a momentum of 0.85 and this rate, a step and a
-# decay as large as at a rate of 0.1, a momentum of 0.9, 5e-4 of L2 and batches of 128. Labels are not
-# smoothed, since the net is a teacher afterwards (arXiv 1906.02629).
+# decay as large as at a rate of 0.1, a momentum of 0.9, 5e-4 of L2 and batches of 128. Labels are
+# not smoothed, since the net is a teacher afterwards (https://arxiv.org/abs/1906.02629).
 RESNET_SETTINGS = {
     "epochs": 100,
     "optimizer": "sgd",

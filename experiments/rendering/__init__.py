@@ -1,0 +1,1 @@
+"""Tables and figures of README and docs, rendered from experiments/results."""
