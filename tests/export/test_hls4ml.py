@@ -360,7 +360,7 @@ def test_a_circuit_that_predicts_something_else_replaces_nothing(tmp_path, monke
     from hls4ml.model import ModelGraph
 
     model, _ = fitted(sequential((4,), activation(), dense(2)))
-    (tmp_path / "project").mkdir()
+    klb.export_hls4ml(model, tmp_path / "project", check=False)
     (tmp_path / "project" / "mine.txt").write_text("kept")
     right = ModelGraph.predict
     monkeypatch.setattr(ModelGraph, "predict", lambda graph, x: right(graph, x) + 2.0**-20)
@@ -368,6 +368,21 @@ def test_a_circuit_that_predicts_something_else_replaces_nothing(tmp_path, monke
         klb.export_hls4ml(model, tmp_path / "project")
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
     assert (tmp_path / "project" / "mine.txt").read_text() == "kept"
+
+
+def test_only_a_project_of_hls4ml_is_replaced(tmp_path):
+    model, _ = fitted(sequential((4,), activation(), dense(2)))
+    (tmp_path / "thesis.tex").write_text("kept")
+    with pytest.raises(FileExistsError, match="or an earlier project.* with thesis.tex"):
+        klb.export_hls4ml(model, tmp_path, check=False)
+    with pytest.raises(FileExistsError, match="thesis.tex"):
+        klb.export_hls4ml(model, tmp_path / "thesis.tex", check=False)
+    assert (tmp_path / "thesis.tex").read_text() == "kept"
+    for name in ("first", "second"):
+        klb.export_hls4ml(model, tmp_path / "project", check=False, project_name=name)
+    assert (tmp_path / "project" / "firmware" / "second.cpp").exists()
+    assert not (tmp_path / "project" / "firmware" / "first.cpp").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["project", "thesis.tex"]
 
 
 def test_a_model_in_mixed_precision_becomes_the_circuit_of_its_float32_copy(tmp_path):
