@@ -21,14 +21,14 @@ class BitLogger(keras.callbacks.Callback):
             batch logs have the bits too, so that `TensorBoard(update_freq=...)` with the same
             number draws them over steps, and `steps` and `bits` are recorded.
         log_dir: Directory of the `TensorBoard` callback. The tab "Custom Scalars" then shows the
-            bits of all layers in one chart. None for a separate curve of each layer only.
+            bits of all layers in one chart. With None there are only separate curves per layer.
 
     Attributes:
         names: Names of the quantized kernels, then of the activations.
         steps: List of the training steps at which bits were recorded. They are counted from the
             first epoch, also if an interrupted training is resumed (`initial_epoch`,
             `BackupAndRestore`) and the number of batches is known.
-        bits: List of a list of latent bit-widths for each of these steps.
+        bits: List with one list of latent bit-widths for each of these steps.
 
     Raises:
         ValueError: `update_freq` is neither `"epoch"` nor a positive integer.

@@ -94,7 +94,7 @@ def test_metrics_of_which_less_is_better_are_refused(model, data, metric):
     budget = klb.BitBudget(
         max_accuracy_drop=0.1, float_accuracy=0.5, metric=metric, validation_data=data
     )
-    with pytest.raises(ValueError, match=f"of which more is better.*metric='{metric}'"):
+    with pytest.raises(ValueError, match=f"for which higher values are better.*metric='{metric}'"):
         model.fit(*data, verbose=0, callbacks=[budget])
 
 
@@ -104,7 +104,7 @@ def test_a_falling_metric_with_a_name_of_its_own_is_known_by_its_class(make_mode
     budget = klb.BitBudget(
         max_accuracy_drop=0.1, float_accuracy=0.5, metric="quality", validation_data=data
     )
-    with pytest.raises(ValueError, match="of which more is better"):
+    with pytest.raises(ValueError, match="for which higher values are better"):
         model.fit(*data, verbose=0, callbacks=[budget])
 
 
