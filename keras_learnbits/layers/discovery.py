@@ -88,7 +88,7 @@ def free_name(name, taken):
 
 
 def mark_variables(tensor, *variables):
-    """Marks variables as those of a quantized tensor, which is found by them; None is skipped."""
+    """Marks variables, so that their quantized tensor can be found; None is skipped."""
     for variable in variables:
         if variable is not None:
             mark(variable, tensor)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-# Number of scales that a search tries; from half to twice the start they are 3.6% apart.
+# Number of scales that a search tries. From half to twice the initial scale they are 3.6% apart.
 CANDIDATES = 40
 # Number of squares, 8 bytes each, that are kept in memory at the same time.
 SQUARES_AT_ONCE = 2**22

@@ -104,7 +104,7 @@ def test_a_dictionary_for_a_list_of_inputs_is_read_by_name():
         (Y, r"must be inputs of the model.*int64\[40\] for inputs of shape \[\(None, 3\)\]"),
         (X[:, :2], r"Received: float32\[40, 2\]"),
         ([X, Y], "a list or dictionary several inputs"),
-        ([X, X[:30]], "as many of each input"),
+        ([X, X[:30]], "the same number for each input"),
         (iter([X[:9], X[:9, :2]]), "pad sequences to one length"),
         (iter([]), "dataset or generator without any"),
         ((X[i : i + 2] for i in range(2)), "at least 8 examples"),

@@ -190,7 +190,7 @@ def test_freezing_at_no_time_is_refused(at):
 def test_freezing_a_plain_keras_model_is_refused(data):
     model = keras.Sequential([keras.Input((6,)), klb.LearnedBitDense(2)])
     model.compile("sgd", "mse")
-    with pytest.raises(TypeError, match="bits do not move"):
+    with pytest.raises(TypeError, match="do not train bits"):
         model.fit(*data, callbacks=[klb.FreezeBits()], verbose=0)
 
 
