@@ -51,7 +51,8 @@ def new_folder(path, overwrite, names):
         Path of the temporary folder.
 
     Raises:
-        FileExistsError: As by `check_free`, also of files that appear in the meantime.
+        FileExistsError: There is a file, or a folder with files that must stay, also if they
+            appear in the meantime.
     """
     # A rename would replace a symbolic link itself, so follow it first.
     path = os.path.realpath(path)

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 
 ARRAY_FILES = (".npy", ".npz")
-# Images of a folder that are read without labels: more than `quantize` keeps are of no use.
+# Largest number of images that are read from a folder without labels: `quantize` keeps no more.
 MOST_IMAGES = 8192
 COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
 
@@ -26,7 +26,7 @@ def read_inputs(argument, path, model, scale, in_order, seed):
         model: The Keras model.
         scale: Number that all values are multiplied by, or None.
         in_order: Whether all examples are needed in their order, because labels belong to them.
-        seed: Integer, of the draw of images from a folder without labels.
+        seed: Integer, the seed of the random choice of images from a folder without labels.
 
     Returns:
         Structure of arrays, as the model takes it.

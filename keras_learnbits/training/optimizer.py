@@ -125,8 +125,8 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
                 yield optimizer, share
 
     # keras/src/optimizers/multi_optimizer.py, `apply`: Keras calls the optimizers in the order of
-    # their first variables. Here the optimizer of the weights must be the last one, see `_split`, and XLA
-    # compiles large updates.
+    # their first variables. Here the optimizer of the weights must be the last one, see `_split`,
+    # and XLA compiles large updates.
     def apply(self, grads, trainable_variables):
         if not self.built:
             self.build(trainable_variables)

@@ -315,7 +315,7 @@ def test_conversion_quantizes_the_inputs_of_converted_layers_once_the_models_amo
     left = learned.get_layer("left_input")
     assert (float(left.bits), left.max_bits) == (4, 6)
     report = {row[0]: row[3] for row in learned.conversion.rows}
-    assert report["left_input"] == "LearnedBitActivation put in"
+    assert report["left_input"] == "inserted LearnedBitActivation"
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     uncalibrated = klb.to_learned_bits(model, bits=16, activations=True)
     np.testing.assert_allclose(uncalibrated(x), model(x), rtol=1e-3, atol=1e-3)
