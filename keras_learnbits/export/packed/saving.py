@@ -122,8 +122,8 @@ def load_packed(path, into=None):
 def load_packed_model(path, custom_objects=None):
     """Makes the model of a packed file that was saved with its configuration.
 
-    Keras makes the model as `keras.models.load_model` does, in safe mode: it may import the
-    modules that the file names, so load models of those whom you trust. (`load_packed` executes
+    Keras makes the model as `keras.models.load_model` does, in safe mode: it may import the modules
+    that the file names, so load only files from sources that you trust. (`load_packed` executes
     nothing.)
 
     Args:
@@ -131,7 +131,7 @@ def load_packed_model(path, custom_objects=None):
         custom_objects: Dictionary of name to class or function that Keras does not know.
 
     Returns:
-        A model that predicts what the packed one did. It is not compiled.
+        A model that makes the predictions of the packed one. It is not compiled.
 
     Raises:
         PackedFileError: The file has no configuration, or cannot be read.
