@@ -146,8 +146,8 @@ class Quantizer:
         fixed = {"fixed_range": self.fixed_range, "fixed_step": self.fixed_step}
         if not by_bits:
             return rounding.quantize_with_error(kernel, grid, dtype=dtype, **fixed)
-        # Gradients with respect to kernel and scales flow through `grid`, those with respect to the
-        # bit-width through this second grid.
+        # Gradients with respect to kernel and scales are those of `grid`, those with respect to the
+        # bit-width are those of this second grid.
         scale = None if log_scale is None else tf.stop_gradient(log_scale)
         by_bits = self.grid(tf.stop_gradient(kernel), bits, scale)
         quantized, error, norm = rounding.quantize_with_error(kernel, grid, by_bits, dtype, **fixed)

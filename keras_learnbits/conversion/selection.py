@@ -80,7 +80,9 @@ class Selection:
 
 
 # The line that explains the columns of a printed report.
-LEGEND = "conversion: the new class, or why the layer stays as it is; weights: number of parameters"
+LEGEND = (
+    "conversion: the new class, or why the layer is not converted; weights: number of parameters"
+)
 
 
 class ConversionReport:

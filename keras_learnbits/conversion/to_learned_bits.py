@@ -108,7 +108,7 @@ def to_learned_bits(
         hidden  Dense  LearnedBitDense       36
         head    Dense  left: excluded        10
         ---------------------------------------
-        conversion: the new class, or why the layer stays as it is; weights: number of parameters
+        conversion: the new class, or why the layer is not converted; weights: number of parameters
         32 weights (69.6%) with learned bits, 14 (30.4%) left float
     """
     _check_model(model, activations)

@@ -159,7 +159,7 @@ class OnnxIntegers:
             self._steps[each.output[0]] = grid.step
 
     def _fold_zeros(self, pad):
-        """Lets a Conv pad its quantized input with zeros, in place of a Pad before quantization.
+        """Lets a Conv pad its quantized input with zeros, instead of a Pad before quantization.
 
         Zero is a level of every activation, so both give the same result.
         """
@@ -230,7 +230,7 @@ class OnnxIntegers:
         self.used[name] = "int8", "int8", "" if found.exact else "rounded to 255 levels"
 
     def _quantized_by(self, name):
-        """The only QuantizeLinear that reads a tensor, behind nodes that commute with it; or None."""
+        """The QuantizeLinear that is a tensor's only reader, after commuting nodes; or None."""
         users = [node for node in self._users(name) if node.op_type != "Shape"]
         if len(users) != 1:
             return None

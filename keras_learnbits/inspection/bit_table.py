@@ -238,7 +238,7 @@ def bit_table(model):
     proportion to these.
 
     Args:
-        model: A built Keras model with learned-bit layers; a distiller stands for its student.
+        model: A built Keras model with learned-bit layers; of a distiller the student is used.
 
     Returns:
         `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`,

@@ -43,7 +43,7 @@ def operations(model):
     models with a custom `call` are left out, because their operations are not known.
 
     Args:
-        model: A built Keras model; a distiller stands for its student.
+        model: A built Keras model; of a distiller the student is used.
 
     Returns:
         Dictionary of `QuantizedKernel` to `Operations`.

@@ -10,7 +10,7 @@ def quantized_tensors(model):
     """All quantized tensors of a model or layer: kernels, then activations.
 
     Args:
-        model: A built Keras model or layer; a distiller stands for its student.
+        model: A built Keras model or layer; of a distiller the student is used.
 
     Returns:
         List of `QuantizedTensor`, each once, in the order of the variables.
@@ -23,7 +23,7 @@ def quantized_kernels(model):
     """All quantized kernels of a model or layer, each once, in the order of the variables.
 
     Args:
-        model: A built Keras model or layer; a distiller stands for its student.
+        model: A built Keras model or layer; of a distiller the student is used.
 
     Returns:
         List of `QuantizedKernel`.

@@ -14,8 +14,8 @@ def can_be_varied(examples):
     """Whether examples can be augmented; integers such as tokens and categories cannot.
 
     Args:
-        examples: Structure of arrays. Float arrays with at most one axis besides that of the
-            examples count as integers if they have no fractions.
+        examples: Structure of arrays. Float arrays of rank 1 or 2 count as integers if they have no
+            fractions.
     """
     return not any(map(_are_integers, keras.tree.flatten(examples)))
 

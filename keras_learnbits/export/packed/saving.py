@@ -21,9 +21,9 @@ FLOAT_DTYPES = ("float32", "bfloat16")
 def save_packed(model, path, float_dtype="float32", include_config=False):
     """Writes a model to a file of about `bit_table(model).packed_bytes` bytes.
 
-    Each kernel is stored as integer codes of its own bit-width, with its steps and offsets. Biases,
-    normalization and layers that are not quantized are stored as `float_dtype`, integer weights in
-    their own type. States of optimizers, metrics and random seeds are not stored. The file has the
+    Each kernel is stored as integer codes of its bit-width, with its steps and offsets. Biases,
+    normalization and layers that are not quantized are stored as `float_dtype`, integer weights
+    with their dtype. States of optimizers, metrics and random seeds are not stored. The file has the
     safetensors format; `docs/packed_format.md` describes its layout. It is written under another
     name and then renamed, so that it is complete even if the process is killed.
 
@@ -92,7 +92,7 @@ def load_packed(path, into=None):
 
     Returns:
         Dictionary of name to array: float32 for quantized kernels, equal to the model's quantized
-        weights bit for bit, and for other float weights; integer weights in their own type.
+        weights bit for bit, and for other float weights; integer weights have their dtype.
 
     Raises:
         PackedFileError: The file is not a packed file, has an unknown version, is truncated or
