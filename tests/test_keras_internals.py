@@ -52,7 +52,7 @@ def test_replace_base_leaves_keras_nothing_to_rewrite():
 
 
 class WithCall(keras.Model):
-    """A model whose `call` is its own."""
+    """A model with a custom `call`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

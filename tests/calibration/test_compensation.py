@@ -58,7 +58,7 @@ def test_outputs_change_by_less_than_nearest_and_not_less_than_the_best_of_all_r
     assert sum(best) <= found < 0.8 * plain
 
 
-def test_small_inputs_are_compensated_like_large_ones_beside_unused_ones():
+def test_small_inputs_are_compensated_like_large_ones_despite_unused_ones():
     rng = np.random.default_rng(0)
     inputs = np.pad(correlated_inputs(rng), [[0, 0], [0, 2]])
     weights = rng.normal(size=(8, 20))

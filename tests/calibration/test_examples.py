@@ -119,7 +119,7 @@ def test_data_that_cannot_be_used_are_refused_with_what_was_received(data, messa
         read_examples(data, MODEL, 8192, seed=0)
 
 
-def test_a_model_with_its_own_call_says_why_it_does_not_take_the_data():
+def test_a_model_with_a_custom_call_says_why_it_does_not_take_the_data():
     class Own(keras.Model):
         def __init__(self):
             super().__init__()

@@ -103,7 +103,7 @@ def test_the_price_neither_winds_up_nor_levels_the_layers(deep_model, data):
     logger = klb.BitLogger()
     history = fit(model, data, klb.BitBudget(target_bits=2.5), logger, klb.FreezeBits(), epochs=16)
     prices = history.history["bit_reg"]
-    assert max(prices) < 10  # early looks are noisy; the task's loss is about 2
+    assert max(prices) < 10  # early probes are noisy; the task's loss is about 2
     assert prices[-1] < 1
     assert len({row.bits for row in klb.bit_table(model).rows}) > 1
     assert logger.bits[1] != logger.bits[6]
@@ -183,7 +183,7 @@ def test_a_budget_in_a_plain_model_is_refused(data):
 
 
 @pytest.mark.thorough
-def test_a_second_fit_meets_a_second_target(deep_model, data):
+def test_a_second_fit_reaches_a_second_target(deep_model, data):
     model = deep_model()
     for target in (4.0, 2.0):
         fit(model, data, klb.BitBudget(target_bits=target), epochs=2)
@@ -360,8 +360,9 @@ def test_a_descent_that_goes_on_does_not_drop_at_once(deep_model, data, tmp_path
                 raise KeyboardInterrupt
 
         keras.utils.set_random_seed(0)
-        looks = klb.bit_gradients.Measured(interval=1)  # and bits that follow the price at once
-        sizes, model = [], deep_model(bit_gradient=looks, bit_optimizer=klb.SignSGD(0.5))
+        # With a probe in each step, bits follow the price at once.
+        estimator = klb.bit_gradients.Measured(interval=1)
+        sizes, model = [], deep_model(bit_gradient=estimator, bit_optimizer=klb.SignSGD(0.5))
         callbacks = [klb.BitBudget(1.5, by=0.75, update_freq=4), klb.FreezeBits(0.875)]
         restore = keras.callbacks.BackupAndRestore(tmp_path / backup, delete_checkpoint=False)
         callbacks.insert(backup_at, restore)

@@ -87,7 +87,7 @@ def test_bits_of_layers_with_two_kernels_have_two_names(tmp_path):
     assert history["bits/sep/pointwise_kernel"] == [7.75]
 
 
-def test_layers_of_the_same_name_are_told_apart_by_their_paths(data):
+def test_layers_of_the_same_name_are_distinguished_by_their_paths(data):
     class Block(keras.layers.Layer):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -150,7 +150,7 @@ def test_a_short_training_ends_frozen_with_its_last_epoch_for_the_weights(
     )
 
 
-def test_early_stopping_leaves_integers_though_it_restores_bits_of_before(make_model, data):
+def test_early_stopping_ends_with_integers_although_it_restores_earlier_bits(make_model, data):
     model = compiled(make_model(), bit_optimizer=klb.SignSGD(0.1))
     stopping = keras.callbacks.EarlyStopping(
         "loss", patience=2, restore_best_weights=True, min_delta=1e9
@@ -279,7 +279,7 @@ def test_backup_and_restore_brings_back_bits_and_price(make_model, data, tmp_pat
 
 
 @pytest.mark.thorough
-def test_at_the_freeze_each_layer_takes_the_cheaper_integer_beside_its_latent_bits(
+def test_at_the_freeze_each_layer_takes_the_cheaper_integer_next_to_its_latent_bits(
     make_model, data
 ):
     for price, rounded in ((0.0, 5), (1e6, 4)):

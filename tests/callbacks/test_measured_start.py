@@ -96,9 +96,9 @@ def test_examples_that_the_model_does_not_take_are_refused():
         train(start=X[:, :3])
 
 
-def test_an_interrupted_start_leaves_the_model_as_it_was(monkeypatch):
+def test_an_interrupted_start_does_not_change_the_model(monkeypatch):
     def interrupted(*args):
-        raise KeyboardInterrupt  # the first kernel is rounded by now, the others have 16 bits
+        raise KeyboardInterrupt  # the first kernel is rounded already, the others have 16 bits
 
     monkeypatch.setattr(OutputDistance, "__call__", interrupted)
     model = klb.to_learned_bits(float_net())

@@ -288,7 +288,7 @@ class Pairs(keras.Model):
         return []
 
 
-def test_the_report_names_the_methods_that_are_left_behind():
+def test_the_report_names_the_methods_that_are_not_kept():
     inputs = keras.Input((8,))
     learned = klb.to_learned_bits(Pairs(inputs, L.Dense(8)(inputs)))
     assert "not kept: train_step, metrics of class Pairs" in str(learned.conversion)

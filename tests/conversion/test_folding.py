@@ -180,7 +180,7 @@ def test_a_learned_bit_model_keeps_its_bits_and_its_class():
     np.testing.assert_allclose(folded(x), model(x), rtol=1e-2, atol=1e-2)
 
 
-def test_a_model_with_a_call_of_its_own_is_refused():
+def test_a_model_with_a_custom_call_is_refused():
     class Custom(keras.Model):
         def call(self, x):
             return x

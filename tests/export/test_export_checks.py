@@ -111,7 +111,7 @@ def test_without_inputs_that_the_model_accepts_a_warning_says_that_nothing_was_c
     export(model, tmp_path / "model", input_signature=tf.TensorSpec((None, 11)))
 
 
-def test_a_check_begins_with_states_of_zero_and_leaves_them_as_they_are(tmp_path):
+def test_a_check_begins_with_states_of_zero_and_does_not_change_them(tmp_path):
     cell = L.LSTM(3, stateful=True, unroll=True)
     inputs = keras.Input(batch_shape=(2, 4, 5))
     x = L.Dropout(0.5)(klb.LearnedBitWrapper(cell, bits=3)(inputs))
@@ -262,7 +262,7 @@ def test_models_without_open_dimensions_are_tried_once():
     assert [each.shape for (each,) in drawn(model, [tf.TensorSpec((2, 3))])] == [(2, 3)]
 
 
-def test_a_difference_is_told_in_words():
+def test_a_difference_is_described_in_words():
     one = np.array([1.0, np.nan, np.inf])
     assert difference(one, one, 0.0) is None
     assert difference(one[:, None], one, 9.0) == "of shape (3, 1), not (3,)"

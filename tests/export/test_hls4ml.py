@@ -211,7 +211,7 @@ BLOCKS = st.lists(
 
 
 def random_net(blocks, bits, input_bits):
-    """Blocks with widths of their own, some with a shortcut, and a dense layer."""
+    """Blocks with separate widths, some with a shortcut, and a dense layer."""
     inputs = x = keras.Input((6, 6, 2))
     for block in blocks:
         x = before = activation(block["input_bits"])(x)

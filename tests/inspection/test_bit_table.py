@@ -37,7 +37,7 @@ def test_optimizer_state_and_prices_do_not_count(model):
     assert klb.bit_table(model).packed_bytes == before
 
 
-def test_errors_are_relative_to_the_kernels_energy(model):
+def test_errors_are_relative_to_the_squared_norm_of_the_kernel(model):
     row = klb.bit_table(model).rows[0]
     kernel = model.get_layer("conv").quantized_kernels["kernel"]
     w, q = kernel.kernel.numpy(), kernel.quantized().numpy()

@@ -150,7 +150,7 @@ def test_bad_settings_are_refused(arguments):
 
 
 @pytest.mark.parametrize("bit_gradient", ["measured", *thorough("straight_through")])
-def test_bits_of_activations_fall_where_they_are_dear_and_stay_where_they_are_free(
+def test_bits_of_activations_fall_at_a_high_price_and_stay_at_no_price(
     make_net, data, bit_gradient
 ):
     ends = []
@@ -372,7 +372,7 @@ def taken_name():
 
 
 @pytest.mark.parametrize(("make", "number"), [(siamese, 2), (attention, 2), (taken_name, 1)])
-def test_each_activation_that_is_put_in_has_a_name_of_its_own(make, number):
+def test_each_inserted_activation_has_a_unique_name(make, number):
     learned = klb.to_learned_bits(keras.Model(*make()), activations=True)
     assert len({row.layer for row in klb.bit_table(learned).activations}) == number
 
@@ -499,7 +499,7 @@ def test_an_image_of_256_levels_is_exact_at_8_bits():
     np.testing.assert_allclose(layer(image), image, rtol=0, atol=1e-6)
 
 
-def test_activations_of_a_model_with_a_call_of_its_own_are_refused():
+def test_activations_of_a_model_with_a_custom_call_are_refused():
     class Own(keras.Model):
         def __init__(self):
             super().__init__()

@@ -174,7 +174,7 @@ class Noted(L.Layer):
         return self.second(x)
 
 
-def test_a_look_counts_what_a_layer_adds_to_the_loss_once(data):
+def test_a_probe_counts_the_losses_that_a_layer_adds_once(data):
     model = klb.LearnedBitSequential([keras.Input((6,)), LearnedBitWrapper(Noted())])
     model.compile("sgd", "mse", bit_reg=0.0)
     evaluated = model.evaluate(*data, batch_size=64, verbose=0, return_dict=True)["loss"]

@@ -123,8 +123,8 @@ def test_levels_and_error_are_those_of_plain_tensorflow(shape, scales, size, bit
         with tf.GradientTape() as tape:
             tape.watch([kernel, step, *by_bits])
             if together:
-                quantized, error, energy = rounding.quantize_with_error(kernel, grid, by_bits)
-                assert float(energy) == pytest.approx(np.square(kernel).sum(), rel=1e-5)
+                quantized, error, norm = rounding.quantize_with_error(kernel, grid, by_bits)
+                assert float(norm) == pytest.approx(np.square(kernel).sum(), rel=1e-5)
             else:
                 # The step once for the scales, and once for the bits.
                 both = by_bits._replace(step=step + by_bits.step - tf.stop_gradient(step))

@@ -16,7 +16,7 @@ from keras_learnbits.training.step import TrainingStep
 
 
 class Subclassed(klb.LearnedBitModel):
-    """A model with a `call` of its own, which takes no `training`."""
+    """A model with a custom `call`, which takes no `training`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -28,7 +28,7 @@ class Subclassed(klb.LearnedBitModel):
 
 
 class FunctionalSubclass(klb.LearnedBitModel):
-    """A functional model made by a class of its own."""
+    """A functional model of a custom class."""
 
     def __init__(self):
         inputs = keras.Input((6,))
@@ -256,7 +256,7 @@ def test_weights_move_between_a_learned_bit_model_and_a_plain_one(make_model, da
     )
 
 
-def test_compiling_anew_sets_the_price_anew_and_keeps_bits_frozen(make_model, data):
+def test_compiling_again_sets_the_price_again_and_keeps_bits_frozen(make_model, data):
     model = make_model()
     model.compile("adam", "mse", bit_reg=5.0)
     model.freeze_bits()
@@ -335,7 +335,7 @@ def test_trainable_may_be_toggled_without_compiling(run_eagerly, make_model, dat
 
 
 @pytest.mark.parametrize("built", [False, *thorough(True)])
-def test_a_model_with_a_build_of_its_own_learns_bits(built, data):
+def test_a_model_with_a_custom_build_learns_bits(built, data):
     class Lazy(Subclassed):
         def build(self, input_shape):
             self.built = True
@@ -560,7 +560,7 @@ def test_fit_traces_a_training_step_once(
 
 
 @pytest.mark.thorough
-def test_a_train_step_that_makes_the_labels_anew_keeps_its_metrics(data):
+def test_a_train_step_that_makes_new_labels_keeps_its_metrics(data):
     class OneHot(klb.LearnedBitSequential):
         def train_step(self, batch):
             x, y = batch

@@ -19,7 +19,7 @@ SETTINGS = {"bit_reg": 0.05, "bit_gradient": Measured(interval=1)}
 
 
 @pytest.mark.thorough
-def test_layers_whose_activations_are_computed_anew_learn_as_others_do():
+def test_layers_whose_activations_are_computed_again_learn_like_others():
     """Under `keras.RematScope` a layer is called once more on the way back."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(32, 6, 6, 2)).astype("float32"), rng.normal(size=(32, 3))
@@ -36,8 +36,8 @@ def test_layers_whose_activations_are_computed_anew_learn_as_others_do():
         kernel = convolution.quantized_kernels["kernel"]
         return kernel.kernel.numpy(), kernel.log_scale.numpy()
 
-    for anew, kept in zip(learned("full"), learned(None), strict=True):
-        np.testing.assert_allclose(anew, kept, rtol=1e-4, atol=1e-5)
+    for again, kept in zip(learned("full"), learned(None), strict=True):
+        np.testing.assert_allclose(again, kept, rtol=1e-4, atol=1e-5)
 
 
 def compiled(model, optimizer="adam", loss="mse", **settings):

@@ -23,9 +23,9 @@ def save_packed(model, path, float_dtype="float32", include_config=False):
 
     Each kernel is stored as integer codes of its bit-width, with its steps and offsets. Biases,
     normalization and layers that are not quantized are stored as `float_dtype`, integer weights
-    with their dtype. States of optimizers, metrics and random seeds are not stored. The file has the
-    safetensors format; `docs/packed_format.md` describes its layout. It is written under another
-    name and then renamed, so that it is complete even if the process is killed.
+    with their dtype. States of optimizers, metrics and random seeds are not stored. The file has
+    the safetensors format; `docs/packed_format.md` describes its layout. It is written under
+    another name and then renamed, so that it is complete even if the process is killed.
 
     Args:
         model: A built Keras model with learned-bit layers.

@@ -180,7 +180,7 @@ def test_a_process_killed_in_mid_write_leaves_the_old_file(packed, path):
     process = subprocess.run([sys.executable, "-c", KILLED, _files.__file__, path])
     assert process.returncode == -signal.SIGKILL
     assert path.read_bytes() == packed[1]
-    assert len(os.listdir(path.parent)) == 2  # what it had begun lies beside it
+    assert len(os.listdir(path.parent)) == 2  # the unfinished temporary file is still there
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
