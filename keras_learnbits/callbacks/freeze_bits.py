@@ -26,7 +26,7 @@ class FreezeBits(keras.callbacks.Callback):
             the last epoch frozen, or the number of epochs before it (an integer). With a fraction
             and a single epoch, bits are frozen when training is over.
         quantization_reg: Weight of the quantization error in the last epoch of this `fit`. From
-            the freeze on it increases linearly from that of `compile`. This damps weights that
+            the freeze on it increases linearly from the compiled one. This damps weights that
             oscillate between two levels (arXiv 2203.11086). None keeps the weight constant.
         batch_norm_data: Dataset of batches of inputs, or of tuples `(inputs, ...)`, from which the
             moving statistics of batch normalization are estimated before the last validation, and

@@ -62,7 +62,7 @@ def read_labels(path):
 
 def _load(argument, path):
     try:
-        # Mapped into memory, so that of a large file only the rows in use are read.
+        # Mapped into memory, so that only the rows in use of a large file are read.
         return np.load(path, mmap_mode="r" if path.endswith(".npy") else None)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(

@@ -36,7 +36,7 @@ def make_parser():
     """The parser of the whole command line.
 
     Returns:
-        `argparse.ArgumentParser`; what it parses has an attribute `run`, a function of it.
+        `argparse.ArgumentParser`; parsed arguments have an attribute `run`, a function of them.
     """
     parser = OneLineParser(
         prog=PROGRAM, description="Quantizes Keras models to a bit-width per layer."

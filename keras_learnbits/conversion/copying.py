@@ -137,7 +137,7 @@ def _left_out(inputs, **ignored):
 
 
 def inputs_like(model):
-    """Symbolic inputs of the shapes, dtypes and names of those of a graph of layers."""
+    """New symbolic inputs with the shapes, dtypes and names of the inputs of a graph of layers."""
     return keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name, sparse=x.sparse),
         symbolic_inputs(model),

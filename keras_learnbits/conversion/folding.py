@@ -42,7 +42,7 @@ def fold_batch_norm(model):
         model: A built Sequential or functional model, of Keras or learned-bit layers.
 
     Returns:
-        A new model, not compiled. Layers have the names of those of `model`.
+        A new model, not compiled. Its layers have the names of the layers of `model`.
 
     Raises:
         ValueError: The model is not built, or has a custom `call`.

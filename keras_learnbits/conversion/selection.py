@@ -62,8 +62,7 @@ class Selection:
         Args:
             conversions: Dictionary of each converted layer to a string, the result.
             activations: List of the inserted `LearnedBitActivation`s.
-            sizes: Tuple of the number of weights with learned bits and that of all weights, or
-                None.
+            sizes: Tuple of two numbers, of weights with learned bits and of all weights; or None.
             notes: Iterable of further strings.
 
         Returns:

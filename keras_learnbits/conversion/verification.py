@@ -57,7 +57,7 @@ def _first_that_runs(model, examples, given):
         except Exception as error:  # custom layers may raise anything
             if given:
                 raise ValueError(
-                    f"`x` must be what the model can be called with. Received: {error}"
+                    f"`x` must be an input that the model accepts. Received: {error}"
                 ) from error
     return None, None
 

@@ -26,7 +26,7 @@ class AdjacentWidths(BitGradient):
     Every `interval` steps they probe some layers: they measure the change of the loss with one bit
     fewer or with one more. The change of the squared quantization error is computed exactly. Means
     over the latest probes estimate each layer's *sensitivity* `s`, the loss per squared error,
-    which is shrunk towards that of all layers according to its noise
+    which is shrunk towards the mean of all layers according to its noise
     (`keras_learnbits.estimators.sensitivity`). The predicted change of the loss is `s` times the
     present change of the error. Each layer moves where that plus the change of the price is
     negative,

@@ -20,7 +20,7 @@ def sensitivities(loss_changes, error_changes, variances, weights, squared_norms
     """Loss per squared error of each layer, and its standard error.
 
     A probe is noisy, and a layer has few of them. So the estimate of a layer, the ratio `r` of the
-    running means of its probes with a standard error `e`, is shrunk towards that of all layers, as
+    running means of its probes with a standard error `e`, is shrunk towards the mean of all, as
     in empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). The
     quantity that is similar in all layers is the loss per *relative* error,
     `||q - W||^2 / ||W||^2`, because rounding noise matters relative to the signal. In this unit,

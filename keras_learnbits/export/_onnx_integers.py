@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_learnbits.export._extra import import_extra
 
-# Operators with a filter: the axis of its output channels, and that of the output.
+# Operators with a filter, and the axes of the output channels in the filter and in the output.
 FILTERS = {"Conv": (0, 1), "MatMul": (1, -1)}
 # Operators that commute with the rounding of an activation (Relu: of an unsigned one).
 COMMUTING = ("Relu", "MaxPool", "ReduceMax", "Transpose", "Reshape", "Flatten")

@@ -122,7 +122,7 @@ def _examples(plain):
     quantizers = [layer for layer in plain.layers if isinstance(layer, FixedPoint)]
     found = []
     for each in plain.inputs:
-        # The quantizer of the input; that of another tensor if there are layers between.
+        # The quantizer of the input, or of a later tensor if there are layers between.
         direct = [layer for layer in quantizers if layer.input is each] or quantizers
         low, high = direct[0].lowest - 2.0, direct[0].highest + 2.0
         values = rng.uniform(low, high, (EXAMPLES, *each.shape[1:])) * direct[0].step

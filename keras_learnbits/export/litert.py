@@ -71,7 +71,7 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
         path: Path of the file.
         arithmetic: `"float"` or `"int8"`.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
-            a fixed batch size. By default that of its symbolic inputs, or float32 tensors
+            a fixed batch size. By default the one of its symbolic inputs, or float32 tensors
             of the shapes that a model with a custom `call` was built for.
         check: Whether to run the file in LiteRT's interpreter with random inputs, and to refuse it
             if its predictions are not the model's, within the rounding of the arithmetic.

@@ -49,7 +49,7 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
         path: Path of the file.
         arithmetic: `"float"` or `"int8"`.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
-            a fixed batch size. By default that of its symbolic inputs, or float32 tensors
+            a fixed batch size. By default the one of its symbolic inputs, or float32 tensors
             of the shapes that a model with a custom `call` was built for.
         opset: Version of the ONNX operators, 21 or higher. Runtimes that do not have opset 25
             take 21, which has no 2-bit integers: kernels of 1 and 2 bits then take 4.

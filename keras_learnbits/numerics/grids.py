@@ -73,7 +73,7 @@ def gaussian_grid(bits):
 
     The grid has `2**B` levels, where `B` is the integer nearest to `bits`. The derivative of the
     step with respect to `bits` is `step * gaussian_log_step_slope(bits)`, from the logarithms of
-    the steps at the adjacent widths; that of the code is as in `max_code`.
+    the steps at the adjacent widths. The derivative of the code is that of `max_code`.
 
     Examples:
         >>> step, highest = gaussian_grid(tf.constant(1.0))

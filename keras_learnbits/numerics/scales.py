@@ -14,8 +14,8 @@ SQUARES_AT_ONCE = 2**22
 def log_root_mean_square(values, shape):
     """Logarithm of the root mean square of the weights that share a scale.
 
-    A channel of zeros gets that of the whole kernel. A kernel of zeros gets `1 / sqrt(fan_in)`, so
-    that training can move it away from zero.
+    A channel of zeros gets the value of the whole kernel. A kernel of zeros gets
+    `1 / sqrt(fan_in)`, so that training can move it away from zero.
 
     Args:
         values: Float tensor, the kernel.

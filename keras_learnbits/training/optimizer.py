@@ -163,7 +163,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
     @property
     def optimizers(self):
         # keras/src/callbacks/learning_rate_scheduler.py and others set the learning rate of all
-        # optimizers in this attribute, also that of the bits.
+        # optimizers in this attribute. The bits' optimizer must keep its own rate.
         raise AttributeError("Use `weight_optimizer` and `bit_optimizer`.")
 
     def get_config(self):
@@ -204,8 +204,8 @@ def with_bits(optimizer, bit_optimizer, bit_gradient):
     """Combines an optimizer with one for the bits, inside loss scaling if there is any.
 
     Args:
-        optimizer: Optimizer in any form that `keras.Model.compile` takes, also that of a compiled
-            `LearnedBitModel`.
+        optimizer: Optimizer in any form that `keras.Model.compile` takes, including the optimizer
+            of a compiled `LearnedBitModel`.
         bit_optimizer: Optimizer for the bits in the same forms. None takes that of such a model, or
             `SignSGD` with the step of `bit_gradient`.
         bit_gradient: `keras_learnbits.bit_gradients.BitGradient`.

@@ -54,7 +54,7 @@ def test_an_example_of_the_users_is_what_is_compared():
     klb.to_learned_bits(net(Added(), L.Dense(8)), x=np.zeros((2, 8)))
     with pytest.raises(ValueError, match="must make the predictions of the model"):
         klb.to_learned_bits(net(Added(), L.Dense(8)), x=np.full((2, 8), 7.0))
-    with pytest.raises(ValueError, match="`x` must be what the model can be called with"):
+    with pytest.raises(ValueError, match="`x` must be an input that the model accepts"):
         klb.to_learned_bits(model, x=np.zeros((2, 5)))
 
 
