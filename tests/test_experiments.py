@@ -36,13 +36,13 @@ def in_a_process(program, *arguments, **environment):
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """Programs import their neighbours, as if they had been started in their folder."""
+    """Lets programs import their neighbours, as if they had been started in their folder."""
     monkeypatch.syspath_prepend(ROOT / "experiments")
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """A function that runs a program here, which spares the seconds in which a process starts.
+    """A function that runs a program in this process, which saves the start of a new process.
 
     It returns what the process would exit with, None, a number or a message for stderr, and
     what was printed.
@@ -325,7 +325,7 @@ def test_an_unknown_net_is_refused(run, tmp_path):
 
 @pytest.mark.thorough
 def test_two_workers_learn_the_bits_of_one_process_with_the_global_batch():
-    """On the loopback address, by the loop that stands in for `fit`."""
+    """On the loopback address, with the training loop that replaces `fit`."""
     ends = []
     for workers in (1, 2):
         process = in_a_process(

@@ -1,4 +1,4 @@
-"""What `keras_learnbits/_keras.py` relies on; each test has the name of its function."""
+"""The assumptions of `keras_learnbits/_keras.py`; each test has the name of its function."""
 
 import keras
 import numpy as np

@@ -55,7 +55,7 @@ class ShiftedGrid:
 
 
 class Shifted(ShiftedGrid, LearnedScaleQuantizer):
-    """A user's, whose grid comes from a class that is no quantizer."""
+    """A user's quantizer, whose grid comes from a class that is not a quantizer."""
 
 
 def test_a_subclass_with_a_custom_grid_stores_what_it_trains():

@@ -1,4 +1,4 @@
-"""Example inputs from all that holds data."""
+"""Example inputs from all kinds of data."""
 
 import keras
 import numpy as np

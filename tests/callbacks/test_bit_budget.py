@@ -12,7 +12,7 @@ from thorough import thorough
 import keras_learnbits as klb
 from keras_learnbits.callbacks import targets
 
-# Trainings are short here: bits come to a budget at their end.
+# Trainings are short here, so bits reach a budget at their end.
 pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")
 
 
@@ -110,7 +110,7 @@ def test_the_price_neither_winds_up_nor_levels_the_layers(deep_model, data):
 
 
 def test_without_a_freeze_the_target_holds_at_the_end_of_training(deep_model, data):
-    model = deep_model(bit_optimizer=klb.SignSGD(1e-4))  # too slow to get anywhere
+    model = deep_model(bit_optimizer=klb.SignSGD(1e-4))  # too slow to reach the target
     fit(model, data, klb.BitBudget(target_bits=2.0), epochs=1)
     assert klb.bit_table(model).mean_bits <= 2.0
     assert model.bits_are_frozen
@@ -290,7 +290,7 @@ def test_epochs_shorter_than_the_interval_of_the_budget_are_steered(deep_model, 
 def test_a_frozen_training_that_goes_on_keeps_its_bits_if_the_target_permits(
     backup_at, deep_model, data, tmp_path
 ):
-    settled = [1, 3, 3, 8]  # which nothing but what was trained so far speaks for
+    settled = [1, 3, 3, 8]  # only the training so far favours these widths
 
     def train(target, folder, epoch_to_stop_at):
         def settle_or_stop(epoch, logs):
@@ -319,7 +319,7 @@ def test_a_frozen_training_that_goes_on_keeps_its_bits_if_the_target_permits(
 def test_every_target_that_names_a_size_permits_it(deep_model, monkeypatch):
     model = deep_model()
     table = klb.bit_table(model)
-    monkeypatch.setattr(targets, "bit_table", lambda model: table)  # which takes its time
+    monkeypatch.setattr(targets, "bit_table", lambda model: table)  # it takes long
     for size in range(table.packed_bytes // 4, table.packed_bytes, 3):
         compression = targets.CompressionTarget(1.0)
         compression.value = compression.describe(model, size)
@@ -335,7 +335,7 @@ def test_frozen_bits_within_the_target_are_kept_where_no_epoch_is_left(
 ):
     model = deep_model()
     callbacks = [klb.BitBudget(3.0), klb.FreezeBits(0.5)][:: 1 if budget_first else -1]
-    model.freeze_bits([2, 1, 2, 4])  # which the target permits, but which do not fill it
+    model.freeze_bits([2, 1, 2, 4])  # the target permits them, and would permit more
     model.fit(*data, initial_epoch=8, epochs=8, callbacks=callbacks, verbose=0)
     assert [float(t.bits) for t in model.quantized_tensors] == [2, 1, 2, 4]
     model.freeze_bits([8, 8, 8, 8])

@@ -15,7 +15,7 @@ from keras_learnbits.layers.discovery import quantized_kernels
 def compiled(model, optimizer="adam", **settings):
     settings = {
         "bit_reg": 1.0,
-        "bit_gradient": "straight_through",  # which moves every layer at once
+        "bit_gradient": "straight_through",  # it moves every layer from the first step
         "bit_optimizer": klb.SignSGD(0.25),
         **settings,
     }
@@ -203,7 +203,7 @@ def test_freezing_works_on_two_replicas(strategy, make_model, data):
     assert bits.history["bits/head"] == [7.5, 8.0]
 
 
-# A user's habits: they work, and act on the weights only.
+# Usual settings of optimizers work, and act on the weights only.
 
 
 def test_learning_rate_scheduler_sets_the_weights_rate_only(make_model, data):

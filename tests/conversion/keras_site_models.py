@@ -1,4 +1,4 @@
-"""Small models of the mechanisms that examples of keras.io/examples have: text, tables and graphs.
+"""Small models with the mechanisms of examples on keras.io/examples: text, tables and graphs.
 
 As in `keras_site_vision`.
 """

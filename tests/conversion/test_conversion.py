@@ -46,7 +46,7 @@ def inputs_of(model):
 
 
 def shake(model):
-    """Gives every weight, statistics included, another value than that it starts with."""
+    """Sets every weight, including statistics, to a value other than its initial one."""
     rng = np.random.default_rng(2)
     for variable in model.weights:
         if variable.dtype == "float32":
@@ -356,7 +356,7 @@ def test_settings_out_of_range_are_refused():
 
 
 def test_scales_are_fitted_to_weights_of_any_distribution():
-    """Where weights are no Gaussian: uniform ones, and a few large among zeros."""
+    """Weights that are not Gaussian: uniform ones, and a few large ones among zeros."""
     rng = np.random.default_rng(0)
     uniform = rng.uniform(-1, 1, (64, 2)).astype("float32")
     sparse = np.where(rng.random((64, 2)) < 0.05, 3.0, 0.0).astype("float32")
@@ -387,7 +387,7 @@ def test_networks_of_keras_applications_are_converted_and_go_back(
     assert_close(klb.to_keras(learned)(x), learned(x), 1e-5)
     learned.save(tmp_path / "model.keras")
     assert_close(keras.models.load_model(tmp_path / "model.keras")(x), learned(x), 0)
-    if name != "MobileNetV2":  # of which one is enough: XLA takes its time for each shape
+    if name != "MobileNetV2":  # one is enough: XLA compiles for seconds for each shape
         monkeypatch.setattr(rounding, "COMPILED_SIZE", 2**62)
     learned.compile("sgd", "mse", bit_reg=100.0, bit_gradient="straight_through", run_eagerly=True)
     before = mean_bits(quantized_kernels(learned))
@@ -434,7 +434,7 @@ def test_a_custom_cell_with_dropout_trains():
 
 @keras.saving.register_keras_serializable("tests")
 class TwoDense(L.Layer):
-    """Two layers with names that Keras makes up."""
+    """Two layers with automatic names."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""A conversion that would be something else than the model is refused, or says what it leaves."""
+"""A conversion that would differ from the model is refused, or reports what is not kept."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ def net(*layers):
 
 
 class WithState(L.Layer):
-    """Multiplies by a table that Keras does not know of."""
+    """Multiplies by a table that Keras does not track."""
 
     def __init__(self, kind="variable", **kwargs):
         super().__init__(**kwargs)
@@ -38,7 +38,7 @@ def test_state_that_keras_does_not_copy_is_found_by_comparing_predictions(kind):
 
 
 class Added(L.Layer):
-    """What only shows for some inputs: a table indexed by the first input."""
+    """State that affects only some inputs: a table indexed by the first input."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -116,7 +116,7 @@ def test_layers_that_assign_to_their_kernel_are_refused(layer):
 
 
 class Block(L.Layer):
-    """Has the layers that it holds in its configuration, as they are."""
+    """Puts the layers inside it into its configuration without serializing them."""
 
     def __init__(self, inner, **kwargs):
         super().__init__(**kwargs)
@@ -147,7 +147,7 @@ def test_layers_in_a_configuration_are_copied_not_shared(inner):
 
 
 class Shares(Block):
-    """Hands itself the layer that it was made from."""
+    """Passes the layer that it was made from on to its copy."""
 
     kept = {}
 

@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them, against the models that still have them."""
+"""Batch norms folded into the layers before them, compared with the original models."""
 
 import keras
 import numpy as np
@@ -118,7 +118,7 @@ def residual():
     inputs = keras.Input((6, 6, 4))
     x = L.BatchNormalization(name="before_any_layer")(inputs)
     x = L.Conv2D(4, 3, padding="same")(x)
-    shortcut = x  # read twice: its batch norm must stay
+    shortcut = x  # it is read twice, so its batch norm cannot be folded
     x = L.BatchNormalization(name="after_a_branch")(x)
     x = L.Conv2D(4, 3, padding="same", activation="relu")(x)
     x = L.BatchNormalization(name="after_an_activation")(x)

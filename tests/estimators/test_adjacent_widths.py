@@ -150,7 +150,7 @@ def test_on_grid_weights_show_their_bits_worth_to_differences_only(make_model, d
         kernel.kernel.value.assign(kernel.quantized())  # scales stay
         np.testing.assert_allclose(float(kernel.squared_error()), 0, atol=1e-10)
     changes = error_changes(kernels).numpy()
-    assert (changes > 1e-3).all()  # one bit fewer costs, and one more brings nothing
+    assert (changes > 1e-3).all()  # one bit fewer raises the loss, one more does not lower it
     step = step_of(model, data)
     paper = get("paper").predict(step).numpy()
     np.testing.assert_allclose(paper, 0, atol=1e-5)
@@ -162,7 +162,7 @@ def test_on_grid_weights_show_their_bits_worth_to_differences_only(make_model, d
     no_gradients = {k: tf.zeros_like(g) for k, g in step.kernel_gradients.items()}
     noise = {
         k: g + 0.1 for k, g in no_gradients.items()
-    }  # squared 0.01, without a direction that matters
+    }  # its squared effect is 0.01 in any direction
     for gradients, sign in ((no_gradients, 0), (noise, 1)):
         second_order = (
             Difference().predict(dataclasses.replace(step, kernel_gradients=gradients)).numpy()
@@ -265,7 +265,7 @@ def test_predictions_use_the_loss_per_error_of_probes_in_both_directions(make_mo
     np.testing.assert_allclose(
         predicted(model, first, 2), (6 + 1) / (fewer - more) * fewer, rtol=1e-3
     )
-    assert 0 <= predicted(model, second, 1) < 1e-6  # a loss that fewer bits lower
+    assert 0 <= predicted(model, second, 1) < 1e-6  # fewer bits lower its loss
 
 
 FEWER, MORE = 0, 1
@@ -297,7 +297,7 @@ def test_probes_remove_a_bit_and_add_one_alternately_where_bounds_allow(
 @pytest.mark.parametrize("bit_gradient", ESTIMATORS)
 def test_without_a_price_the_bits_rise_where_they_help(bit_gradient, make_model, data):
     model = compiled(make_model(), data, bit_gradient, bit_reg=0.0)
-    targets = model.predict(data[0], verbose=0)  # what 8 bits attain, and 2 do not
+    targets = model.predict(data[0], verbose=0)  # 8 bits reach these targets, and 2 do not
     kernel = quantized_kernels(model)[0]
     kernel.bits.assign(2.0)
     model.fit(data[0], targets, batch_size=16, epochs=10, verbose=0)
@@ -520,7 +520,7 @@ def turns(model, data, costs, **settings):
 def test_noise_does_not_reverse_a_layer(make_model, data):
     noise = np.random.default_rng(0).normal(size=(120, 1, 1)) * np.ones((1, 2, 1))
     few = turns(make_model(bits=4, max_bits=16), data, noise.astype("float32"), bit_reg=1e-3)
-    assert max(few) <= 3  # 20 and more without a margin
+    assert max(few) <= 3  # without a margin there are 20 and more
 
 
 def test_a_layer_reverses_when_it_is_certain_to_gain(make_model, data):

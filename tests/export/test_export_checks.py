@@ -1,4 +1,4 @@
-"""A file is run before it is kept: what is refused, what passes, and what is tried."""
+"""A file is run before it is kept: refused files, accepted files, and the inputs that are tried."""
 
 import functools
 
@@ -92,7 +92,7 @@ def test_a_size_that_tf2onnx_has_fixed_is_noticed(tmp_path):
 
 @keras.saving.register_keras_serializable("test_export_checks")
 class OnlyEleven(L.Layer):
-    """Whose inputs must have a length of 11, which its graph does not say."""
+    """A model whose inputs must have a length of 11, which its graph does not state."""
 
     def call(self, x):
         return keras.ops.reshape(x, (-1, 11))
@@ -137,7 +137,7 @@ def test_predictions_that_are_no_numbers_must_be_the_same(tmp_path):
 
 
 def fake(model, off=lambda call: 0.0):
-    """What `check_file` takes: a function whose file is off by so much of its largest output."""
+    """Arguments of `check_file`: a function whose file is off by a share of its largest output."""
     function = ModelFunction(model)
     calls = []
 
@@ -191,7 +191,7 @@ def test_a_runtime_that_fails_is_quoted():
 
 
 def drawn(model, specs):
-    """Inputs that are tried of a model."""
+    """The inputs that are tried for a model."""
 
     def predict(inputs):
         structure = inputs[0] if len(inputs) == 1 else inputs

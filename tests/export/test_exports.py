@@ -1,4 +1,4 @@
-"""What all writers of files have in common: their packages, files, names and refusals."""
+"""Behaviour that all writers of files share: packages, files, names and refusals."""
 
 import contextlib
 import json
@@ -238,7 +238,7 @@ def test_a_model_with_a_custom_call_is_exported_for_the_shapes_that_it_was_calle
 
 @keras.saving.register_keras_serializable("test_exports")
 class Silent(Own):
-    """Which does not say for which shapes it was built."""
+    """A model that does not report the shapes for which it was built."""
 
     def get_build_config(self):
         return {"shape": 4}

@@ -125,7 +125,7 @@ def test_the_gradient_of_the_scale_is_the_same_where_dimensions_are_not_fixed(va
 
 
 def test_gradients_are_those_of_lsq(values):
-    """Straight through within the range, 0 excess it; the scale's over the root of the values."""
+    """Straight through within the range, 0 beyond it; that of the scale is divided by a root."""
     layer = calibrated(values, bits=3)
     with tf.GradientTape() as tape:
         inputs = tf.constant(values)
@@ -409,7 +409,7 @@ def test_a_model_whose_call_takes_no_training_is_refused(data):
 def test_bits_stay_until_a_range_was_fitted(make_net, data):
     model = make_net({"bit_reg": 100.0, "bit_gradient": "straight_through"})
     x, y = data
-    model.fit(0 * x, y, batch_size=8, verbose=0)  # nothing but zeros flow
+    model.fit(0 * x, y, batch_size=8, verbose=0)  # all inputs are zeros
     assert float(model.get_layer("act").bits) == 8
     model.fit(x, y, batch_size=8, verbose=0)
     assert float(model.get_layer("act").bits) < 8
@@ -516,7 +516,7 @@ def test_activations_of_a_model_with_a_custom_call_are_refused():
 
 @pytest.mark.thorough
 def test_all_activations_share_what_is_traced(data):
-    """What one model has traced serves all its layers, and the next model of other shapes."""
+    """One trace serves all layers of a model, and the next model of other shapes."""
     shared = (activation._calibrated, activation._quantized_forward, activation._quantized_backward)
     counts = []
     for units in (3, 5, 7):

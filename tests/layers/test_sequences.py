@@ -1,4 +1,4 @@
-"""Nets on sequences that the tests make, converted from trained float ones."""
+"""Sequence models, converted from trained float models, on generated data."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""`quantize`: sizes, what comes out, and what is refused."""
+"""`quantize`: sizes, results, and refused arguments."""
 
 import keras
 import numpy as np

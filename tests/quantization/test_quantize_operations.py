@@ -1,4 +1,4 @@
-"""`quantize` within a number of bit operations: widths of weights and of activations."""
+"""`quantize` with a target of bit operations: widths of weights and of activations."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""What `fit` and `evaluate` leave behind: a model after a bad end, logs, and what is returned."""
+"""`fit` and `evaluate`: the model after an error, logs, and returned values."""
 
 import keras
 import numpy as np
@@ -68,7 +68,7 @@ def test_a_file_saved_within_a_fit_holds_the_prices_of_before(model, data, tmp_p
         Price(),
     ]
     model.fit(*data, batch_size=8, epochs=8, verbose=0, callbacks=callbacks)
-    assert max(seen) > 2e-3  # the price was steered, and saving left it so
+    assert max(seen) > 2e-3  # the budget set the price, and saving did not change it
     for epoch in range(1, 9):
         loaded = keras.models.load_model(tmp_path / f"{epoch}.keras")
         assert state(loaded)["bit_reg"] == pytest.approx(1e-3)

@@ -147,7 +147,7 @@ def test_the_parts_of_the_loss_sum_to_the_loss_in_fit_and_evaluate(
         "sgd", "mse", bit_reg=0.3, quantization_reg=0.7, bit_penalty=penalty,
         quantization_error=error, metrics=["mae"],
     )  # fmt: skip
-    # Batches of unequal size, which means over examples must weigh.
+    # Batches of unequal size, which means over examples must take into account.
     logs = model.fit(*data, batch_size=24, validation_data=data, verbose=0).history
     logs = {name: values[0] for name, values in logs.items()}
     np.testing.assert_allclose(logs["bit_reg"], 0.3, rtol=1e-6)
@@ -556,7 +556,7 @@ def test_fit_traces_a_training_step_once(
         model = make_model()
         model.compile("adam", "mse", metrics=metrics)
     model.fit(*data, batch_size=16, epochs=2, verbose=0)
-    assert len(traces) == (2 if distributed else 1)  # a replica each
+    assert len(traces) == (2 if distributed else 1)  # one per replica
 
 
 @pytest.mark.thorough
@@ -574,7 +574,7 @@ def test_a_train_step_that_makes_new_labels_keeps_its_metrics(data):
 
 
 class Counting(klb.LearnedScaleQuantizer):
-    """Counts how often it rounds."""
+    """A quantizer that counts how often it rounds."""
 
     count = 0
 

@@ -1,4 +1,4 @@
-"""Faults of packed files, and what becomes of damaged and lying ones."""
+"""Faults of packed files: damaged and forged ones are refused."""
 
 import contextlib
 import json
