@@ -23,7 +23,7 @@ def latencies():
 
 
 def rows():
-    """Name, color, bytes, accuracy and latency compared with float, for each bar from above."""
+    """Name, color, bytes, accuracy and latency compared with float, for each bar from the top."""
     results = json.loads((STUDIES / "post-training.json").read_text())
     ratios = {file: each["ratio"]["1"] for file, each in latencies().items()}
     of_float, own = results["cnn-float-test"], results["cnn-litert-8-0-1024-test"]

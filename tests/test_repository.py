@@ -1,4 +1,4 @@
-"""Files beside the package say what the package and CI do."""
+"""Files outside of the package agree with the package and with CI."""
 
 import pathlib
 import re

@@ -23,16 +23,16 @@ class BitLogger(keras.callbacks.Callback):
             batch logs have the bits too, so that `TensorBoard(update_freq=...)` with the same
             number draws them over steps, and `steps` and `bits` are recorded.
         log_dir: Directory of the `TensorBoard` callback. TensorBoard then shows the bits of all
-            layers in one chart, `bit-width [bits]`, over training steps: each layer is a run of its
-            own, `bits/<layer>`, since a chart draws one curve per run. None for a separate chart
-            of each layer only.
+            layers in one chart, `bit-width [bits]`, over training steps. Each layer is a separate
+            run `bits/<layer>`, because a chart draws one curve per run. With None there are only
+            separate charts per layer.
 
     Attributes:
         names: Names of the quantized kernels, then of the activations.
         steps: List of the training steps at which bits were recorded. They are counted from the
             first epoch, also if an interrupted training is resumed (`initial_epoch`,
             `BackupAndRestore`) and the number of batches is known.
-        bits: List of a list of latent bit-widths for each of these steps.
+        bits: List with one list of latent bit-widths for each of these steps.
 
     Raises:
         ValueError: `update_freq` is neither `"epoch"` nor a positive integer.

@@ -1,4 +1,4 @@
-"""`export_hls4ml`: a project of C++ for FPGAs that computes exactly what the model predicts."""
+"""`export_hls4ml`: a C++ project for FPGAs that computes exactly the model's predictions."""
 
 import contextlib
 import io
@@ -16,24 +16,24 @@ from keras_learnbits.export._weights import check_finite
 from keras_learnbits.export.fixed_point import FixedPoint, to_fixed_point
 from keras_learnbits.layers.traversal import layers_inside
 
-# The file in the directory of a project by which hls4ml finds it again.
+# The file by which hls4ml finds a project again.
 PROJECT_FILE = "hls4ml_config.yml"
-# Random examples that the compiled project is compared on.
+# Number of random examples on which the compiled project is compared with the model.
 EXAMPLES = 64
 
 
 def export_hls4ml(
     model, output_dir, *, backend="Vitis", check=True, project_name="learned_bits", **settings
 ):
-    """Writes a model as an hls4ml project, whose C++ computes exactly what the model predicts.
+    """Writes a model as an hls4ml project, whose C++ computes exactly the model's predictions.
 
     The model must compute with integers times powers of two throughout: convert it with
     `to_learned_bits(..., activations=True, power_of_two=True)`, or `quantize` with the same
     arguments. All sums must fit into 24 bits, where float32 is exact.
 
-    hls4ml (https://fastmachinelearning.org/hls4ml) makes all types from the values: products, sums
-    and activations have just the bits that they need. The circuit computes what the model predicts
-    in float32, also if the model has a mixed precision.
+    hls4ml (https://fastmachinelearning.org/hls4ml) derives all types from the values: products,
+    sums and activations have only the bits that they need. The circuit computes the predictions of
+    the model in float32, even if the model has a mixed precision.
 
     Args:
         model: A built Sequential or functional model of dense layers, convolutions along one or two
@@ -56,10 +56,10 @@ def export_hls4ml(
 
     Raises:
         ImportError: hls4ml is missing: `pip install keras_learnbits[hardware]`.
-        ValueError: A layer cannot be computed exactly, or hls4ml has none like it, which the
-            message names with the way out; an input has open dimensions; or the predictions differ.
-        RuntimeError: There is no g++ to check with.
-        FileExistsError: `output_dir` is a file, or a directory with files of something else.
+        ValueError: A layer cannot be computed exactly or is not supported by hls4ml (the message
+            names it and the way out); an input has open dimensions; or the predictions differ.
+        RuntimeError: `check` is True and g++ is missing.
+        FileExistsError: `output_dir` is a file, or a directory with other files than a project's.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
@@ -134,7 +134,7 @@ def _examples(plain):
     quantizers = [layer for layer in plain.layers if isinstance(layer, FixedPoint)]
     found = []
     for each in plain.inputs:
-        # The quantizer of the input; that of another tensor if there are layers between.
+        # The quantizer of the input, or of a later tensor if there are layers between.
         direct = [layer for layer in quantizers if layer.input is each] or quantizers
         low, high = direct[0].lowest - 2.0, direct[0].highest + 2.0
         values = rng.uniform(low, high, (EXAMPLES, *each.shape[1:])) * direct[0].step

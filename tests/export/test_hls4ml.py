@@ -1,4 +1,4 @@
-"""C++ of circuits, compiled by g++, against the models: equal in every output."""
+"""The C++ of circuits, compiled by g++, equals the models in every output."""
 
 import itertools
 import os
@@ -110,7 +110,7 @@ def nested_and_shared():
 
 
 def read_output():
-    """An output that another layer reads, too, and one that is the input moved."""
+    """An output that another layer also reads, and one that is the rearranged input."""
     inputs = keras.Input((4,), name="input")
     hidden = dense(3, activation="relu")(activation()(inputs))
     last = dense(2)(activation(2)(hidden))
@@ -118,7 +118,7 @@ def read_output():
 
 
 def read_output_of_a_nested_model():
-    """The same within a model inside, of which the outer one has the outputs."""
+    """The same within a nested model, whose outputs are those of the outer one."""
     block, inputs = read_output(), keras.Input((4,))
     return klb.LearnedBitModel(inputs, block(inputs))
 
@@ -211,7 +211,7 @@ BLOCKS = st.lists(
 
 
 def random_net(blocks, bits, input_bits):
-    """Blocks with widths of their own, some with a shortcut, and a dense layer."""
+    """Blocks with separate widths, some with a shortcut, and a dense layer."""
     inputs = x = keras.Input((6, 6, 2))
     for block in blocks:
         x = before = activation(block["input_bits"])(x)
