@@ -199,7 +199,8 @@ class BitTable:
         total = ("activations", f"{values:,}", f"{self.mean_activation_bits:.2f}", "", "")
         total += (str(sum(row.scale_bytes for row in self.activations)),)
         head = ("activation", "values", "bits", "lowest", "highest", "scales [B]")
-        return [OPERATIONS_LEGEND, aligned_table([[head], body, [total]], left=1), BOUNDS_LEGEND]
+        table = aligned_table([[head], body, [total]], left=1)
+        return [OPERATIONS_LEGEND, "", table, BOUNDS_LEGEND, ""]
 
 
 def _number(value):
