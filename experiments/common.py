@@ -6,21 +6,21 @@ baseline and the quantized model; it may also take `DepthwiseConv2D`.
 """
 
 import dataclasses
-import inspect
 import json
 import math
 import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import keras
+import nets
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from curves import direction_changes, plot_bits, save_bits
+from epochs import EpochSeconds, Progress
 from loading import dataset
 from recipes import OPTIMIZERS, RECIPES, Published, RoundEachEpoch
 
@@ -78,7 +78,19 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "resume", False, "Save each epoch, and continue an interrupted run of the same flags."
 )
-flags.DEFINE_bool("distill", False, "Learn from the labels and from the model of --init_from.")
+flags.DEFINE_enum(
+    "distill",
+    None,
+    ["divergence", "squared_error"],
+    "Learn from the labels and from the outputs of the model of --init_from, by this distance.",
+)
+flags.DEFINE_integer(
+    "activation_bits",
+    None,
+    "Bits of the inputs of layers; 8 in the first layer and in sums. Float by default.",
+    1,
+    8,
+)
 flags.DEFINE_string("dtype_policy", None, "Keras dtype policy, e.g. `mixed_bfloat16`.")
 flags.DEFINE_integer("seed", 0, "Seed of weights, shuffling and augmentation.")
 flags.DEFINE_integer("train_examples", None, "Number of training examples, the first ones.")
@@ -158,8 +170,10 @@ def run(problem):
             raise app.UsageError("--float excludes --fixed_bits, --end_bits and --target_bits.")
         if FLAGS.round_each_epoch and not FLAGS.float:
             raise app.UsageError("--round_each_epoch needs --float.")
-        if FLAGS.float and FLAGS.distill:
-            raise app.UsageError("--float excludes --distill.")
+        if FLAGS.float and (FLAGS.distill or FLAGS.activation_bits):
+            raise app.UsageError("--float excludes --distill and --activation_bits.")
+        if FLAGS.activation_bits and FLAGS.end_bits:
+            raise app.UsageError("--activation_bits excludes --end_bits.")
         if FLAGS.start_measured and not (FLAGS.target_bits and FLAGS.init_from):
             raise app.UsageError("--start_measured needs --target_bits and --init_from.")
         if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
@@ -222,6 +236,8 @@ def _run(problem, recipe):
         "test_loss": history["val_cross_entropy"][-1],
         "float_test_accuracy": float_accuracy,
         "mean_bits": None,
+        "activation_bits": FLAGS.activation_bits,
+        "distill": FLAGS.distill,
         "bits": {},
         "direction_changes": history.get("direction_changes"),
         "packed_bytes": None,
@@ -247,35 +263,6 @@ def _run(problem, recipe):
     print(f"Files: {output_dir}", flush=True)
 
 
-class _EpochSeconds(keras.callbacks.Callback):
-    """Seconds of each epoch, validation included."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self.start)
-
-
-class _Progress(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar with the metrics that fit in a line; the logs have all of them."""
-
-    shown = ("loss", "task_loss", "accuracy", "mean_bits", "val_cross_entropy", "val_accuracy")
-
-    def on_train_batch_end(self, batch, logs=None):
-        super().on_train_batch_end(batch, self._only_shown(logs))
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, self._only_shown(logs))
-
-    def _only_shown(self, logs):
-        return {name: logs[name] for name in self.shown if name in logs}
-
-
 def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     """Trains one net, from the weights of `float_model` or else of the net's initializer.
 
@@ -294,7 +281,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     elif start is not None:
         model.set_weights(start.get_weights())
     if FLAGS.distill and learned:
-        fitted = klb.LearnedBitDistiller(float_model, model, _logits_distillation(temperature=2.0))
+        fitted = klb.LearnedBitDistiller(float_model, model, nets.distillation(FLAGS.distill))
     loss = keras.losses.CategoricalCrossentropy(
         from_logits=True,
         label_smoothing=FLAGS.label_smoothing if recipe.regularized else 0.0,
@@ -311,7 +298,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         ],
     }
     augment = problem.augment if recipe.regularized else None
-    timer = _EpochSeconds()
+    timer = EpochSeconds()
     callbacks = [timer]
     log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
     logger = klb.BitLogger(max(1, steps // 2000), log_dir=log_dir)
@@ -347,7 +334,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     if FLAGS.resume:
         backup = os.path.join(output_dir, "backup")
         callbacks.append(keras.callbacks.BackupAndRestore(backup, double_checkpoint=True))
-    callbacks.append(_Progress())
+    callbacks.append(Progress())
     fitted.compile(**settings)
     history = fitted.fit(
         dataset(*train, FLAGS.batch_size, augment, shuffle_seed=FLAGS.seed),
@@ -378,12 +365,6 @@ def _bit_gradient():
     return klb.bit_gradients.BIT_GRADIENTS[FLAGS.bit_gradient](interval=FLAGS.interval)
 
 
-def _logits_distillation(temperature):
-    # If this loss is given by name, Keras 3.15.1 applies it to logits instead of probabilities.
-    divergence = keras.losses.KLDivergence(reduction=None)
-    return keras.distillation.LogitsDistillation(temperature, loss=divergence)
-
-
 def _accuracy(model, test):
     """Accuracy of a trained model, however it was compiled."""
     model.compile(metrics=["accuracy"])
@@ -392,22 +373,11 @@ def _accuracy(model, test):
 
 def build(problem, recipe, learned):
     """The net of the flags, of learned-bit layers or of Keras layers."""
-    net, quantizer = problem.nets[FLAGS.model], recipe.kernel_quantizer
-    classes = {"Conv2D", "Dense", "DepthwiseConv2D"} & {*inspect.signature(net).parameters}
+    net = problem.nets[FLAGS.model]
     if not learned:
-        layers = {name: getattr(keras.layers, name) for name in classes}
-        return keras.Model(*net(**layers), name=FLAGS.model)
-    plain = build(problem, recipe, learned=False).layers if FLAGS.end_bits else []
-    names = [layer.name for layer in plain if hasattr(layer, "kernel")]
-
-    def with_bits(cls):
-        def build(*args, name, **kwargs):
-            bits = FLAGS.end_bits if name in names[:1] + names[-1:] else FLAGS.fixed_bits
-            fixed = dict.fromkeys(("bits", "min_bits", "max_bits"), bits) if bits else {}
-            widths = {**recipe.widths, **fixed}
-            return cls(*args, name=name, kernel_quantizer=quantizer, **widths, **kwargs)
-
-        return build
-
-    layers = {name: with_bits(getattr(klb, f"LearnedBit{name}")) for name in classes}
-    return klb.LearnedBitModel(*net(**layers), name=FLAGS.model)
+        return nets.float_model(net, FLAGS.model)
+    if FLAGS.activation_bits:
+        return nets.with_quantized_activations(
+            net, FLAGS.model, recipe, FLAGS.activation_bits, FLAGS.fixed_bits
+        )
+    return nets.quantized_model(net, FLAGS.model, recipe, FLAGS.fixed_bits, FLAGS.end_bits)

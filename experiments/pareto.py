@@ -42,6 +42,9 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "learned", ["freeze_at=0.375", "interval=10"], "More flags of the program, for learned bits."
 )
+flags.DEFINE_list(
+    "quantized", [], "More flags of the program, for all methods but float, e.g. activation_bits=8."
+)
 flags.DEFINE_list("hgq2_settings", [], "Flags of hgq2.py for all its runs, such as bits=2.")
 flags.DEFINE_bool("train", True, "Do the missing runs; otherwise report the existing ones only.")
 
@@ -106,6 +109,7 @@ def do(name, seed, kind, settings, output_dir):
         command += [f"--init_from={start}", f"--epochs={FLAGS.finetune_epochs}"]
         more = [] if kind == "paper" else FLAGS.finetune
         more = more + {"learned": FLAGS.learned, "hgq2": FLAGS.hgq2_settings}.get(kind, [])
+        more = more + (FLAGS.quantized if kind in ("learned", "uniform", "ends") else [])
         command += [f"--{flag}" for flag in more]
     if FLAGS.dtype_policy and kind not in ("hgq2", "paper"):
         command += [f"--dtype_policy={FLAGS.dtype_policy}"]

@@ -147,6 +147,23 @@ def test_a_float_net_goes_on_from_a_float_net(run, tmp_path):
 
 
 @pytest.mark.thorough
+def test_inputs_of_layers_are_quantized_and_outputs_learned_from_the_float_model(run, tmp_path):
+    code, _ = run("digits", "--float", "--epochs=3", f"--output_dir={tmp_path / 'float'}")
+    assert code is None
+    arguments = [f"--init_from={tmp_path / 'float/model.keras'}", "--target_bits=3"]
+    arguments += ["--start_measured", "--distill=squared_error", "--activation_bits=4"]
+    code, _ = run("digits", "--epochs=2", *arguments, f"--output_dir={tmp_path}")
+    assert code is None
+    result = result_of(tmp_path)
+    assert (result["activation_bits"], result["distill"]) == (4, "squared_error")
+    assert result["mean_bits"] <= 3
+    table = klb.bit_table(keras.models.load_model(tmp_path / "model.keras"))
+    widths = {row.layer: row.bits for row in table.activations}
+    inputs = ("conv2_input", "dense1_input", "dense2_input")
+    assert widths == {"conv1_input": 8, **dict.fromkeys(inputs, 4)}
+
+
+@pytest.mark.thorough
 def test_an_interrupted_run_goes_on_where_it_was(run, tmp_path):
     arguments = ["--model=logistic", "--float", "--resume", "--epochs=100"]
     arguments += [f"--output_dir={tmp_path}"]
