@@ -15,11 +15,11 @@ class FreezeBits(keras.callbacks.Callback):
     model's `bit_gradient` does not predict losses.
 
     At the start of each `fit` the bits are unfrozen. At its end they are frozen, also if it stops
-    early; only if `at` is an integer and all epochs end before it, they stay unfrozen. Put
-    `EarlyStopping` before this callback if it restores weights. A `fit` that resumes an interrupted
-    training (`initial_epoch`, `BackupAndRestore`) after the time of the freeze keeps bits that were
-    frozen, unless a `BitBudget` does not permit them. Without this callback, frozen bits stay
-    frozen.
+    early; they stay unfrozen only if `at` is an integer not below the number of epochs, and all
+    epochs were trained. Put `EarlyStopping` before this callback if it restores weights. A `fit`
+    that resumes an interrupted training (`initial_epoch`, `BackupAndRestore`) after the time of the
+    freeze keeps bits that were frozen, unless a `BitBudget` does not permit them. Without this
+    callback, frozen bits stay frozen.
 
     Args:
         at: Time of the freeze: a fraction of the epochs (a float below 1), which leaves at least

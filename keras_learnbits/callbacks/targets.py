@@ -10,9 +10,9 @@ from keras_learnbits.layers.discovery import kernels_among, quantized_kernels
 from keras_learnbits.numerics import grids
 
 WIDTHS = np.arange(grids.MIN_BITS, grids.MAX_BITS + 1)
-# A model between this share of the target and the target is close enough, and the price is kept.
-# Otherwise the price would change at each update, because integer widths rarely meet a target
-# exactly.
+# If the size is between this share of the target and the target, it is close enough, and the price
+# is kept. Otherwise the price would change at each update, because integer widths rarely meet a
+# target exactly.
 SLACK = 0.97
 
 
