@@ -11,6 +11,7 @@ import common
 import keras
 import numpy as np
 from loading import cut_out, load_tfds, shifted
+from nets import BatchNormalization
 from recipes import fast_policy
 
 # Mean and variance of each channel of the training images.
@@ -38,7 +39,7 @@ def cnn(Conv2D, Dense, widths=(48, 192, 192)):
         for half in "ab":
             x = Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}{half}")(x)
             x = layers.MaxPooling2D()(x) if half == "a" else x
-            x = layers.BatchNormalization(momentum=0.8, name=f"norm{block}{half}")(x)
+            x = BatchNormalization(momentum=0.8, name=f"norm{block}{half}")(x)
             x = layers.Activation("relu")(x)
     x = layers.GlobalMaxPooling2D()(x)
     return inputs, Dense(10, dtype="float32", name="head")(x)
@@ -73,7 +74,7 @@ def resnet20(Conv2D, Dense):
 
     def convolution(x, width, strides, name):
         x = Conv2D(width, 3, strides, padding="same", use_bias=False, name=f"conv{name}")(x)
-        return layers.BatchNormalization(momentum=0.9, name=f"norm{name}")(x)
+        return BatchNormalization(momentum=0.9, name=f"norm{name}")(x)
 
     inputs = keras.Input((32, 32, 3))
     x = layers.Normalization(mean=MEAN, variance=VARIANCE)(inputs)
@@ -95,7 +96,7 @@ def depthwise(Conv2D, Dense, DepthwiseConv2D):
     layers = keras.layers
 
     def normalized(x, name):
-        return layers.Activation("relu")(layers.BatchNormalization(momentum=0.9, name=name)(x))
+        return layers.Activation("relu")(BatchNormalization(momentum=0.9, name=name)(x))
 
     inputs = keras.Input((32, 32, 3))
     x = layers.Normalization(mean=MEAN, variance=VARIANCE)(inputs)
