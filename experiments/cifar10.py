@@ -13,7 +13,7 @@ import numpy as np
 from loading import cut_out, load_tfds, shifted
 from recipes import fast_policy
 
-# Of the training images, channel by channel.
+# Mean and variance of each channel of the training images.
 MEAN, VARIANCE = (0.4914, 0.4822, 0.4465), (0.061, 0.059, 0.068)
 
 
@@ -26,9 +26,9 @@ def augment(images, seed):
 
 
 def cnn(Conv2D, Dense, widths=(48, 192, 192)):
-    """A stem and six 3x3 convolutions that pool early and widen late, 1.1 M weights.
+    """A stem and six 3x3 convolutions with early pooling, 1.1 M weights.
 
-    The layout of Keller Jordan's cifar10-airbench at three quarters of its width.
+    The layout is that of Keller Jordan's cifar10-airbench at three quarters of its width.
     """
     layers = keras.layers
     inputs = keras.Input((32, 32, 3))
@@ -45,10 +45,11 @@ def cnn(Conv2D, Dense, widths=(48, 192, 192)):
 
 
 def initialize(model, images):
-    """Begins the stem as a whitening of 2x2 patches, other convolutions as the identity.
+    """Initializes the stem to whiten 2x2 patches, and other convolutions to the identity.
 
-    As in airbench: filters of the stem are the eigenvectors of the patches' covariance over the
-    roots of their eigenvalues, and these negated; the first filters of the others are Dirac's.
+    As in airbench, filters of the stem are the eigenvectors of the patches' covariance divided by
+    the roots of their eigenvalues, and their negatives. The first filters of the other convolutions
+    copy one channel each.
     """
     images = (images[:5000] / 255 - MEAN) / np.sqrt(VARIANCE)
     patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))
@@ -67,7 +68,7 @@ def initialize(model, images):
 
 
 def resnet20(Conv2D, Dense):
-    """He et al.'s net for CIFAR-10 (arXiv 1512.03385), 0.27 M weights, shortcuts without any."""
+    """ResNet-20 (arXiv 1512.03385), 0.27 M weights; shortcuts have no weights."""
     layers = keras.layers
 
     def convolution(x, width, strides, name):
@@ -90,7 +91,7 @@ def resnet20(Conv2D, Dense):
 
 
 def depthwise(Conv2D, Dense, DepthwiseConv2D):
-    """Depthwise and pointwise convolutions in turn, as in MobileNet (arXiv 1704.04861), 0.20 M."""
+    """Alternating depthwise and pointwise convolutions (MobileNet, arXiv 1704.04861), 0.20 M."""
     layers = keras.layers
 
     def normalized(x, name):
@@ -111,7 +112,7 @@ def depthwise(Conv2D, Dense, DepthwiseConv2D):
 
 
 def lenet32(Conv2D, Dense):
-    """The paper's net of 4 layers in its Table 1: 30 and 50 filters of 3x3, 500 units, tanh."""
+    """The net of 4 layers in the paper's Table 1: 30 and 50 filters of 3x3, 500 units, tanh."""
     layers = keras.layers
     inputs = keras.Input((32, 32, 3))
     x = Conv2D(30, 3, activation="tanh", name="conv1")(inputs)
@@ -132,7 +133,7 @@ def mlp(Conv2D, Dense):
     return inputs, Dense(10, dtype="float32", name="dense3")(x)
 
 
-# A quarter of airbench's width, 0.13 M weights: less to give away, and a seventh of the arithmetic.
+# A quarter of airbench's width, 0.13 M weights: less redundant, with a seventh of the arithmetic.
 cnn_quarter = functools.partial(cnn, widths=(16, 64, 64))
 CNN_SETTINGS = {
     "optimizer": "sgd",
@@ -140,9 +141,9 @@ CNN_SETTINGS = {
     "weight_decay": 5e-3,
     "label_smoothing": 0.2,
 }
-# As ResNets are usually trained on CIFAR-10: with a momentum of 0.85 and this rate, a step and a
-# decay as large as at a rate of 0.1, a momentum of 0.9, 5e-4 of L2 and batches of 128. Labels are
-# not smoothed, since the net is a teacher afterwards (https://arxiv.org/abs/1906.02629).
+# ResNets are usually trained on CIFAR-10 with a rate of 0.1, a momentum of 0.9, 5e-4 of L2 and
+# batches of 128. With a momentum of 0.85 and this rate, step and decay are as large. Labels are not
+# smoothed, because the net is a teacher afterwards (https://arxiv.org/abs/1906.02629).
 RESNET_SETTINGS = {
     "epochs": 100,
     "optimizer": "sgd",

@@ -1,26 +1,26 @@
-"""What the experiments share: flags, the training of one net, and the files a run leaves behind.
+"""Code that the experiments share: flags, the training of one net, and the files that a run writes.
 
-A program names its data and its nets in a `Problem` and calls `run`. A net is a function
-`build(Conv2D, Dense)` that returns inputs and outputs, so that the float baseline and the
-learned-bit net are the same lines of code; it may also take `DepthwiseConv2D`.
+A program describes its data and its nets in a `Problem` and calls `run`. A net is a function
+`build(Conv2D, Dense)` that returns inputs and outputs, so that the same code builds the float
+baseline and the quantized model; it may also take `DepthwiseConv2D`.
 """
 
 import dataclasses
-import inspect
 import json
 import math
 import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import keras
+import nets
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from curves import direction_changes, plot_bits, save_bits
+from epochs import EpochSeconds, Progress
 from loading import dataset
 from recipes import OPTIMIZERS, RECIPES, Published, RoundEachEpoch
 
@@ -29,26 +29,28 @@ from keras_learnbits.training.penalties import BIT_PENALTIES
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("model", None, "Which of the program's nets.")
-flags.DEFINE_integer("epochs", None, "Epochs of training.", lower_bound=1)
-flags.DEFINE_integer("batch_size", None, "Examples a step.", lower_bound=1)
+flags.DEFINE_string("model", None, "Name of one of the program's nets.")
+flags.DEFINE_integer("epochs", None, "Number of training epochs.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Examples per training step.", lower_bound=1)
 flags.DEFINE_float("learning_rate", None, "Peak rate of the weights' optimizer.", lower_bound=0)
-flags.DEFINE_enum("optimizer", None, sorted(OPTIMIZERS), "Of the weights.")
-flags.DEFINE_float("weight_decay", None, "Of that optimizer, decoupled.", lower_bound=0)
-flags.DEFINE_float("label_smoothing", None, "Of the training loss.", 0, 1)
+flags.DEFINE_enum("optimizer", None, sorted(OPTIMIZERS), "Optimizer of the weights.")
+flags.DEFINE_float("weight_decay", None, "Decoupled weight decay of --optimizer.", lower_bound=0)
+flags.DEFINE_float("label_smoothing", None, "Label smoothing of the training loss.", 0, 1)
 flags.DEFINE_float("loss_weight", None, "Weight of the task's loss.", lower_bound=0)
 flags.DEFINE_float("bit_reg", None, "Price of the bits, in loss.", lower_bound=0)
 flags.DEFINE_float("quantization_reg", 1e-3, "Weight of the quantization error.", lower_bound=0)
 flags.DEFINE_float(
     "bit_learning_rate",
     None,
-    "Step of the bits. Default: wide enough for the whole range within a part of the training.",
+    "Step of the bits. By default it lets bits cross their range in a part of the training.",
     lower_bound=0,
 )
-flags.DEFINE_float("bit_momentum", None, "Momentum of the bits' sign.", lower_bound=0)
-flags.DEFINE_float("target_bits", None, "Mean bits to end at; steers --bit_reg.", lower_bound=1)
+flags.DEFINE_float("bit_momentum", None, "Momentum of the bits' optimizer.", lower_bound=0)
+flags.DEFINE_float(
+    "target_bits", None, "Mean bits per weight to reach; sets --bit_reg.", lower_bound=1
+)
 flags.DEFINE_bool(
-    "start_measured", False, "Begin at --target_bits, allocated from measurements of 1,024 images."
+    "start_measured", False, "Start at --target_bits, allocated from measurements on 1,024 images."
 )
 flags.DEFINE_float(
     "freeze_at", 0.75, "Fraction of the epochs after which bits are frozen.", 0.05, 0.95
@@ -57,42 +59,57 @@ flags.DEFINE_enum(
     "bit_gradient",
     "measured",
     sorted(RECIPES),
-    "What the sign is taken of. `paper` sets every flag not given to the published settings.",
+    "Estimator of the bits' gradients. `paper` sets all flags not given to the published settings.",
 )
-flags.DEFINE_integer("interval", None, "Steps from probe to probe of measured and difference.")
-flags.DEFINE_enum("bit_penalty", None, sorted(BIT_PENALTIES), "What bits cost.")
+flags.DEFINE_integer("interval", None, "Steps between probes of measured and difference.")
+flags.DEFINE_enum("bit_penalty", None, sorted(BIT_PENALTIES), "Penalty on the bits.")
 flags.DEFINE_integer(
-    "fixed_bits", None, "Train with these bits, not learned ones.", lower_bound=1, upper_bound=16
+    "fixed_bits", None, "Train with this fixed bit-width.", lower_bound=1, upper_bound=16
 )
-flags.DEFINE_integer("end_bits", None, "Bits of the first and the last layer, not learned.", 1, 16)
+flags.DEFINE_integer("end_bits", None, "Fixed bits of the first and the last layer.", 1, 16)
 flags.DEFINE_bool("float", False, "Train the float baseline only.")
 flags.DEFINE_integer(
-    "round_each_epoch", None, "Round the float baseline to so many bits at each epoch's end.", 1, 16
+    "round_each_epoch", None, "Round the float baseline to this width after each epoch.", 1, 16
 )
-flags.DEFINE_bool("baseline", True, "Train the float baseline first, to print it beside.")
+flags.DEFINE_bool("baseline", True, "Train the float baseline first, to print its accuracy.")
 flags.DEFINE_string(
-    "init_from", None, "Begin at the weights of this float `.keras` file; it is the baseline, too."
+    "init_from", None, "Float `.keras` file with the initial weights; it is also the baseline."
 )
 flags.DEFINE_bool(
-    "resume", False, "Save each epoch, and go on where a run of the same flags was interrupted."
+    "resume", False, "Save each epoch, and continue an interrupted run of the same flags."
 )
-flags.DEFINE_bool("distill", False, "Learn from the labels and from the net of --init_from.")
+flags.DEFINE_enum(
+    "distill",
+    None,
+    ["divergence", "squared_error"],
+    "Learn from the labels and from the outputs of the model of --init_from, by this distance.",
+)
+flags.DEFINE_integer(
+    "activation_bits",
+    None,
+    "Bits of the inputs of layers; 8 in the first layer and in sums. Float by default.",
+    1,
+    8,
+)
 flags.DEFINE_string("dtype_policy", None, "Keras dtype policy, e.g. `mixed_bfloat16`.")
 flags.DEFINE_integer("seed", 0, "Seed of weights, shuffling and augmentation.")
-flags.DEFINE_integer("train_examples", None, "Train on the first so many examples only.")
+flags.DEFINE_integer("train_examples", None, "Number of training examples, the first ones.")
 flags.DEFINE_integer(
     "validation_examples",
     0,
-    "Evaluate on so many held-out training examples, not on the test set: for choosing settings.",
+    "Number of held-out training examples to evaluate on instead of the test set, to choose "
+    "settings.",
 )
-flags.DEFINE_string("data_dir", None, "Where tensorflow_datasets finds prepared data.")
+flags.DEFINE_string("data_dir", None, "Directory of prepared data of tensorflow_datasets.")
 flags.DEFINE_string(
     "log_dir",
     None,
-    "TensorBoard logs; `logs` under --output_dir by default.",
-    allow_override=True,  # absl's own logging has a flag of this name
+    "Directory of TensorBoard logs; `logs` under --output_dir by default.",
+    allow_override=True,  # absl's logging has a flag of this name
 )
-flags.DEFINE_string("output_dir", None, "Files of the run; `runs/<program>-<model>` by default.")
+flags.DEFINE_string(
+    "output_dir", None, "Directory of the run's files; `runs/<program>-<model>` by default."
+)
 
 
 COMMON = {"optimizer": "adamw", "weight_decay": 0.0, "label_smoothing": 0.0}
@@ -103,14 +120,14 @@ class Problem:
     """Data, nets and default settings of one program.
 
     Attributes:
-        load: Function of `data_dir` to `(x, y), (x, y)`, uint8 or float images and integer
+        load: Function from `data_dir` to `(x, y), (x, y)`, uint8 or float images and integer
             labels as NumPy arrays, for training and test.
         nets: Dictionary of name to `build(Conv2D, Dense)`, the default first.
-        defaults: Values of the flags that the user leaves open.
-        settings: Dictionary of net to values that take the place of these.
-        published: Flags of the published method in this program.
-        initializers: Dictionary of net to a function of the float net and the training images
-            that gives it its first weights; other nets begin as Keras has them.
+        defaults: Dictionary of default values of flags.
+        settings: Dictionary of net to a dictionary of values that override the defaults.
+        published: Dictionary of flags of the published method in this program.
+        initializers: Dictionary of net to a function of the float model and the training images
+            that sets its initial weights; other nets are initialized by Keras.
         augment: Function of a batch of images and a seed to a batch of images, or None.
     """
 
@@ -123,7 +140,7 @@ class Problem:
     augment: Callable | None = None
 
     def defaults_of(self, net):
-        """Values of the flags for that net."""
+        """Default values of the flags for a net."""
         return COMMON | self.defaults | self.settings.get(net, {})
 
 
@@ -148,13 +165,15 @@ def run(problem):
             if not FLAGS[name].present:
                 FLAGS[name].value = value
         if FLAGS.distill and not FLAGS.init_from:
-            raise app.UsageError("--distill needs the float net of --init_from.")
+            raise app.UsageError("--distill needs the float model of --init_from.")
         if FLAGS.float and (FLAGS.fixed_bits or FLAGS.end_bits or FLAGS.target_bits):
-            raise app.UsageError("--float goes without --fixed_bits, --end_bits, --target_bits.")
+            raise app.UsageError("--float excludes --fixed_bits, --end_bits and --target_bits.")
         if FLAGS.round_each_epoch and not FLAGS.float:
-            raise app.UsageError("--round_each_epoch goes with --float.")
-        if FLAGS.float and FLAGS.distill:
-            raise app.UsageError("--float goes without --distill.")
+            raise app.UsageError("--round_each_epoch needs --float.")
+        if FLAGS.float and (FLAGS.distill or FLAGS.activation_bits):
+            raise app.UsageError("--float excludes --distill and --activation_bits.")
+        if FLAGS.activation_bits and FLAGS.end_bits:
+            raise app.UsageError("--activation_bits excludes --end_bits.")
         if FLAGS.start_measured and not (FLAGS.target_bits and FLAGS.init_from):
             raise app.UsageError("--start_measured needs --target_bits and --init_from.")
         if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
@@ -217,6 +236,8 @@ def _run(problem, recipe):
         "test_loss": history["val_cross_entropy"][-1],
         "float_test_accuracy": float_accuracy,
         "mean_bits": None,
+        "activation_bits": FLAGS.activation_bits,
+        "distill": FLAGS.distill,
         "bits": {},
         "direction_changes": history.get("direction_changes"),
         "packed_bytes": None,
@@ -234,45 +255,16 @@ def _run(problem, recipe):
             "float_bytes": table.float_bytes,
         }
         print(f"\n{table}")
-    beside = "" if float_accuracy is None else f" (float: {float_accuracy:.2%})"
+    baseline = "" if float_accuracy is None else f" (float: {float_accuracy:.2%})"
     bits = "" if FLAGS.float else f" at {result['mean_bits']:.2f} mean bits"
-    print(f"{result['evaluated_on']} accuracy {result['test_accuracy']:.2%}{bits}{beside}")
+    print(f"{result['evaluated_on']} accuracy {result['test_accuracy']:.2%}{bits}{baseline}")
     with open(os.path.join(output_dir, "result.json"), "w") as file:
         json.dump(result, file, indent=2)
     print(f"Files: {output_dir}", flush=True)
 
 
-class _EpochSeconds(keras.callbacks.Callback):
-    """Seconds of each epoch, validation included."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self.start)
-
-
-class _Progress(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar with what fits in a line; the rest is in the logs."""
-
-    shown = ("loss", "task_loss", "accuracy", "mean_bits", "val_cross_entropy", "val_accuracy")
-
-    def on_train_batch_end(self, batch, logs=None):
-        super().on_train_batch_end(batch, self._only_shown(logs))
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, self._only_shown(logs))
-
-    def _only_shown(self, logs):
-        return {name: logs[name] for name in self.shown if name in logs}
-
-
 def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
-    """Trains one net, from the weights of `float_model`, or else from its initializer's.
+    """Trains one net, from the weights of `float_model` or else of the net's initializer.
 
     Returns:
         The model, the history of `fit` as a dictionary, the seconds of each epoch.
@@ -289,7 +281,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     elif start is not None:
         model.set_weights(start.get_weights())
     if FLAGS.distill and learned:
-        fitted = klb.LearnedBitDistiller(float_model, model, _logits_distillation(temperature=2.0))
+        fitted = klb.LearnedBitDistiller(float_model, model, nets.distillation(FLAGS.distill))
     loss = keras.losses.CategoricalCrossentropy(
         from_logits=True,
         label_smoothing=FLAGS.label_smoothing if recipe.regularized else 0.0,
@@ -306,7 +298,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         ],
     }
     augment = problem.augment if recipe.regularized else None
-    timer = _EpochSeconds()
+    timer = EpochSeconds()
     callbacks = [timer]
     log_dir = FLAGS.log_dir or os.path.join(output_dir, "logs")
     logger = klb.BitLogger(max(1, steps // 2000), log_dir=log_dir)
@@ -327,8 +319,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         }
         tensorboard = keras.callbacks.TensorBoard(log_dir, write_graph=False)
         if FLAGS.target_bits:
-            by = 2 / 3 * FLAGS.freeze_at  # and the rest of the time to settle
-            # Less than half a bit from one price to the next, at the bits' default speed.
+            by = 2 / 3 * FLAGS.freeze_at  # the rest of the time is for settling
+            # Between two prices bits move by less than half a bit, at their default speed.
             update_freq = max(1, int(FLAGS.freeze_at * steps / 40))
             measured = _examples(train[0]) if FLAGS.start_measured else None
             budget = klb.BitBudget(
@@ -342,7 +334,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     if FLAGS.resume:
         backup = os.path.join(output_dir, "backup")
         callbacks.append(keras.callbacks.BackupAndRestore(backup, double_checkpoint=True))
-    callbacks.append(_Progress())
+    callbacks.append(Progress())
     fitted.compile(**settings)
     history = fitted.fit(
         dataset(*train, FLAGS.batch_size, augment, shuffle_seed=FLAGS.seed),
@@ -361,7 +353,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
 
 
 def _examples(images):
-    """1,024 images of the training set, as the net takes them."""
+    """1,024 images of the training set, in the form that the net takes."""
     chosen = np.random.default_rng(FLAGS.seed).choice(len(images), 1024, replace=False)
     scale = 1 / 255 if images.dtype == np.uint8 else 1.0
     return images[chosen].astype("float32") * np.float32(scale)
@@ -373,36 +365,19 @@ def _bit_gradient():
     return klb.bit_gradients.BIT_GRADIENTS[FLAGS.bit_gradient](interval=FLAGS.interval)
 
 
-def _logits_distillation(temperature):
-    # Given by name, this loss is taken of the logits themselves (Keras 3.15.1).
-    divergence = keras.losses.KLDivergence(reduction=None)
-    return keras.distillation.LogitsDistillation(temperature, loss=divergence)
-
-
 def _accuracy(model, test):
-    """Accuracy of a trained net, however it was compiled."""
+    """Accuracy of a trained model, however it was compiled."""
     model.compile(metrics=["accuracy"])
     return model.evaluate(dataset(*test, 1000), return_dict=True, verbose=0)["accuracy"]
 
 
 def build(problem, recipe, learned):
-    """The net of the flags, of learned-bit layers or of Keras's own."""
-    net, quantizer = problem.nets[FLAGS.model], recipe.kernel_quantizer
-    classes = {"Conv2D", "Dense", "DepthwiseConv2D"} & {*inspect.signature(net).parameters}
+    """The net of the flags, of learned-bit layers or of Keras layers."""
+    net = problem.nets[FLAGS.model]
     if not learned:
-        layers = {name: getattr(keras.layers, name) for name in classes}
-        return keras.Model(*net(**layers), name=FLAGS.model)
-    plain = build(problem, recipe, learned=False).layers if FLAGS.end_bits else []
-    names = [layer.name for layer in plain if hasattr(layer, "kernel")]
-
-    def with_bits(cls):
-        def build(*args, name, **kwargs):
-            bits = FLAGS.end_bits if name in names[:1] + names[-1:] else FLAGS.fixed_bits
-            fixed = dict.fromkeys(("bits", "min_bits", "max_bits"), bits) if bits else {}
-            widths = {**recipe.widths, **fixed}
-            return cls(*args, name=name, kernel_quantizer=quantizer, **widths, **kwargs)
-
-        return build
-
-    layers = {name: with_bits(getattr(klb, f"LearnedBit{name}")) for name in classes}
-    return klb.LearnedBitModel(*net(**layers), name=FLAGS.model)
+        return nets.float_model(net, FLAGS.model)
+    if FLAGS.activation_bits:
+        return nets.with_quantized_activations(
+            net, FLAGS.model, recipe, FLAGS.activation_bits, FLAGS.fixed_bits
+        )
+    return nets.quantized_model(net, FLAGS.model, recipe, FLAGS.fixed_bits, FLAGS.end_bits)

@@ -1,4 +1,4 @@
-"""Curves of the bits over a training: a picture, and how often they turn."""
+"""Curves of the bits during training: a picture, and the number of their reversals."""
 
 import matplotlib
 import numpy as np
@@ -8,9 +8,9 @@ from matplotlib import pyplot as plt
 
 
 def direction_changes(logger, freeze_step):
-    """How often each layer's bits turned in the last quarter of the training before the freeze.
+    """Reversals of each layer's bits in the last quarter of the training before the freeze.
 
-    None where an interrupted training went on so late that its last quarter was not seen whole.
+    None if an interrupted training was resumed in this last quarter, so that not all was recorded.
     """
     if logger.steps[0] > 0.75 * freeze_step:
         return None
@@ -24,7 +24,7 @@ def direction_changes(logger, freeze_step):
     return turns
 
 
-# Curves that meet show through each other's gaps.
+# With different dashes, curves that coincide remain visible.
 STYLES = ("-", "--", "-.", ":")
 
 
@@ -50,7 +50,7 @@ def plot_bits(logger, path, title, freeze_step):
 
 
 def save_bits(logger, path):
-    """Bits of each layer over training steps as CSV, a column a layer."""
+    """Bits of each layer over training steps as CSV, one column per layer."""
     names = ",".join(["step", *(name.replace(",", " ") for name in logger.names)])
     table = np.column_stack([logger.steps, np.reshape(logger.bits, (len(logger.steps), -1))])
     np.savetxt(path, table, "%.6g", delimiter=",", header=names, comments="")

@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 
 
 def load(data_dir):
-    """Images scaled to 0..1, one split for all seeds: 1,437 for training, 360 for the test."""
+    """Images scaled to 0..1; the same split for all seeds, 1,437 for training and 360 for test."""
     del data_dir
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype("float32").reshape(-1, 8, 8, 1)

@@ -1,4 +1,4 @@
-"""What a trained net weighs in each file that it can leave in, and what each file predicts.
+"""Size and predictions of a trained model in each export format.
 
 python experiments/exports.py --program=mnist --trained=runs/mnist-lenet/model.keras
 
@@ -29,8 +29,8 @@ import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("program", "mnist", ["cifar10", "mnist"], "Whose test data and nets.")
-flags.DEFINE_string("trained", None, "A `model.keras` that this program left.", required=True)
+flags.DEFINE_enum("program", "mnist", ["cifar10", "mnist"], "Program with the nets and data.")
+flags.DEFINE_string("trained", None, "A `model.keras` that this program wrote.", required=True)
 
 BATCH = 500
 
@@ -70,7 +70,7 @@ def in_keras(model, batches):
 
 
 def in_float32(model):
-    """The model with its arithmetic in float32, as files have it."""
+    """The model with its arithmetic in float32, as in files."""
     for layer in model.layers:
         layer.dtype_policy = "float32"
         if isinstance(layer, keras.layers.Normalization):
@@ -171,6 +171,9 @@ def main(argv):
         for name, size in result["bytes"].items()
     ]
     print(aligned_table([[head], rows], left=1))
+    print(
+        "of float: of the bytes of the float .keras file; largest difference: to the model's output"
+    )
     print(
         f"model: {result['test_accuracy']['model']:.2%}, {table.packed_bytes:,} bytes in the bit "
         f"table, outputs up to {result['largest_output']:.1f}\n"

@@ -1,9 +1,10 @@
-"""What the first step of training costs: mostly to trace it, and to have TensorFlow optimize it.
+"""Time of the first training step, which TensorFlow mostly spends on tracing and optimizing it.
 
 python experiments/first_step.py
 
-CPU seconds of the first step of `fit`, in one process, of a plain Keras model, of its conversion,
-and of its conversion with quantized activations. Prints a table, and writes `first_step.json`.
+Measures CPU seconds of the first step of `fit`, in one process, for a plain Keras model, for its
+conversion, and for its conversion with quantized activations. Prints a table, and writes
+`first_step.json`.
 """
 
 import json
@@ -19,7 +20,7 @@ import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("output_dir", "runs/first_step", "Where first_step.json goes.")
+flags.DEFINE_string("output_dir", "runs/first_step", "Directory of first_step.json.")
 
 
 def mobilenet():
@@ -39,7 +40,7 @@ def dense_layers():
 
 
 def first_step(model, x, y):
-    """CPU seconds."""
+    """CPU seconds of the first step of `fit`."""
     model.compile("adam", "mse")
     start = time.process_time()
     model.fit(x, y, verbose=0)
@@ -62,6 +63,7 @@ def main(argv):
     kinds = list(found["MobileNetV2"])
     rows = [(name, *(f"{seconds[kind]:.1f}" for kind in kinds)) for name, seconds in found.items()]
     print(aligned_table([[("CPU seconds of the first step", *kinds)], rows], left=1))
+    print("weights, weights and activations: with learned bits for these")
     os.makedirs(FLAGS.output_dir, exist_ok=True)
     result = {"command": " ".join(["python", "experiments/first_step.py", *sys.argv[1:]]), **found}
     with open(os.path.join(FLAGS.output_dir, "first_step.json"), "w") as file:

@@ -1,10 +1,10 @@
-"""What becomes of damaged and lying packed files: each must be refused, quickly and by name.
+"""Fuzzing of packed files: damaged and forged files must be refused, quickly and by name.
 
 python experiments/fuzz_packed.py --files=100000
 
-Packs small models, and has workers read files that were made from these by cutting, flipping,
-splicing, and lies about lengths, shapes, bits and types. A worker that dies is a crash, one that
-does not end is a hang. `packed_mutations.py` has the mutations.
+Packs small models. Worker processes read mutations of these files: truncated, flipped and spliced
+ones, and ones with false lengths, shapes, bits and types. A worker that dies counts as a crash, one
+that does not end as a hang. `packed_mutations.py` has the mutations.
 """
 
 import collections
@@ -25,11 +25,11 @@ import keras_learnbits as klb
 from keras_learnbits.export.packed import save_packed
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("files", 100_000, "Mutated files to read.", lower_bound=1)
-flags.DEFINE_integer("files_per_worker", 5_000, "Files of one process.", lower_bound=1)
-flags.DEFINE_float("timeout", 10, "Seconds for 100 files after which a worker hangs.")
+flags.DEFINE_integer("files", 100_000, "Number of mutated files to read.", lower_bound=1)
+flags.DEFINE_integer("files_per_worker", 5_000, "Number of files per process.", lower_bound=1)
+flags.DEFINE_float("timeout", 10, "Seconds per 100 files after which a worker counts as hanging.")
 flags.DEFINE_integer("seed", 0, "Seed of models and mutations.")
-flags.DEFINE_string("output_dir", "runs/fuzz_packed", "Where fuzz_packed.json goes.")
+flags.DEFINE_string("output_dir", "runs/fuzz_packed", "Directory of fuzz_packed.json.")
 
 WORKER = pathlib.Path(__file__).with_name("packed_mutations.py")
 

@@ -2,17 +2,18 @@
 
 TFDS_DATA_DIR=... python experiments/hardware.py --output_dir=runs/hardware
 
-For each net and seed a float net is trained, and then for `--finetune_epochs` with steps that are
-powers of two and quantized activations: with learned widths within each of `--budgets`, bit
-operations as those of so many bits in all weights and activations (`learned`), and with these equal
-widths (`uniform`). `post` quantizes the float net without labels, to so many mean bits and 6-bit
-activations; `post_trained` trains it afterwards with labels. `hgq2` is HGQ2 by its own recipe, from
-scratch for as many epochs in all, at the prices `--hgq2` (`pip install hgq2==0.2.0`). Each model of
-ours is exported for hls4ml, and its C++, compiled by g++, is compared with it on the whole test
-set. Every result goes to a file at once and is not computed again.
+For each net and seed a float model is trained. Then it is trained for `--finetune_epochs` with
+steps that are powers of two and with quantized activations. `uniform` has the same width in all
+weights and activations, each of `--budgets`. `learned` has learned widths within as many bit
+operations. `post` quantizes the float model without labels, to each of `--budgets` as mean bits
+and with 6-bit activations; `post_trained` trains it afterwards with labels. `hgq2` is HGQ2 by the
+recipe of its documentation, from scratch for the same total number of epochs, at the prices
+`--hgq2` (`pip install hgq2==0.2.0`). Each model of this library is exported for hls4ml, and its
+C++, compiled by g++, is compared with the model on the whole test set. Every result is written to a
+file at once and is not computed again.
 
-Nets: `jets`, dense layers 16-64-32-32-5 as for tagging jets, on data that scikit-learn draws;
-`digits`, its handwritten digits of 8x8; `mnist`, a small CNN.
+Nets: `jets`, dense layers 16-64-32-32-5 as for jet tagging, on data that scikit-learn generates;
+`digits`, a CNN for scikit-learn's handwritten digits of 8x8; `mnist`, a small CNN.
 """
 
 import json
@@ -33,15 +34,17 @@ import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("nets", ["digits", "jets", "mnist"], "Nets.")
-flags.DEFINE_list("ways", ["learned", "uniform", "hgq2"], "Ways.")
+flags.DEFINE_list("nets", ["digits", "jets", "mnist"], "Names of nets.")
+flags.DEFINE_list("ways", ["learned", "uniform", "hgq2"], "Methods to compare.")
 flags.DEFINE_list("budgets", ["2", "3", "4", "6"], "Bits of weights and activations.")
 flags.DEFINE_list("hgq2", ["3e-7", "1e-6", "3e-6", "1e-5"], "Prices of an EBOP, in loss.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-flags.DEFINE_integer("finetune_epochs", None, "Epochs after the float net; as many by default.")
-flags.DEFINE_bool("compile", True, "Whether to export and compile, and compare.")
-flags.DEFINE_string("data_dir", None, "Where tensorflow_datasets finds prepared data.")
-flags.DEFINE_string("output_dir", os.path.join("runs", "hardware"), "Where results go.")
+flags.DEFINE_integer(
+    "finetune_epochs", None, "Epochs with quantization; by default as many as of the float model."
+)
+flags.DEFINE_bool("compile", True, "Whether to export, compile and compare the C++.")
+flags.DEFINE_string("data_dir", None, "Directory of prepared data of tensorflow_datasets.")
+flags.DEFINE_string("output_dir", os.path.join("runs", "hardware"), "Directory of the results.")
 
 L = keras.layers
 EPOCHS = {"jets": 20, "digits": 40, "mnist": 4}
@@ -118,7 +121,7 @@ def operations_at(float_net, bits):
 
 
 def quantizable(float_net, bits, fixed=False):
-    """The net with steps that are powers of two, at a width of weights and activations."""
+    """The net with power-of-two steps, and the same width in weights and activations."""
     bounds = {"min_bits": bits, "max_bits": bits} if fixed else {"min_bits": 1, "max_bits": 8}
     activations = {"bits": bits, "min_bits": max(bounds["min_bits"], 2),
                    "max_bits": bounds["max_bits"]}  # fmt: skip
@@ -128,7 +131,7 @@ def quantizable(float_net, bits, fixed=False):
 
 
 def learned(net, float_net, data, bits, epochs):
-    """A model of learned widths within the operations of equal widths."""
+    """A model with learned widths within the bit operations of equal widths."""
     model = quantizable(float_net, 8)
     budget = klb.BitBudget(
         target_bit_operations=operations_at(float_net, bits), start=data[0][:1024]
@@ -138,7 +141,7 @@ def learned(net, float_net, data, bits, epochs):
 
 
 def uniform(net, float_net, data, bits, epochs):
-    """A model of equal widths."""
+    """A model with equal widths."""
     model = quantizable(float_net, bits, fixed=True)
     train(model, net, data, epochs, rate=1e-3)
     return model
@@ -152,7 +155,7 @@ def post(net, float_net, data, bits, epochs):
 
 
 def post_trained(net, float_net, data, bits, epochs):
-    """The same widths, and then a training with labels."""
+    """A model with the widths of `post`, trained with labels."""
     model = klb.quantize(
         float_net, data[0], target_bits=bits, activations={"bits": 6}, power_of_two=True, steps=0,
         verbose=0,
@@ -162,7 +165,7 @@ def post_trained(net, float_net, data, bits, epochs):
 
 
 def compared(model, x):
-    """What an export takes, and how far its C++ is from the model on the whole test set."""
+    """Seconds of an export, and the largest difference of C++ and model on the test set."""
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()
         graph = klb.export_hls4ml(model, os.path.join(directory, "project"))
@@ -215,7 +218,7 @@ def save(path, key, result):
 
 
 def float_net_of(net, seed, data, test, path):
-    """The float net of a seed, from a file if there is one, and its result in the file `path`."""
+    """The float model of a seed, from a file if it exists; its result goes to the file `path`."""
     file = os.path.join(FLAGS.output_dir, f"{net}-{seed}.keras")
     if os.path.exists(file):
         model = keras.models.load_model(file)
@@ -302,17 +305,19 @@ def table_of(points):
     ]
     head = ("net", "way", "size", "seeds", "bit operations [k]", "accuracy", "gap [points]",
             "export [s]", "difference")  # fmt: skip
-    return aligned_table([[head], body], left=3)
+    return aligned_table([[head], body], left=3) + (
+        "\nsize: bits, or price of HGQ2; gap: to float; difference: largest, between C++ and model"
+    )
 
 
 STYLES = {
     "learned": ("learned bits", "C0"),
     "uniform": ("equal bits", "C1"),
     "post": ("quantize, no labels", "C2"),
-    "post_trained": ("the same, then trained", "C3"),
+    "post_trained": ("quantize, then trained", "C3"),
     "hgq2": ("HGQ2 (EBOPs)", "C4"),
 }
-COLLAPSED = 0.1  # nets that lose more are in the table only
+COLLAPSED = 0.1  # models that lose more accuracy are in the table only
 
 
 def plot(points, path):

@@ -1,9 +1,9 @@
-"""HGQ2's nets for `hardware.py`: a bit-width per weight and per activation, trained for EBOPs.
+"""HGQ2 models for `hardware.py`: a bit-width per weight and per activation, trained for EBOPs.
 
-By the recipe of its documentation (https://github.com/calad0i/HGQ2): quantizers of type `kbi` that
-saturate for weights and of type `kif` that wrap for activations, the price of an EBOP rising from a
-tenth to its value over the first half, and ranges traced on the training data at the end. An EBOP
-is one bit of a weight times one bit of an activation; weights of no bits are left out.
+The recipe is that of its documentation (https://github.com/calad0i/HGQ2): quantizers of type `kbi`
+that saturate for weights and of type `kif` that wrap for activations, a price per EBOP that rises
+from a tenth to its value over the first half, and ranges traced on the training data at the end. An
+EBOP is one bit of a weight times one bit of an activation; weights without bits are left out.
 """
 
 import keras
@@ -15,16 +15,16 @@ from hgq.utils.sugar import BetaScheduler, FreeEBOPs, PieceWiseSchedule
 
 
 def run(build, net, data, test, price, epochs, batch_size):
-    """Trains a net from scratch; its accuracy and its EBOPs, a dictionary.
+    """Trains a net from scratch, and returns a dictionary with its accuracy and its EBOPs.
 
     Args:
         build: Function of the classes of convolutions and dense layers to a model.
         net: Name of the net.
         data: Pair of arrays, the training data.
         test: Pair of arrays, the test data.
-        price: What an EBOP costs in loss at the end.
+        price: Number, the final price of an EBOP in loss.
         epochs: Number of epochs.
-        batch_size: Examples a step.
+        batch_size: Number of examples per step.
     """
     with (
         QuantizerConfigScope(place="all", default_q_type="kbi", overflow_mode="SAT_SYM"),

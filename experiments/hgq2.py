@@ -1,9 +1,10 @@
-"""The bit-widths that HGQ2 learns, from the same float net, with the same data and epochs.
+"""Training with HGQ2, from the same float model, with the same data and epochs.
 
 TFDS_DATA_DIR=... python experiments/hgq2.py --init_from=model.keras --price=0.1 --per=layer
 
-Weights only; needs `pip install hgq2==0.2.0`. HGQ2 does not run under mixed precision: float32.
-Its bit-widths follow the derivative of loss plus price by Adam, at a rate of their own.
+Only weights are quantized. Needs `pip install hgq2==0.2.0`. HGQ2 does not run under mixed
+precision, so models are trained in float32. Adam updates its bit-widths from the derivative of loss
+plus price, with a separate learning rate.
 """
 
 import json
@@ -23,14 +24,14 @@ from recipes import Recipe
 PROBLEMS = {"cifar10": cifar10.PROBLEM, "mnist": mnist.PROBLEM}
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum("program", "cifar10", sorted(PROBLEMS), "Whose net and data.")
-flags.DEFINE_float("price", 0.1, "What one mean bit per weight costs in loss.", lower_bound=0)
-flags.DEFINE_enum("per", "layer", sorted(hgq2_twins.SHARED), "What has a bit-width of its own.")
-flags.DEFINE_integer("bits", 4, "Where bit-widths start, the sign left out.", lower_bound=1)
+flags.DEFINE_enum("program", "cifar10", sorted(PROBLEMS), "Program with the net and data.")
+flags.DEFINE_float("price", 0.1, "Price of one mean bit per weight, in loss.", lower_bound=0)
+flags.DEFINE_enum("per", "layer", sorted(hgq2_twins.SHARED), "Unit that has one bit-width.")
+flags.DEFINE_integer("bits", 4, "Initial bit-widths, without the sign.", lower_bound=1)
 
 
 def build(float_model):
-    """The net with HGQ2's layers and the weights of the float one."""
+    """The net with HGQ2's layers and the weights of the float model."""
     kernels = {
         layer.name: np.size(layer.kernel)
         for layer in float_model.layers
@@ -66,7 +67,7 @@ def in_float32(model):
 
 
 def optimizer(quantized, steps):
-    """The recipe's for weights; for bit-widths Adam, its schedule at a height of its own."""
+    """The recipe's optimizer for weights, and Adam with a separate peak rate for bit-widths."""
     widths = {id(v) for layer in quantized for v in layer.kq.quantizer.trainable_variables}
     weights = Recipe().optimizer(FLAGS.optimizer, FLAGS.learning_rate, FLAGS.weight_decay, steps)
     bits = Recipe().optimizer("adamw", FLAGS.bit_learning_rate, 0.0, steps)
@@ -131,7 +132,7 @@ def main(argv):
     with open(os.path.join(output_dir, "result.json"), "w") as file:
         json.dump(result, file, indent=2)
     for name, bits in result["bits"].items():
-        print(f"{name}: {bits:.2f} bits a weight")
+        print(f"{name}: {bits:.2f} bits per weight")
     print(
         f"{result['evaluated_on']} accuracy {result['test_accuracy']:.2%} at "
         f"{result['mean_bits']:.2f} mean bits, {result['packed_bytes']:,} bytes"

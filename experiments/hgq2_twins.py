@@ -1,6 +1,7 @@
-"""HGQ2's dense and convolutional layers, weights only, in place of Keras's.
+"""Replaces Keras's dense and convolutional layers by HGQ2's, which quantize weights only.
 
-Depthwise convolutions and attention stay as they are: it has fewer kernels to round than we have.
+Depthwise convolutions and attention are not replaced, so HGQ2 rounds fewer kernels than this
+library.
 """
 
 import keras
@@ -17,7 +18,7 @@ TAKEN = {
         "filters kernel_size strides padding dilation_rate groups activation use_bias",
     ),
 }
-# What shares a bit-width: the axes along which bit-widths differ.
+# Unit that shares a bit-width, and the axes along which bit-widths differ.
 SHARED = {
     "layer": {"heterogeneous_axis": ()},
     "channel": {"heterogeneous_axis": (-1,)},
@@ -26,14 +27,14 @@ SHARED = {
 
 
 def twin(layer, price=1e-6, per="layer", bits=8, integer_bits=None):
-    """The layer in HGQ2, or a copy of it as it is; for `keras.models.clone_model`.
+    """HGQ2's layer for a Keras layer, or an unchanged copy; for `keras.models.clone_model`.
 
     Args:
         layer: A Keras layer.
-        price: What a bit of each of the layer's weights costs in loss.
-        per: What has a bit-width of its own: `"layer"`, output `"channel"` or `"weight"`.
-        bits: Where bit-widths start, the sign left out.
-        integer_bits: Where the place of the binary point starts; None where it covers the
+        price: Price of one more bit in all of the layer's weights, in loss.
+        per: Unit that has one bit-width: `"layer"`, output `"channel"` or `"weight"`.
+        bits: Initial bit-widths, without the sign.
+        integer_bits: Initial position of the binary point; by default the one that covers the
             layer's largest weight.
     """
     config = layer.get_config()
@@ -69,8 +70,9 @@ def twin(layer, price=1e-6, per="layer", bits=8, integer_bits=None):
 def stored_bits(layer):
     """Bits that a layer's kernel takes in a file, as few as its bit-widths allow.
 
-    `b + 1` bits a weight, none where `b` is 0; and the map of bit-widths and binary points, at its
-    entropy. Or else, without a map, all weights on the grid of the finest, as wide as they need.
+    The smaller one of two encodings is counted. The first has `b + 1` bits per weight, none where
+    `b` is 0, and the map of bit-widths and binary points at its entropy. The second has no map, and
+    stores all weights on the finest grid, with as many bits as the largest one needs.
 
     Args:
         layer: A layer that `twin` made.

@@ -1,15 +1,15 @@
-"""How many of Keras's own unit tests of its layers pass with learned-bit layers in their place.
+"""Runs Keras's unit tests of its layers on learned-bit layers, and counts how many pass.
 
 python experiments/keras_tests.py --output_dir=runs/keras_tests
 
-Runs the tests of Dense, EinsumDense, Embedding and all convolutions, which Keras's wheel has, or
-those of a checkout with that checkout's Keras (`--keras=/path/of/checkout`). They see a twin at 16
-bits where they say `layers.Dense`. These things differ from a run by Keras:
+Runs the tests of Dense, EinsumDense, Embedding and all convolutions, which Keras's wheel contains,
+or those of a checkout with that checkout's Keras (`--keras=/path/of/checkout`). In these tests
+`layers.Dense` is the learned-bit twin at 16 bits. A run differs from Keras's in three ways:
 
-- What rounding to 16 bits may change: `assertAllClose` has atol and rtol of at least `--tolerance`.
-- What a twin has beside Keras's variables: for each quantized kernel one trainable weight, the
-  scales, and one that is not, the bits. `run_layer_test` is to find as many more.
-- What a twin refuses by design: tests whose name has one of `REFUSED` are deselected.
+- `assertAllClose` has atol and rtol of at least `--tolerance`, because 16 bits are not exact.
+- `run_layer_test` expects additional variables: for each quantized kernel one trainable weight, the
+  scales, and one non-trainable weight, the bits.
+- Tests whose name contains one of `REFUSED` are deselected: twins refuse these uses by design.
 """
 
 import collections
@@ -27,8 +27,8 @@ from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("keras", None, "Checkout of Keras; the installed Keras if not given.")
-flags.DEFINE_float("tolerance", 5e-3, "Least atol and rtol of `assertAllClose`.", lower_bound=0)
-flags.DEFINE_string("output_dir", None, "Where keras_tests.json goes.")
+flags.DEFINE_float("tolerance", 5e-3, "Lowest atol and rtol of `assertAllClose`.", lower_bound=0)
+flags.DEFINE_string("output_dir", None, "Directory of keras_tests.json.")
 
 SRC = "keras/src/layers"  # of files; also the module in which Keras's tests look up their layers
 FILES = [f"core/{name}_test.py" for name in ("dense", "einsum_dense", "embedding")]
@@ -45,7 +45,7 @@ REFUSED = (
     "legacy_load_own_variables",  # files of each quantized mode, with numbered variables
 )
 TWINS = [each for each in vars(klb).values() if hasattr(each, "quantized_weights")]
-# What `run_layer_test` counts, and a twin has one more of for each quantized kernel.
+# Numbers that `run_layer_test` checks. For each quantized kernel they are larger by one.
 COUNTS = ("trainable_weights", "non_trainable_weights", "non_trainable_variables")
 OUTCOMES = ("passed", "failed", "skipped", "deselected")
 
@@ -60,7 +60,7 @@ def at_16_bits(twin):
 
 
 def adapt(case):
-    """Has Keras's class of test cases allow for rounding, and for the variables of twins."""
+    """Makes Keras's class of test cases allow for rounding, and for the variables of twins."""
     assert_all_close, run_layer_test = case.assertAllClose, case.run_layer_test
 
     def close_enough(self, actual, desired, atol=1e-6, rtol=1e-6, **kwargs):
@@ -78,7 +78,7 @@ def adapt(case):
 
 
 class Plugin:
-    """Selects tests, and keeps what became of them: a counter a file, and reasons of failures."""
+    """Selects tests, and records their outcomes: one counter per file, and reasons of failures."""
 
     def __init__(self):
         self.counts = {file: collections.Counter() for file in FILES}
@@ -132,6 +132,7 @@ def main(argv):
     counters = {**plugin.counts, "all": total}
     rows = [(name, *(str(of[key]) for key in OUTCOMES)) for name, of in counters.items()]
     print(aligned_table([[("file", *OUTCOMES)], rows[:-1], rows[-1:]], left=1))
+    print("numbers of tests; deselected: tests of uses that learned-bit layers refuse by design")
     print(*(f"{test}: {reason}" for test, reason in plugin.failures.items()), sep="\n")
     if FLAGS.output_dir:
         os.makedirs(FLAGS.output_dir, exist_ok=True)

@@ -1,14 +1,15 @@
-"""How long exported files take to predict, compared with the float files of the same nets.
+"""Latency of exported files, compared with the float files of the same nets.
 
 python experiments/latency.py
 python experiments/latency.py --of=LeNet --output_dir=runs/latency
 
-Nets of random weights at mean widths of about 3 bits; kernels have 1 to 7 bits in turn. Each float
-file is converted as its runtime's documentation says: LiteRT by `TFLiteConverter.from_keras_model`,
-ONNX by tf2onnx. The lines to beat are each runtime's own 8-bit conversions of the float net:
-LiteRT's dynamic range and full integer, onnxruntime's static quantization. One thread; batches of
-1 and of 32; all files take turns in one process, and the fastest call counts. Ratios are those to
-the float file of the same runtime in the same run.
+Nets have random weights and a mean width of about 3 bits; kernels have 1 to 5 bits in turn. Each
+float file is converted as its runtime's documentation describes: LiteRT by
+`TFLiteConverter.from_keras_model`, ONNX by tf2onnx. The references are each runtime's 8-bit
+conversions of the float model: LiteRT's dynamic range and full integer, onnxruntime's static
+quantization. One thread; batches of 1 and of 32; calls of all files are interleaved in one process,
+and the fastest call counts. Ratios are relative to the float file of the same runtime in the same
+run.
 
 OpenVINO runs the ONNX files where it is installed (`pip install openvino`).
 """
@@ -35,7 +36,7 @@ from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("of", None, "Names of nets; all by default.")
-flags.DEFINE_integer("calls", 60, "Calls of each file.", lower_bound=1)
+flags.DEFINE_integer("calls", 60, "Number of calls of each file.", lower_bound=1)
 
 L = keras.layers
 
@@ -70,7 +71,7 @@ def make_nets(name):
     """
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    # tf2onnx takes the constants of `Normalization` for inputs.
+    # tf2onnx makes the constants of `Normalization` inputs.
     net = keras.models.clone_model(keras.Model(*NETS[name]()), clone_function=without_constants)
     for layer in net.layers:
         if isinstance(layer, L.BatchNormalization):
@@ -148,7 +149,7 @@ def measure(name, directory):
 
 
 def _difference(predict, model):
-    """The largest difference of a file's outputs from its model's, per largest output."""
+    """The largest difference of outputs from the model's, relative to the largest output."""
     expected = model.predict(inputs_of(model, BATCHES[0]), verbose=0)
     return float(np.abs(predict() - expected).max() / np.abs(expected).max())
 
@@ -181,6 +182,9 @@ def main(argv):
         for r in rows
     ]  # fmt: skip
     print(aligned_table([[head], body], left=3))
+    print(
+        "of float: ratio to the runtime's float file; difference: to the model, of largest output"
+    )
 
 
 if __name__ == "__main__":

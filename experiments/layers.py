@@ -1,11 +1,12 @@
-"""Which layers get which bits, and why: bits, weights and sensitivity of each layer.
+"""The bits that each layer gets, and the reasons: bits, weights and sensitivity of each layer.
 
 TFDS_DATA_DIR=... python experiments/layers.py --study=runs/pareto-cifar10-cnn
 
-Reads what `pareto.py` left. Bits are the mean of the seeds at each budget. Sensitivity is the loss
-that rounding one layer of the float net costs, at the scales with the least squared error and with
-no training after it: the loss of `fit`, by batch statistics, without augmentation, on the last
-training examples, `--validation_examples` or 5000, which the net was trained on unless held out.
+Reads the files of `pareto.py`. Bits are means over the seeds at each budget. Sensitivity is the
+increase of the loss if one layer of the float model is rounded, with the scales of least squared
+error and without further training. It is the loss of `fit`, with batch statistics and without
+augmentation, on the last training examples (`--validation_examples` or 5000), on which the model
+was trained unless they were held out.
 """
 
 import json
@@ -26,7 +27,7 @@ from keras_learnbits.tables import aligned_table
 PROBLEMS = {"cifar10": cifar10.PROBLEM, "mnist": mnist.PROBLEM}
 WIDTHS = (1, 2, 3, 4)
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("program", "cifar10", sorted(PROBLEMS), "Whose data.")
+flags.DEFINE_enum("program", "cifar10", sorted(PROBLEMS), "Program with the data.")
 flags.DEFINE_string("study", "runs/pareto-cifar10-cnn", "Directory of pareto.py's files.")
 
 
@@ -55,14 +56,14 @@ def plot(bits, weights, added, path, title):
         left.text(column, row, f"{value:.3g}", ha="center", va="center", color=color, fontsize=9)
     left.set_xticks(range(len(budgets)), budgets)
     left.set_yticks(range(len(layers)), layers)
-    left.set(xlabel="budget [mean bits a weight]", title="learned bits, mean of seeds")
+    left.set(xlabel="budget [mean bits per weight]", title="learned bits, mean of seeds")
     positions = np.arange(len(layers))
     middle.plot(list(weights.values()), positions, "o", color="gray")
     middle.set(xscale="log", xlabel="weights", title="size")
     for index, width in enumerate(WIDTHS[:3]):
         values = [max(added[layer][index], 1e-5) for layer in layers]
         right.plot(values, positions, "o", label="1 bit" if width == 1 else f"{width} bits")
-    right.set(xscale="log", xlabel="loss added [nats]", title="float net, this layer alone rounded")
+    right.set(xscale="log", xlabel="added loss [nats]", title="float, only this layer rounded")
     right.legend()
     for panel in (middle, right):
         panel.grid(alpha=0.3)
@@ -103,6 +104,7 @@ def main(argv):
         for layer in weights
     ]
     print(aligned_table([[head], rows], left=1))
+    print("mean bits: learned bits at each budget; +loss at: added by rounding only this layer")
     result = {
         "command": " ".join(["python", "experiments/layers.py", *sys.argv[1:]]),
         "bits": bits,

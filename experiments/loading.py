@@ -12,13 +12,14 @@ def dataset(images, labels, batch_size, augment=None, shuffle_seed=None):
     """Batches of float images and one-hot labels, read from memory.
 
     Args:
-        images, labels: Arrays.
-        batch_size: Examples a batch.
+        images: Array of images, uint8 or float.
+        labels: Array of integers.
+        batch_size: Number of examples per batch.
         augment: Function of a batch of images and a seed to a batch of images, or None.
-        shuffle_seed: Seed of order and augmentation; None for the order there is.
+        shuffle_seed: Seed of order and augmentation; with None the order is not changed.
     """
     scale = 1 / 255 if images.dtype == np.uint8 else 1.0
-    # As tensors they are captured; as arrays they would be copied for every batch.
+    # Tensors are captured by the function below; arrays would be copied for every batch.
     images, labels = tf.constant(images), tf.constant(keras.utils.to_categorical(labels))
 
     def batch(indices, seed):
@@ -29,7 +30,7 @@ def dataset(images, labels, batch_size, augment=None, shuffle_seed=None):
     indices = tf.data.Dataset.range(len(images))
     if shuffle_seed is not None:
         indices = indices.shuffle(len(images), seed=shuffle_seed)
-    # A seed a batch, so that batches made in parallel are the same in every run.
+    # One seed per batch, so that batches that are made in parallel are the same in every run.
     seeds = tf.data.Dataset.random(shuffle_seed or 0, rerandomize_each_iteration=True).batch(2)
     batches = tf.data.Dataset.zip(indices.batch(batch_size), seeds)
     options = tf.data.Options()
@@ -41,9 +42,9 @@ def shifted(images, seed, by, flip=False):
     """Shifts each image by up to `by` pixels, edges reflected, and may flip half of them.
 
     Args:
-        images: Shape `(batch_size, height, width, channels)`.
+        images: Tensor of shape `(batch_size, height, width, channels)`.
         seed: Integer tensor of two elements.
-        by: The most pixels that an image is shifted by in each direction.
+        by: Largest shift in each direction, in pixels.
         flip: Whether to mirror images left to right, each with probability one half.
 
     Returns:
@@ -71,7 +72,7 @@ def cut_out(images, seed, size):
     """Blackens a square of each image (arXiv 1708.04552), which may lie partly outside.
 
     Args:
-        images: Shape `(batch_size, height, width, channels)`.
+        images: Tensor of shape `(batch_size, height, width, channels)`.
         seed: Integer tensor of two elements.
         size: Edge of the square in pixels.
 
@@ -93,7 +94,7 @@ def load_tfds(name, data_dir):
     """Train and test arrays of a dataset of tensorflow_datasets.
 
     Raises:
-        FileNotFoundError: The data are not there, with a line that says how to get them.
+        FileNotFoundError: The data are missing; the message says how to get them.
     """
     import tensorflow_datasets as tfds
 

@@ -1,11 +1,11 @@
-"""Which exported files TFLite Micro runs, LiteRT's runtime for microcontrollers.
+"""Runs exported files in TFLite Micro, LiteRT's runtime for microcontrollers.
 
 pip install tflite-micro
 python experiments/latency.py --calls=1
 python experiments/micro.py
 
-Runs the LiteRT files of `runs/latency` on one random input, in TFLite Micro's own interpreter for
-the desktop, and compares the outputs with those of LiteRT. Writes
+Runs the LiteRT files of `runs/latency` on one random input, in TFLite Micro's interpreter for the
+desktop, and compares the outputs with those of LiteRT. Writes
 `experiments/results/studies/micro.json`.
 """
 
@@ -24,7 +24,7 @@ ARENA = 100_000_000  # bytes; a microcontroller has less
 
 
 def path_of(net, file):
-    """Where latency.py writes a file."""
+    """The path to which latency.py writes a file."""
     slug = "".join(c if c.isalnum() else "_" for c in f"{net} LiteRT {file}")
     return str(ROOT / "runs" / "latency" / f"{slug}.tflite")
 
@@ -55,7 +55,7 @@ def main():
             x, expected = in_litert(path)
             try:
                 found = in_micro(path, x)
-            except RuntimeError:  # its reason goes to stderr
+            except RuntimeError:  # the reason is printed to stderr
                 difference = None
             else:
                 difference = float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -47,14 +47,14 @@ def lenet32(Conv2D, Dense):
     return inputs, Dense(10, name="dense2")(x)
 
 
-# Filters, their size, and whether a pooling follows: all convolutions of the deepest net.
+# Filters, their size, and whether pooling follows, for all convolutions of the deepest net.
 DEEPEST = ((30, 1, False), (30, 3, False), (30, 5, True), (50, 5, True), (50, 5, True))
 
 
 def deep_lenet32(Conv2D, Dense, depth):
-    """The paper's nets of 5 to 8 layers, in its Table 1: from the deepest the first are left out.
+    """The nets of 5 to 8 layers in the paper's Table 1: the last layers of the deepest net.
 
-    How images are padded is not printed: here so that they keep their size.
+    The paper does not state the padding; here images keep their size.
     """
     layers = keras.layers
     x = inputs = keras.Input((28, 28, 1))

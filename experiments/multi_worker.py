@@ -2,10 +2,11 @@
 
 python experiments/multi_worker.py --workers=2
 
-Keras's `fit` does not run under `MultiWorkerMirroredStrategy` (Keras issue 20585). TensorFlow's own
-engine does: each worker runs this loop, and gradients, metrics and what the bits are decided by
-meet in the model's training step. With `TF_CONFIG` set, the program is one worker of that cluster;
-without, it starts as many workers on this machine. Each prints the loss of each epoch and its bits.
+Keras's `fit` does not run under `MultiWorkerMirroredStrategy` (Keras issue 20585). TensorFlow's
+training loop does: each worker runs this loop, and the model's training step combines gradients,
+metrics and the estimators' state over workers. With `TF_CONFIG` set, the program is one worker of
+that cluster; otherwise it starts `--workers` workers on this machine. Each prints the loss of each
+epoch and its bits.
 """
 
 import json
@@ -22,11 +23,11 @@ from absl import app, flags, logging
 import keras_learnbits as klb
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("workers", 2, "Workers to start where TF_CONFIG is not set.", lower_bound=1)
+flags.DEFINE_integer("workers", 2, "Workers to start if TF_CONFIG is not set.", lower_bound=1)
 
 
 def train(strategy):
-    """Trains the digits' net; returns the loss of each epoch and the bits of each layer."""
+    """Trains the net of `digits`; returns the loss of each epoch and the bits of each layer."""
     keras.utils.set_random_seed(FLAGS.seed)
     net = digits.PROBLEM.nets[FLAGS.model]
     with strategy.scope():
@@ -89,7 +90,7 @@ def main(argv):
     else:
         strategy, worker = tf.distribute.get_strategy(), 0
     losses, bits = train(strategy)
-    # In one write, since all workers share this output.
+    # One write, because all workers share this output.
     sys.stdout.write(json.dumps({"worker": worker, "losses": losses, "bits": bits}) + "\n")
     sys.stdout.flush()
 

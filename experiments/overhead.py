@@ -1,13 +1,13 @@
-"""What a training step with learned bits costs, beside one of plain Keras.
+"""Time of a training step with learned bits, compared with plain Keras.
 
 python experiments/overhead.py
 python experiments/overhead.py --policy=mixed_bfloat16
 
-Interleaved rounds in one process on random data; ratios are those of the fastest rounds and of
-the least CPU seconds, since a machine's cores come and go. Peak memory is that of all tensors while
-a process of its own trains, once for plain Keras and once for learned bits. HGQ2 and QKeras take
-part where they are installed (`pip install hgq2==0.2.0`; `pip install qkeras-v3==1.2.1`, in an
-environment of its own), as `hgq2_twins.py` and `qkeras_twins.py` say.
+Runs interleaved rounds in one process on random data. Ratios are those of the fastest rounds and of
+the lowest CPU seconds, because other programs use the machine's cores at times. Peak memory is that
+of all tensors in a separate training process, once for plain Keras and once for learned bits. HGQ2
+and QKeras are included if they are installed (`pip install hgq2==0.2.0`; `pip install
+qkeras-v3==1.2.1`, in a separate environment); see `hgq2_twins.py` and `qkeras_twins.py`.
 """
 
 import functools
@@ -33,13 +33,13 @@ from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 10, "Rounds of each kind of training.", lower_bound=1)
-flags.DEFINE_integer("steps", 20, "Steps a round; a multiple of the estimators' interval.")
+flags.DEFINE_integer("steps", 20, "Steps per round; a multiple of the estimators' interval.")
 flags.DEFINE_string("policy", "float32", "Keras dtype policy.")
 flags.DEFINE_list("nets", None, "Names of nets; all by default.")
-flags.DEFINE_list("kinds", None, "Kinds of training beside plain Keras; all by default.")
+flags.DEFINE_list("kinds", None, "Kinds of training other than plain Keras; all by default.")
 flags.DEFINE_bool("metrics", False, "Train with a metric, which Keras makes in the first step.")
-flags.DEFINE_bool("memory", True, "Measure peak memory, too.")
-flags.DEFINE_string("peak_of", None, "Print the peak memory of this kind of training, and end.")
+flags.DEFINE_bool("memory", True, "Also measure peak memory.")
+flags.DEFINE_string("peak_of", None, "Print the peak memory of this kind of training, and exit.")
 
 L = keras.layers
 
@@ -90,7 +90,7 @@ def mobilenet():
     return net.inputs[0], net.outputs[0]
 
 
-# Name to net and batch size.
+# Dictionary of name to net and batch size.
 NETS = {
     "LeNet": (lenet, 128),
     "ResNet-20": (resnet20, 128),
@@ -106,13 +106,13 @@ LEARNED = {
     "measured": {},
 }
 KINDS = ("plain Keras", *LEARNED)
-# HGQ2 comes with a package named `qkeras`, which is another.
+# HGQ2 installs a different package that is also named `qkeras`.
 OTHERS = {"HGQ2": "hgq", "QKeras": "qkeras"}
 KINDS += tuple(name for name, package in OTHERS.items() if importlib.util.find_spec(package))[:1]
 
 
 def twin_of(library):
-    """Function of a layer to that of another library."""
+    """Function from a Keras layer to that of another library."""
     if library == "HGQ2":
         import hgq2_twins
 
@@ -144,7 +144,7 @@ def make_data(model, batch_size, outputs):
 
 
 def measure(net, batch_size):
-    """Seconds and CPU seconds of a step, and seconds to the end of the first, by kind."""
+    """Seconds and CPU seconds per step, and seconds to the end of the first step, by kind."""
     models, found = {}, {}
     for kind in KINDS:
         if FLAGS.kinds and kind not in ("plain Keras", *FLAGS.kinds):
@@ -153,7 +153,7 @@ def measure(net, batch_size):
             continue  # HGQ2 fails under mixed precision
         model, outputs = make_model(net, kind)
         data = make_data(model, batch_size, outputs)
-        gc.freeze()  # or collections would walk through the graphs of all models before
+        gc.freeze()  # otherwise garbage collection would visit the graphs of all earlier models
         start = time.perf_counter()
         model.fit(data, steps_per_epoch=1, verbose=0)
         found[kind] = {"seconds_to_first_step": time.perf_counter() - start, "wall": [], "cpu": []}
@@ -171,7 +171,7 @@ def measure(net, batch_size):
 
 
 def print_peak(net, batch_size, kind):
-    """Trains for some steps and prints the most memory that tensors held, in bytes."""
+    """Trains for some steps and prints the peak memory of all tensors, in bytes."""
     model, outputs = make_model(net, kind)
     data = make_data(model, batch_size, outputs)
     fit = functools.partial(model.fit, data, steps_per_epoch=FLAGS.steps, verbose=0)
@@ -180,7 +180,7 @@ def print_peak(net, batch_size, kind):
 
 
 def peak(name, kind):
-    """The most bytes that tensors hold in a process while it trains like this."""
+    """Peak memory of all tensors in a separate process that trains like this, in bytes."""
     command = [sys.executable, __file__, f"--peak_of={kind}", f"--nets={name}"]
     command += [f"--policy={FLAGS.policy}", f"--steps={FLAGS.steps}", f"--metrics={FLAGS.metrics}"]
     environment = os.environ | measuring.COUNTING
@@ -206,14 +206,14 @@ def summary(name, found, weights):
 
 
 def plot(results, path):
-    """Bars of the ratios, a group for each net."""
+    """Bars of the ratios, one group per net."""
     figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
     kinds = [kind for kind in KINDS[1:] if any(kind in net["kinds"] for net in results.values())]
     width = 0.8 / len(kinds)
-    for place, kind in enumerate(kinds):
+    for number, kind in enumerate(kinds):
         nets = [i for i, net in enumerate(results.values()) if kind in net["kinds"]]
         heights = [list(results.values())[i]["kinds"][kind]["ratio"] for i in nets]
-        axes.bar([i - 0.4 + (place + 0.5) * width for i in nets], heights, width, label=kind)
+        axes.bar([i - 0.4 + (number + 0.5) * width for i in nets], heights, width, label=kind)
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(results)), list(results))
     axes.set(ylabel="time of a step / plain Keras", title=f"{FLAGS.policy}: cost of learned bits")
@@ -249,6 +249,7 @@ def main(argv):
             for kind, row in results[name]["kinds"].items()
         ]
         print(aligned_table([[head], rows], left=1), flush=True)
+    print("ratio: to plain Keras; of CPU: ratio of CPU times; peak: memory of all tensors")
     output_dir = FLAGS.output_dir or os.path.join("runs", f"overhead-{FLAGS.policy}")
     os.makedirs(output_dir, exist_ok=True)
     command = " ".join(["python", "experiments/overhead.py", *sys.argv[1:]])

@@ -2,8 +2,8 @@
 
 python experiments/packed_mutations.py DIRECTORY SEED FILES
 
-`DIRECTORY` has packed files to mutate. Prints what came of the mutated ones as JSON. Like a user
-without TensorFlow, it takes `reader.py` alone: a reader that asks for too much memory shows.
+`DIRECTORY` has packed files to mutate. Prints the outcomes of the mutated files as JSON. Like a
+user without TensorFlow, it imports `reader.py` only, so its memory is that of the reader.
 """
 
 import collections
@@ -82,7 +82,7 @@ def _tensors(content):
 
 
 def _with_tensors(**changed):
-    """A file of a version that is known, of tensors as `_tensors` returns them."""
+    """A file of the current version, of tensors as `_tensors` returns them."""
     container, data = {"__metadata__": {reader.FORMAT: reader.VERSION}}, b""
     for name, (dtype, width, part) in changed.items():
         offsets = [len(data), len(data) + len(part)]
@@ -93,7 +93,7 @@ def _with_tensors(**changed):
 
 
 def _with_header(content, stream):
-    """The file with another tensor `header`, all else as it was."""
+    """The file with another tensor `header`, and otherwise unchanged."""
     return _with_tensors(**{**_tensors(content), "header": ("U8", 1, stream)})
 
 
@@ -102,14 +102,14 @@ def _header_text(content):
 
 
 def truncate(content, others, rng):
-    """Cut short, or longer than it was."""
+    """Removes bytes at the end, or adds some."""
     if rng.random() < 0.2:
         return content + rng.randbytes(rng.randint(1, 100))
     return content[: rng.randrange(len(content))]
 
 
 def flip(content, others, rng):
-    """One to eight bits the other way."""
+    """Flips one to eight bits."""
     flipped = bytearray(content)
     for _ in range(rng.randint(1, 8)):
         flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
@@ -117,7 +117,7 @@ def flip(content, others, rng):
 
 
 def splice(content, others, rng):
-    """A stretch replaced by one from this or another file."""
+    """Replaces a part by a part of this or another file."""
     source = rng.choice(others)
     begin, end = sorted(rng.choices(range(len(content)), k=2))
     start = rng.randrange(len(source))
@@ -126,7 +126,7 @@ def splice(content, others, rng):
 
 
 def lie_about_the_container(content, others, rng):
-    """The length before the JSON, or one or more things inside the JSON."""
+    """Changes the length before the JSON, or up to three values in the JSON."""
     if rng.random() < 0.2:
         length = int.from_bytes(content[:8], "little")
         lie = rng.choice([*LENGTHS, length - 1, length + 1, len(content)])
@@ -138,7 +138,7 @@ def lie_about_the_container(content, others, rng):
 
 
 def lie_in_the_header(content, others, rng):
-    """One to three things in the header's JSON; container and checksum are as they must be."""
+    """Changes one to three values in the header's JSON; container and checksum are right."""
     header = json.loads(_header_text(content))
     for _ in range(rng.randint(1, 3)):
         header = _edited(header, rng)
@@ -147,7 +147,7 @@ def lie_in_the_header(content, others, rng):
 
 @functools.cache
 def _bomb(piece, mebibytes):
-    """A list of nothing much: a zlib stream of some kB that unfolds to so many MiB."""
+    """A long JSON list: a zlib stream of a few kB that decompresses to many MiB."""
     packer, mebibyte = zlib.compressobj(), piece * ((1 << 20) // len(piece))
     stream = packer.compress(b"[")
     for _ in range(mebibytes):
@@ -156,7 +156,7 @@ def _bomb(piece, mebibytes):
 
 
 def spoil_the_header(content, others, rng):
-    """Flipped bits in its text, text that is no header, too much text, or a broken stream."""
+    """Flips bits in the header's text or stream, or replaces it by wrong or too long text."""
     text = _header_text(content)
     kind = rng.randrange(5)
     if kind == 0:
@@ -175,7 +175,7 @@ def spoil_the_header(content, others, rng):
 
 
 def reseal(content, others, rng):
-    """Flipped bits in the weights, with the checksum that belongs to them."""
+    """Flips bits in the weights, and sets the checksum that fits them."""
     tensors = _tensors(content)
     del tensors["header"]
     name = rng.choice(sorted(tensors))
@@ -189,7 +189,7 @@ def reseal(content, others, rng):
     return _with_tensors(**tensors, header=("U8", 1, stream))
 
 
-# Damage that must be noticed, or leave all weights as they were; and files written to deceive.
+# Damage, which must be noticed unless all weights are unchanged; and forged files.
 DAMAGE = (truncate, flip, splice)
 LIES = (lie_about_the_container, lie_in_the_header, spoil_the_header, reseal)
 
@@ -201,13 +201,13 @@ def _same(arrays, others):
 
 
 def _peak_bytes():
-    """The most memory that this process has had. (`getrusage` would count its parent's.)"""
+    """Peak memory of this process. (`getrusage` would count its parent's.)"""
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def run(directory, seed, files):
-    """Reads so many mutated files; returns counts, the slowest read, and the peak of memory."""
+    """Reads mutated files; returns counts, the time of the slowest read, and the peak memory."""
     rng = random.Random(seed)
     originals = [path.read_bytes() for path in sorted(directory.glob("*.safetensors"))]
     arrays = [reader.parse(content).arrays() for content in originals]

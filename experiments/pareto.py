@@ -2,13 +2,13 @@
 
 TFDS_DATA_DIR=... python experiments/pareto.py --program=cifar10
 
-Runs a program once for each way, size and seed, one run at a time, and skips those whose result
-file is there; so it may be stopped and called again. Every run begins at the float net of its seed,
-or of `--start_seed`, which is trained first, and goes on for `--finetune_epochs`; as does the float
-net itself, so that no way has seen more examples than another. With one start the spread leaves
-out that of the float nets; keep such runs in a directory of their own. Accuracies are those of the
-last epoch. HGQ2 takes part at the prices of `--hgq2`, since it takes no size (`pip install
-hgq2==0.2.0`).
+Runs a program once for each method, size and seed, one run at a time, and skips runs whose result
+file exists, so the program may be stopped and called again. Every run starts from the float model
+of its seed, or of `--start_seed`, which is trained first, and trains for `--finetune_epochs`. The
+float model is also trained further, so that all methods see equally many examples. With
+`--start_seed` the spread does not include that of the float models; keep such runs in a separate
+directory. Accuracies are those of the last epoch. HGQ2 has no target for the size, so it runs at
+the prices of `--hgq2` (`pip install hgq2==0.2.0`).
 """
 
 import importlib.util
@@ -25,25 +25,28 @@ from curves import plt
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("program", "cifar10", ["cifar10", "digits", "mnist"], "Which program.")
-flags.DEFINE_list("budgets", ["1", "1.25", "1.5", "2", "3", "4"], "Mean bits to learn to.")
+flags.DEFINE_enum("program", "cifar10", ["cifar10", "digits", "mnist"], "Program to run.")
+flags.DEFINE_list("budgets", ["1", "1.25", "1.5", "2", "3", "4"], "Mean bits of learned widths.")
 flags.DEFINE_list("uniform", ["1", "2", "3", "4"], "Bits of every layer.")
 flags.DEFINE_list("ends", ["1", "2"], "Bits of every layer but the first and last, which have 8.")
-flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<what has a width of its own>:<price>`.")
+flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<unit that has one bit-width>:<price>`.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-flags.DEFINE_string("start_seed", None, "Begin all seeds at the float net of this one.")
-flags.DEFINE_integer("float_epochs", None, "Epochs of the float net; the program's by default.")
-flags.DEFINE_integer("finetune_epochs", 8, "Epochs after it.")
+flags.DEFINE_string("start_seed", None, "Start all seeds from the float model of this seed.")
+flags.DEFINE_integer("float_epochs", None, "Epochs of the float model; the program's by default.")
+flags.DEFINE_integer("finetune_epochs", 8, "Epochs that follow the training of the float model.")
 flags.DEFINE_list(
     "finetune",
     ["optimizer=adamw", "learning_rate=3e-3", "weight_decay=0.05"],
-    "Flags of the program for what follows the float net, the published method excepted.",
+    "Flags of the program for these epochs, except for the published method.",
 )
 flags.DEFINE_list(
     "learned", ["freeze_at=0.375", "interval=10"], "More flags of the program, for learned bits."
 )
-flags.DEFINE_list("hgq2_settings", [], "Flags of hgq2.py that all its runs get, as bits=2.")
-flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
+flags.DEFINE_list(
+    "quantized", [], "More flags of the program, for all methods but float, e.g. activation_bits=8."
+)
+flags.DEFINE_list("hgq2_settings", [], "Flags of hgq2.py for all its runs, such as bits=2.")
+flags.DEFINE_bool("train", True, "Do the missing runs; otherwise report the existing ones only.")
 
 LABELS = {
     "learned": "learned bits",
@@ -53,7 +56,7 @@ LABELS = {
     "hgq2": "HGQ2, a width per",
     "paper": "published method",
 }
-flags.DEFINE_list("ways", list(LABELS), "What to compare.")
+flags.DEFINE_list("ways", list(LABELS), "Methods to compare.")
 flags.register_validator(
     "ways", lambda ways: {*ways} <= {*LABELS}, f"--ways must be among {', '.join(LABELS)}."
 )
@@ -61,20 +64,20 @@ MODELS = {"cifar10": "cnn", "mnist": "lenet", "digits": "cnn"}
 
 
 def runs():
-    """Name, seed, way, size and the program's flags of each run: whole seeds first."""
+    """Name, seed, method, size and the program's flags of each run, seed by seed."""
     return (run for run in all_runs() if run[2] in ("start", *FLAGS.ways))
 
 
 def start_of(seed):
-    """Seed of the float net that a seed's runs begin at."""
+    """Seed of the float model from which a seed's runs start."""
     return seed if FLAGS.start_seed is None else FLAGS.start_seed
 
 
 def all_runs():
-    """The same for all ways."""
-    for place, seed in enumerate(FLAGS.seeds):
+    """The same as `runs`, for all methods."""
+    for number, seed in enumerate(FLAGS.seeds):
         start = start_of(seed)
-        if start not in map(start_of, FLAGS.seeds[:place]):
+        if start not in map(start_of, FLAGS.seeds[:number]):
             yield f"start-seed{start}", start, "start", None, ["--float"]
         yield f"float-seed{seed}", seed, "float", None, ["--float"]
         for bits in FLAGS.uniform:
@@ -92,7 +95,7 @@ def all_runs():
 
 
 def do(name, seed, kind, settings, output_dir):
-    """One run of the program; its output goes to a file beside its results."""
+    """One run of the program; its output goes to a file in the directory of its results."""
     run_dir = os.path.join(output_dir, name)
     os.makedirs(run_dir, exist_ok=True)
     program = "hgq2" if kind == "hgq2" else FLAGS.program
@@ -106,6 +109,7 @@ def do(name, seed, kind, settings, output_dir):
         command += [f"--init_from={start}", f"--epochs={FLAGS.finetune_epochs}"]
         more = [] if kind == "paper" else FLAGS.finetune
         more = more + {"learned": FLAGS.learned, "hgq2": FLAGS.hgq2_settings}.get(kind, [])
+        more = more + (FLAGS.quantized if kind in ("learned", "uniform", "ends") else [])
         command += [f"--{flag}" for flag in more]
     if FLAGS.dtype_policy and kind not in ("hgq2", "paper"):
         command += [f"--dtype_policy={FLAGS.dtype_policy}"]
@@ -117,7 +121,7 @@ def do(name, seed, kind, settings, output_dir):
 
 
 def collect(output_dir):
-    """Results of the runs there are: way, size wanted, and what the program wrote."""
+    """Results of the finished runs: method, target size, and the program's results."""
     rows = []
     for name, seed, kind, size, _ in runs():
         path = os.path.join(output_dir, name, "result.json")
@@ -132,10 +136,10 @@ def collect(output_dir):
 
 
 def summarize(rows):
-    """Mean and spread of the seeds of each way and size, sorted by bytes.
+    """Mean and spread over the seeds of each method and size, sorted by bytes.
 
-    `above_uniform` is what a way gains over equal bits in every layer in as many bytes: on the
-    straight line between the two uniform nets beside it; None where it is not between two.
+    `above_uniform` is the gain over equal bits in every layer at the same number of bytes, which is
+    interpolated linearly between the two neighbouring uniform models; None if there are not two.
     """
     groups = {}
     for row in rows:
@@ -167,9 +171,9 @@ def summarize(rows):
 
 
 def above_line(point, line):
-    """Accuracy of a point above the straight lines between others; None beyond their sizes.
+    """Accuracy of a point minus the interpolated accuracy of others; None beyond their sizes.
 
-    Up to 1% beyond, it is compared with the last of them.
+    Up to 1% beyond their sizes, it is compared with the outermost point.
 
     Args:
         point: A point of `summarize`.
@@ -182,7 +186,7 @@ def above_line(point, line):
 
 
 def label(point):
-    """What a picture and a table call a point's way."""
+    """Name of a point's method in pictures and tables."""
     of_hgq2 = point["kind"] == "hgq2"
     return LABELS[point["kind"]] + (f" {point['size'].split(':')[0]}" if of_hgq2 else "")
 
@@ -211,16 +215,19 @@ def show(points):
         )
         for point in points
     ]
-    head = ("way", "mean bits", "bytes", "accuracy", "spread", "to float", "to uniform")
+    head = ("method", "mean bits", "bytes", "accuracy", "spread", "to float", "to uniform")
     head += ("loss", "seeds")
     print(aligned_table([[head], rows], left=1))
+    print(
+        "spread: standard deviation of seeds; to float, to uniform: difference of accuracy, points"
+    )
 
 
 def plot(points, path, title):
     """Accuracy against packed bytes, with the seeds' standard deviation; float as a line.
 
-    Points of one seed are hollow; numbers are mean bits. Nets that collapsed, with less than half
-    of the best accuracy, are in the table alone.
+    Points of one seed are hollow; numbers are mean bits. Collapsed models, with less than half of
+    the best accuracy, are in the table only.
     """
     least = 0.5 * max(point["accuracy"] for point in points)
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")

@@ -1,9 +1,9 @@
-"""What share of a training step is the model's, and not spent waiting for data.
+"""Share of a training step that is spent on the model, and not on waiting for data.
 
 TFDS_DATA_DIR=... python experiments/pipelines.py
 
-For each program, seconds of an epoch from its input pipeline beside as many steps on one batch
-that is repeated, and beside the pipeline alone, in turns; the least of each is compared.
+For each program, compares the seconds of an epoch from its input pipeline with as many steps on one
+repeated batch, and with the pipeline alone. These take turns, and the lowest times are compared.
 """
 
 import json
@@ -23,14 +23,14 @@ import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("rounds", 3, "Rounds of each.", lower_bound=1)
-flags.DEFINE_list("programs", ["digits", "mnist", "cifar10"], "Which programs.")
+flags.DEFINE_integer("rounds", 3, "Number of rounds.", lower_bound=1)
+flags.DEFINE_list("programs", ["digits", "mnist", "cifar10"], "Programs to measure.")
 
 
 def measure(problem):
-    """Least seconds of an epoch from the pipeline, on a repeated batch, and of the pipeline alone.
+    """Lowest seconds of an epoch from the pipeline, on a repeated batch, and of the pipeline alone.
 
-    Of the last, also CPU seconds: what it takes from the model where no core is idle.
+    For the pipeline alone also CPU seconds, which the model lacks if no core is idle.
     """
     name, net = next(iter(problem.nets.items()))
     settings = problem.defaults_of(name)
@@ -84,8 +84,9 @@ def main(argv):
         )
         for name, r in results.items()
     ]
-    head = ("program", "epoch [s]", "the model's", "data alone [s]", "of CPU [s]")
+    head = ("program", "epoch [s]", "model", "data alone [s]", "data CPU [s]")
     print(aligned_table([[head], rows], left=1))
+    print("model: share of the epoch without waiting for data; data alone: the input pipeline")
     output_dir = FLAGS.output_dir or os.path.join("runs", "pipelines")
     os.makedirs(output_dir, exist_ok=True)
     command = " ".join(["python", "experiments/pipelines.py", *sys.argv[1:]])

@@ -2,19 +2,19 @@
 
 TFDS_DATA_DIR=... python experiments/post_training.py --nets=cnn_quarter --output_dir=runs/post
 
-A float net is trained on all but the last 5,000 training images (`<output_dir>/<net>/model.keras`;
-if that is missing, the net's program makes it), and quantized from `--examples` of those images,
-without labels. `--seeds` draws as many samples. Every result goes to a file at once, and is not
-computed again: the program may be stopped and called again.
+A float model is trained on all but the last 5,000 training images (`<output_dir>/<net>/model.keras`
+is made by the net's program if it is missing), and quantized from `--examples` of those images,
+without labels. Each of `--seeds` is a separate sample. Every result is written to a file at once
+and is not computed again, so the program may be stopped and called again.
 
 Methods: `quantize`; `steps=0`, the same without training; `nearest`, the same width in every layer,
-rounded to nearest with fitted scales; `litert` and `onnxruntime`, the runtimes' own 8-bit
-post-training quantization of the float net from the same images, run in these runtimes; and
-`without_<part>`, `quantize` without one of its parts (`PARTS`; `channel_steps` goes with
-`--power_of_two`). `drop` quantizes to the smallest
-model whose accuracy on the held-out images falls by at most one point.
-`--evaluate=held_out` looks at the 5,000 held-out images, for choosing settings; `test`, at the end,
-at the test set.
+rounded to nearest with fitted scales; `litert` and `onnxruntime`, these runtimes' 8-bit
+post-training quantization of the float model from the same images, run in these runtimes; and
+`without_<part>`, `quantize` without one of its parts (`PARTS`; `channel_steps` needs
+`--power_of_two`). `drop` quantizes to the smallest model whose accuracy on the held-out images
+falls by at most one point.
+`--evaluate=held_out` evaluates on the 5,000 held-out images, to choose settings; `test` evaluates
+on the test set, once settings are chosen.
 """
 
 import contextlib
@@ -39,18 +39,20 @@ import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("nets", ["lenet", "cnn_quarter", "depthwise", "resnet20", "cnn"], "Nets.")
-flags.DEFINE_list("methods", ["quantize", "steps=0", "nearest"], "Methods.")
-flags.DEFINE_list("budgets", ["4", "3", "2"], "Mean bits.")
+flags.DEFINE_list(
+    "nets", ["lenet", "cnn_quarter", "depthwise", "resnet20", "cnn"], "Names of nets."
+)
+flags.DEFINE_list("methods", ["quantize", "steps=0", "nearest"], "Methods to compare.")
+flags.DEFINE_list("budgets", ["4", "3", "2"], "Mean bits per weight.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the sample of images and of training.")
 flags.DEFINE_integer("examples", 1024, "Number of unlabelled images.", lower_bound=8)
-flags.DEFINE_string("images", None, "Where else images are from: `noise`, or a data set's name.")
+flags.DEFINE_string("images", None, "Other source of images: `noise`, or a data set's name.")
 flags.DEFINE_integer("settling_steps", None, "Training steps of `quantize`.")
-flags.DEFINE_bool("activations", False, "Quantize activations to 8 bits, too.")
-flags.DEFINE_bool("power_of_two", False, "Steps that are powers of two, batch norms folded.")
-flags.DEFINE_enum("evaluate", "test", ["test", "held_out"], "Which images accuracies are of.")
+flags.DEFINE_bool("activations", False, "Also quantize activations, to 8 bits.")
+flags.DEFINE_bool("power_of_two", False, "Use power-of-two steps, with batch norms folded.")
+flags.DEFINE_enum("evaluate", "test", ["test", "held_out"], "Images to evaluate on.")
 
-# What is left out of `quantize`: names of the package, and what takes their place.
+# Parts that can be left out of `quantize`: names in the package, and their replacements.
 PACKAGE = "keras_learnbits"
 PARTS = {
     "compensation": {
@@ -66,7 +68,7 @@ PARTS = {
         f"{PACKAGE}.quantization.quantize.estimate_batch_norm": lambda model, data: None,
     },
 }
-# With --power_of_two: one step per layer in place of one per channel.
+# With --power_of_two: one step per layer instead of one per channel.
 PARTS["channel_steps"] = {
     f"{PACKAGE}.conversion.to_learned_bits._power_of_two_quantizer": (
         lambda quantizer: klb.LearnedScaleQuantizer(per_channel=False, power_of_two=True)
@@ -82,7 +84,7 @@ def program_of(net):
 
 
 def float_net(net, directory):
-    """A float32 net, trained if there is no file of it."""
+    """A float32 model, which is trained if there is no file of it."""
     path = os.path.join(directory, net, "model.keras")
     if not os.path.exists(path):
         train, _ = load_tfds(program_of(net), FLAGS.data_dir)
@@ -116,7 +118,7 @@ def images_for(net, seed):
 
 
 def fitted(images, shape):
-    """Images of another data set, in the size and the number of channels of a net's input."""
+    """Images of another data set, with the size and number of channels of a net's input."""
     images = tf.image.resize(images, shape[:2]).numpy()
     grey = images.mean(axis=-1, keepdims=True)
     return np.broadcast_to(images if images.shape[-1] == shape[-1] else grey, (len(images), *shape))
@@ -131,7 +133,7 @@ def images_and_labels(net, which):
 
 
 def accuracy(predict, x, y):
-    """Share of right classes, from a function of a batch to outputs."""
+    """Share of correct classes, from a function of a batch to outputs."""
     hits = [
         predict(x[i : i + 500]).argmax(axis=-1) == y[i : i + 500] for i in range(0, len(x), 500)
     ]
@@ -153,7 +155,7 @@ def uniform(net, bits):
 
 
 def in_litert(net, images, path):
-    """LiteRT's full-integer post-training quantization, as its manual says."""
+    """LiteRT's full-integer post-training quantization, as documented."""
     converter = tf.lite.TFLiteConverter.from_keras_model(net)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[None]] for image in images)
@@ -163,7 +165,7 @@ def in_litert(net, images, path):
 
 
 def in_onnxruntime(net, images, path):
-    """The static post-training quantization of onnxruntime, as its manual says."""
+    """The static post-training quantization of onnxruntime, as documented."""
     plain = keras.models.clone_model(net, clone_function=without_constants)
     weights = {layer.name: layer.get_weights() for layer in net.layers}
     for layer in plain.layers:
@@ -175,7 +177,7 @@ def in_onnxruntime(net, images, path):
 
 @contextlib.contextmanager
 def without(part):
-    """A scope in which `quantize` works without one of its `PARTS`; other names change nothing."""
+    """A scope in which `quantize` lacks one of its `PARTS`; other names have no effect."""
     with contextlib.ExitStack() as stack:
         for name, replacement in PARTS.get(part, {}).items():
             stack.enter_context(unittest.mock.patch(name, replacement))
@@ -278,7 +280,7 @@ def main(argv):
 
 
 def summary(results):
-    """Table of gaps to float, in points: mean and range over seeds."""
+    """Table of the losses of accuracy against float, in points: mean and range over seeds."""
     floats = {name: each for name, each in results.items() if "-float-" in name}
     groups = {}
     for name, each in results.items():
@@ -297,7 +299,9 @@ def summary(results):
         )  # fmt: skip
     head = ("net", "method", "bits", "images", "seeds", "float [%]", "gap [points]", "range",
             "bytes", "seconds")  # fmt: skip
-    return aligned_table([[head], body], left=4)
+    return aligned_table([[head], body], left=4) + (
+        "\ngap: accuracy of float minus that of the method; images: number, source, evaluation"
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The published method's tables and figures, run again.
+"""Reproduces the tables and figures of the published method.
 
 TFDS_DATA_DIR=... python experiments/published.py
 
 Runs `mnist.py` and `cifar10.py --bit_gradient=paper` once for each setting, one run at a time, and
-skips those whose result file is there; so it may be stopped and called again. Prints errors and
-bits beside the published ones (Raghavan et al., arXiv 1708.04788), and writes them to
+skips runs whose result file exists, so it may be stopped and called again. Prints errors and bits
+together with the published ones (Raghavan et al., arXiv 1708.04788), and writes them to
 `published.json`, and a picture.
 
-The rate is halved every 200 steps, so 5 epochs on MNIST have 98.7% of all that it sums to, 4 epochs
-97%, and bits no longer move then; 2 epochs, of the nets of 7 and 8 layers, have 87%. On CIFAR-10 30
-epochs have all of it but 1e-9, where the paper went on to 100.
+The rate is halved every 200 steps. Of the sum of the rate over all steps, 5 epochs on MNIST have
+98.7% and 4 epochs 97%, after which bits no longer move; 2 epochs, for the nets of 7 and 8 layers,
+have 87%. On CIFAR-10 30 epochs have all but 1e-9 of it; the paper trained for 100.
 """
 
 import json
@@ -27,11 +27,13 @@ import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("loss_weights", ["1", "3", "5"], "To find the published rate.")
-flags.DEFINE_bool("train", True, "Do what runs are missing; otherwise report those there are.")
+flags.DEFINE_list(
+    "loss_weights", ["1", "3", "5"], "Weights of the loss, to find the published one."
+)
+flags.DEFINE_bool("train", True, "Do the missing runs; otherwise report the existing ones only.")
 
 SHORT = "--epochs=5"
-# Test error in per cent, and bits of each layer.
+# Published test error in percent, and bits of each layer, by number of layers.
 MNIST = {
     4: (11.16, (5, 6, 7, 6)),
     5: (10.46, (5, 6, 6, 6, 5)),
@@ -77,12 +79,12 @@ def runs():
 
 
 def directory(name, output_dir):
-    """Where a run leaves its files."""
+    """The directory of a run's files."""
     return os.path.join(output_dir, name.replace(",", "").replace(" ", "-"))
 
 
 def do(name, program, settings, output_dir):
-    """One run of a program; its output goes to a file beside its results."""
+    """One run of a program; its output goes to a file in the directory of its results."""
     run_dir = directory(name, output_dir)
     os.makedirs(run_dir, exist_ok=True)
     command = [sys.executable, os.path.join(os.path.dirname(__file__), f"{program}.py")]
@@ -109,14 +111,14 @@ def curve(path):
 
 
 def balanced_bits(path, flags):
-    """Where the pull of the error and the price balance, for each kernel of a packed file.
+    """Bit-widths at which error and price balance, for each kernel of a packed file.
 
-    With errors spread evenly over a step, `dQ/dB = -ln(2) N R^2 / (12 * 4^B)` for `N` weights in a
-    range of `R`, and the price's derivative is `lambda2 ln(2) 2^B`; equal at
+    With errors distributed uniformly over a step, `dQ/dB = -ln(2) N R^2 / (12 * 4^B)` for `N`
+    weights in a range of `R`, and the price's derivative is `lambda2 ln(2) 2^B`. They are equal at
 
         B = log2(lambda1 N R^2 / (12 lambda2)) / 3
 
-    The task is not in it.
+    This does not depend on the task.
     """
     given = dict(flag.lstrip("-").split("=") for flag in flags if "=" in flag)
     lambda1 = float(given.get("quantization_reg", 1e-3))
@@ -129,7 +131,7 @@ def balanced_bits(path, flags):
 
 
 def collect(output_dir):
-    """A dictionary for each run there is."""
+    """List of a dictionary for each finished run."""
     rows = []
     for name, _, settings, error, bits in runs():
         run_dir = directory(name, output_dir)
@@ -162,7 +164,7 @@ def collect(output_dir):
 
 
 def show(rows):
-    """Prints what the runs ended at."""
+    """Prints the results of the runs."""
 
     def percent(error):
         return "" if error is None else f"{error:.2f}%"
@@ -185,20 +187,21 @@ def show(rows):
         for row in rows
     ]
     print(aligned_table([[head], table], left=1))
+    print("balance: bits at which error and price balance; last change: training step of the bits")
 
 
 def plot(rows, path):
-    """Bits over steps, as the paper's figure 2; errors of nets of 4 to 8 layers, and of float."""
+    """Bits over steps, as in the paper's figure 2; errors of nets of 4 to 8 layers and of float."""
     found = {row["name"]: row for row in rows}
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     row = found[DRAWN]
-    end, steps_an_epoch = 10, 250
+    end, steps_per_epoch = 10, 250
     for (layer, changes), published in zip(
         row["curves"].items(), row["published_bits"], strict=True
     ):
-        steps, bits = np.transpose([*changes, [end * steps_an_epoch, changes[-1][1]]])
+        steps, bits = np.transpose([*changes, [end * steps_per_epoch, changes[-1][1]]])
         label = f"{layer}: {bits[-1]} bits (published {published})"
-        left.step(steps / steps_an_epoch, bits, where="post", label=label)
+        left.step(steps / steps_per_epoch, bits, where="post", label=label)
     left.axvline(5, color="gray", linestyle=":", label="published: settled within 5 epochs")
     left.set(xlim=(0, end), xlabel="epoch", ylabel="bit-width [bits]", title="MNIST, 4 layers")
     left.grid(alpha=0.3)

@@ -1,6 +1,6 @@
-"""QKeras's dense and convolutional layers, kernels at 4 fixed bits, in place of Keras's.
+"""Replaces Keras's dense and convolutional layers by QKeras's, with kernels of 4 fixed bits.
 
-Of `qkeras-v3`, the fork that runs on Keras 3. Attention stays as it is.
+They are those of `qkeras-v3`, the fork for Keras 3. Attention is not replaced.
 """
 
 import keras
@@ -15,7 +15,7 @@ TAKEN = {
 
 
 def twin(layer):
-    """The layer in QKeras, or a copy of it as it is; for `keras.models.clone_model`.
+    """QKeras's layer for a Keras layer, or an unchanged copy; for `keras.models.clone_model`.
 
     Args:
         layer: A Keras layer.

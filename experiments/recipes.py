@@ -1,4 +1,4 @@
-"""How a net is trained: what works, and what was published."""
+"""Training recipes: that of this library, and the published one."""
 
 import functools
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 import keras_learnbits as klb
 
 schedules = keras.optimizers.schedules
-# What `python experiments/published.py` finds: the float net on MNIST then ends at 19.95% error.
+# Found by `python experiments/published.py`: the float model on MNIST then has an error of 19.95%.
 LOSS_WEIGHT = 3.4
 OPTIMIZERS = {
     "adamw": keras.optimizers.AdamW,
@@ -17,12 +17,12 @@ OPTIMIZERS = {
 
 
 def fast_policy(cpuinfo="/proc/cpuinfo"):
-    """`mixed_bfloat16` where the processor is known to multiply such numbers, else `float32`.
+    """`mixed_bfloat16` if the processor has instructions for such numbers, else `float32`.
 
-    On processors that do not, TensorFlow emulates it: steps take many times as long.
+    On other processors TensorFlow emulates it, and steps take many times as long.
 
     Args:
-        cpuinfo: Linux's file of the processor's features; without one none is known.
+        cpuinfo: Path of Linux's file of the processor's features; it may be missing.
     """
     try:
         with open(cpuinfo) as file:
@@ -33,12 +33,13 @@ def fast_policy(cpuinfo="/proc/cpuinfo"):
 
 
 class Recipe:
-    """An optimizer with a warm-up and a cosine; bits that move for three quarters of the training.
+    """An optimizer with warm-up and cosine decay; bits are frozen after a part of the training.
 
     Attributes:
-        defaults: Values of flags that the user leaves open.
-        kernel_quantizer, quantization_error: As in the library.
-        widths: Arguments of the layers: bits to start at, and their bounds.
+        defaults: Dictionary of default values of flags.
+        kernel_quantizer: Quantizer of the learned-bit layers.
+        quantization_error: Argument of `compile`.
+        widths: Dictionary of arguments of the layers: initial bits, and their bounds.
         regularized: Whether images are augmented and labels smoothed.
     """
 
@@ -56,7 +57,7 @@ class Recipe:
         return OPTIMIZERS[name](rate, weight_decay=weight_decay)
 
     def bit_optimizer(self, step, momentum, learning_rate, steps, moving_steps):
-        """By default the bits could cross their whole range in 0.4 of the time they move."""
+        """By default bits can cross their whole range in 0.4 of the time before the freeze."""
         step = 7 / (0.4 * moving_steps) if step is None else step
         return klb.SignSGD(step, momentum=momentum or 0.0)
 
@@ -65,10 +66,10 @@ class Recipe:
 
 
 class StraightThrough(Recipe):
-    """Batch derivatives are mostly noise: the sign is that of a mean over some hundred steps."""
+    """Takes the sign of a mean over about 100 steps, because batch derivatives are mostly noise."""
 
     def bit_optimizer(self, step, momentum, learning_rate, steps, moving_steps):
-        """By default the bits could cross their whole range in 2/3 of the time they move."""
+        """By default bits can cross their whole range in 2/3 of the time before the freeze."""
         step = 7 / (2 / 3 * moving_steps) if step is None else step
         return klb.SignSGD(step, momentum=0.99 if momentum is None else momentum)
 
@@ -76,13 +77,14 @@ class StraightThrough(Recipe):
 class Published(Recipe):
     """Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788.
 
-    A rate `mu` of 1e-3 that is halved every 200 steps, for weights and bits; bits move by whole
-    bits, by the sign of `mu` times their gradient, which is 0 within `eps` of 0.
+    The rate `mu` is 1e-3 and is halved every 200 steps, for weights and bits. Bits move by whole
+    bits, by the sign of `mu` times their gradient, which counts as 0 within `eps` of 0.
 
-    The paper leaves open: bits start at 8; they stay within 2, where its run without a pull
-    towards more bits ended, and 16, the most that this library has (there it ended at 32); `eps`
-    is 1e-8. `loss_weight` is what gives the float net on MNIST the published error of 19.95%:
-    with the mean over the batch as printed, which is 1, it has another one.
+    Some settings are not in the paper. Here bits start at 8 and stay between 2 and 16: the paper's
+    run without a pull towards more bits ended at 2, and 16 is the maximum of this library (the
+    paper's run without a pull towards fewer bits ended at 32). `eps` is 1e-8. With `loss_weight`
+    the float model on MNIST has the published error of 19.95%; with the printed loss, the mean over
+    the batch, it has another one.
     """
 
     defaults = {
@@ -118,9 +120,9 @@ class Published(Recipe):
 
 
 class RoundEachEpoch(keras.callbacks.Callback):
-    """The paper's baseline "linear": a float net rounded at the end of each epoch.
+    """The paper's baseline "linear": a float model that is rounded at the end of each epoch.
 
-    Kernels are rounded from their least to their greatest weight, before the net is evaluated.
+    Kernels are rounded on the range of their weights, before the model is evaluated.
 
     Args:
         bits: Bits of each weight, an integer.

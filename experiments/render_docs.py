@@ -4,7 +4,8 @@ python experiments/render_docs.py
 python experiments/render_docs.py --check
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, a figure within a sentence
-between `<!-- = NAME -->` and `<!-- / -->`. The rest of a page is free.
+between `<!-- = NAME -->` and `<!-- / -->`. The rest of a page is free. No line may begin with the
+mark of a figure, because Markdown takes such a line for HTML.
 """
 
 import functools
@@ -20,6 +21,7 @@ flags.DEFINE_bool("check", False, "Fail if a page differs from its files; write 
 
 BLOCK = re.compile(r"(<!-- begin (.+?) -->\n)(.*?)(<!-- end \2 -->)", re.S)
 FIGURE = re.compile(r"(<!-- = (.+?) -->)(.*?)(<!-- / -->)", re.S)
+HTML = re.compile(r"^\s*<!-- [=/].*", re.M)
 
 
 def _tables(function, *names):
@@ -68,14 +70,22 @@ def rendered(text):
     """A page with its tables and figures as the result files have them.
 
     Raises:
-        ValueError: A table or a figure is not known.
+        ValueError: A table or a figure is not known, or a line begins with the mark of a figure.
     """
+    if HTML.search(text):
+        raise ValueError(
+            "No line may begin with the mark of a figure; wrap the paragraph in another way. "
+            f"Received: {HTML.search(text)[0]!r}"
+        )
 
     def table(match):
         return f"{match[1]}\n{_known(TABLES, match[2])()}\n\n{match[4]}"
 
     def figure(match):
-        return f"{match[1]}{_known(FIGURES, match[2])()}{match[4]}"
+        value = _known(FIGURES, match[2])()
+        # A figure may be wrapped at the end of a line.
+        same = match[3].split() == value.split()
+        return match[0] if same else f"{match[1]}{value}{match[4]}"
 
     return FIGURE.sub(figure, BLOCK.sub(table, text))
 

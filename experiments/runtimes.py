@@ -1,7 +1,7 @@
-"""LiteRT, onnxruntime and OpenVINO: how their files are made, loaded and called.
+"""LiteRT, onnxruntime and OpenVINO: makes, loads and calls their files.
 
-Each class converts a float net as the runtime's documentation says, and quantizes it with the
-runtime's own tools.
+Each class converts a float model as the runtime's documentation describes, and quantizes it with
+the runtime's tools.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import keras_learnbits as klb
 
-# Batches of random inputs that the runtimes' own conversions are calibrated on.
+# Number of batches of random inputs on which the runtimes' conversions are calibrated.
 CALIBRATION = 8
 
 
 def without_constants(layer):
-    """A copy of a layer, with `Rescaling` in place of `Normalization`."""
+    """A copy of a layer; `Rescaling` replaces `Normalization`."""
     if not isinstance(layer, keras.layers.Normalization):
         return layer.__class__.from_config(layer.get_config())
     mean, deviation = np.array(layer.input_mean), np.sqrt(layer.input_variance)
@@ -85,7 +85,7 @@ class LiteRT:
 
 
 class OnnxRuntime:
-    """onnxruntime with a session's default options, and one thread."""
+    """onnxruntime with default options and one thread."""
 
     ending = ".onnx"
 
@@ -100,7 +100,7 @@ class OnnxRuntime:
 
     @staticmethod
     def convert(net, path):
-        """Writes a float net by tf2onnx, with its weights as constants."""
+        """Writes a float model with tf2onnx, with its weights as constants."""
         specs = [tf.TensorSpec(net.input.shape, name="image")]
         weights = [(v, v.numpy()) for v in net.weights]
 
@@ -113,7 +113,7 @@ class OnnxRuntime:
 
     @staticmethod
     def quantize(net, path, batches):
-        """Writes onnxruntime's own static 8-bit quantization of a float net.
+        """Writes onnxruntime's static 8-bit quantization of a float model.
 
         Args:
             net: Keras model with one input.
@@ -122,7 +122,7 @@ class OnnxRuntime:
         """
         OnnxRuntime.convert(net, path)
         path = os.path.abspath(path)
-        # It leaves files in the working directory.
+        # It writes temporary files to the working directory.
         with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
             quant_pre_process(path, path, skip_symbolic_shape=True)
 
@@ -157,7 +157,7 @@ class OnnxRuntime:
 
 
 class OpenVino(OnnxRuntime):
-    """OpenVINO, of the same files, but for 2-bit integers, which it does not read."""
+    """OpenVINO with the files of onnxruntime, without 2-bit integers, which it cannot read."""
 
     @staticmethod
     def load(path, x):

@@ -1,10 +1,10 @@
-"""How the cost of learned bits grows with weights and with layers.
+"""Growth of the cost of learned bits with the numbers of weights and layers.
 
 python experiments/scaling.py
 
-Three questions, each answered beside plain Keras on random data, with the default settings: what
-a step costs more for each weight of one wide dense layer, and for each layer of a deep net; how
-long the first step takes; and what peak memory grows by, measured in a process of its own.
+Compares training with learned bits, with the default settings, with plain Keras on random data: the
+additional time of a step for each weight of one wide dense layer and for each layer of a deep net;
+the time of the first step; and the additional peak memory, measured in separate processes.
 """
 
 import functools
@@ -27,23 +27,25 @@ import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("weights", ["1e3", "1e4", "1e5", "1e6", "1e7", "1e8"], "Of one dense layer.")
+flags.DEFINE_list(
+    "weights", ["1e3", "1e4", "1e5", "1e6", "1e7", "1e8"], "Numbers of weights of one dense layer."
+)
 flags.DEFINE_list("layers", ["5", "15", "50", "150", "500"], "Numbers of dense layers.")
 flags.DEFINE_integer("rounds", 4, "Rounds of each kind of training.", lower_bound=1)
-flags.DEFINE_integer("steps", 20, "Steps a round; a multiple of the estimators' interval.")
-flags.DEFINE_string("peak_of", None, "Print the peak memory of a kind with so many weights.")
+flags.DEFINE_integer("steps", 20, "Steps per round; a multiple of the estimators' interval.")
+flags.DEFINE_string("peak_of", None, "Print the peak memory of this kind with --weights, and exit.")
 
 KINDS = ("plain Keras", "learned bits")
 
 
 def wide(kind, weights):
-    """One dense layer of about so many weights, four times as wide as its input."""
+    """One dense layer of about `weights` weights, four times as wide as its input."""
     inputs = max(1, round((weights / 4) ** 0.5))
     return _compiled(kind, inputs, [round(weights / inputs)])
 
 
 def deep(kind, layers):
-    """So many dense layers of 32 x 32 weights."""
+    """A stack of `layers` dense layers of 32 x 32 weights."""
     return _compiled(kind, 32, [32] * layers)
 
 
@@ -65,7 +67,7 @@ def batches(model):
 
 
 def measure(build, size):
-    """Seconds of a step and to the end of the first one, by kind."""
+    """Seconds per step, and seconds to the end of the first step, by kind."""
     found, models = {}, {}
     for kind in KINDS:
         model = build(kind, size)
@@ -85,7 +87,7 @@ def measure(build, size):
 
 
 def peak(kind, weights):
-    """The most bytes that tensors hold in a process while it trains one wide layer."""
+    """Peak memory of all tensors in a separate process that trains one wide layer, in bytes."""
     command = [sys.executable, __file__, f"--peak_of={kind}", f"--weights={weights}"]
     command += [f"--steps={FLAGS.steps}"]
     environment = os.environ | measuring.COUNTING
@@ -102,12 +104,12 @@ def print_peak():
 
 
 def extra(rows, key):
-    """What learned bits cost more than plain Keras, for each size."""
+    """Additional cost of learned bits compared with plain Keras, for each size."""
     return np.array([row["learned bits"][key] - row["plain Keras"][key] for row in rows])
 
 
 def slope(sizes, values):
-    """Growth per unit of size: least relative error, through a constant."""
+    """Slope and intercept of a linear fit with the least relative error."""
     sizes, values = np.array(sizes, float), np.array(values)
     weights = 1 / np.maximum(np.abs(values), np.median(np.abs(values)) / 100)
     return np.polyfit(sizes, values, 1, w=weights)
@@ -147,6 +149,7 @@ def main(argv):
         rows = [(f"{n:,.0f}", f"{v:.3f}") for n, v in zip(sizes, values, strict=True)]
         print(f"\n{title}: {fit[0]:.3g} {unit[1].split()[1]} for each of the {unit[0]}")
         print(aligned_table([[unit], rows], left=0), flush=True)
+    print("extra: with learned bits minus plain Keras")
     output_dir = FLAGS.output_dir or os.path.join("runs", "scaling")
     os.makedirs(output_dir, exist_ok=True)
     results = {

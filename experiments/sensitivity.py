@@ -1,4 +1,4 @@
-"""What it costs to round one layer of a float net, all others as they are."""
+"""Increase of the loss if one layer of a float model is rounded, and all others are not."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,13 +7,13 @@ import keras_learnbits as klb
 
 
 def sensitivities(float_model, data, loss, widths):
-    """Loss added by rounding each layer alone: layer to a list, an element for each width.
+    """Increase of the loss by rounding each layer alone: dictionary of layer to a list over widths.
 
     Args:
-        float_model: The float net; in the end it is as it was.
-        data: Batches of images and labels, all of one size.
+        float_model: Keras model; it is unchanged afterwards.
+        data: Iterable of batches of images and labels, all of one size.
         loss: Keras loss.
-        widths: Bits to round to.
+        widths: List of bit-widths to round to.
     """
 
     @tf.function

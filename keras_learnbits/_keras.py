@@ -1,4 +1,4 @@
-"""Every reliance on unwritten behaviour of Keras 3.15 or TensorFlow 2.21, one function each.
+"""Every reliance on undocumented behaviour of Keras 3.15 or TensorFlow 2.21, one function each.
 
 Each names the file of Keras that it relies on, the mechanism, and what breaks if Keras changes.
 `tests/test_keras_internals.py` has one test for each, of the same name.
@@ -75,7 +75,7 @@ def clone(model, inputs=None, *, clone_function, call_function=None):
     Args:
         model: Functional model.
         inputs: Structure of symbolic inputs of the clone, as `model.input`.
-        clone_function: Function of a layer or operation to the one that replaces it.
+        clone_function: Function from a layer or operation to the one that replaces it.
         call_function: Function of the new layer or operation and of its arguments.
     """
     bare = keras.Model(model.input, model.output, name=model.name)
@@ -104,7 +104,7 @@ def calls(graph):
     made of a graph's inputs and outputs has the nodes of just this graph. If Keras changes this,
     `fold_batch_norm`, `export_hls4ml` and the operations in `bit_table` fail.
     """
-    # With a name, because Keras counts models without one.
+    # A name is given, because Keras numbers models without one.
     by_depth = keras.Model(graph.inputs, graph.outputs, name=graph.name)._nodes_by_depth
     return [
         Call(node.operation, list(node.arguments.keras_tensors), list(node.outputs))
@@ -179,8 +179,8 @@ def own_state(layer):
     """What Keras saves of a layer without the layers inside: dictionary of key to value.
 
     keras/src/saving/saving_lib.py, `_save_state`: Keras passes a dictionary of a file; a plain one
-    does as well. If Keras stops calling `save_own_variables`, copies have other weights, which
-    `to_learned_bits` notices by comparing predictions.
+    also works. If Keras stops calling `save_own_variables`, copies have other weights, which
+    `to_learned_bits` finds by comparing predictions.
     """
     store = {}
     layer.save_own_variables(store)
@@ -213,7 +213,8 @@ def is_unnamed_weight(name):
     """Whether Keras made up the name of a weight: `variable`, `variable_1`, ...
 
     keras/src/backend/common/variables.py and keras/src/utils/naming.py, `auto_name`: the number
-    counts through the whole process. If Keras changes it, files name such weights by chance.
+    counts through the whole process. If Keras changes it, names of such weights in files depend on
+    what else the process has created.
     """
     return re.fullmatch(r"variable(_\d+)?", name) is not None
 

@@ -1,3 +1,3 @@
-"""The version of this library, in one place; `setup.py` reads it, too."""
+"""The version of this library, which `setup.py` also reads."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

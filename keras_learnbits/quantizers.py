@@ -44,7 +44,7 @@ class Quantizer:
 
         Args:
             kernel_shape: Tuple of integers.
-            output_axes: Axes of the kernel that number the layer's output channels.
+            output_axes: Axes of the kernel that index the layer's output channels.
         """
         return None
 
@@ -132,9 +132,9 @@ class Quantizer:
         """The result of `quantize`, in `dtype`, with its squared error and its squared norm.
 
         Args:
-            kernel: As for `grid`.
-            bits: As for `grid`.
-            log_scale: As for `grid`.
+            kernel: Float32 tensor.
+            bits: Float32 scalar, the latent bit-width; the nearest integer is used.
+            log_scale: Float32 tensor, the natural logarithm of the scales, or None.
             dtype: Name of the dtype of the quantized kernel.
             by_bits: Whether the results get gradients with respect to the bit-width.
 
@@ -146,8 +146,8 @@ class Quantizer:
         fixed = {"fixed_range": self.fixed_range, "fixed_step": self.fixed_step}
         if not by_bits:
             return rounding.quantize_with_error(kernel, grid, dtype=dtype, **fixed)
-        # Gradients with respect to kernel and scales flow through `grid`, those with respect to the
-        # bit-width through this second grid.
+        # Gradients with respect to kernel and scales are those of `grid`, those with respect to the
+        # bit-width are those of this second grid.
         scale = None if log_scale is None else tf.stop_gradient(log_scale)
         by_bits = self.grid(tf.stop_gradient(kernel), bits, scale)
         quantized, error, norm = rounding.quantize_with_error(kernel, grid, by_bits, dtype, **fixed)
@@ -187,8 +187,8 @@ class LearnedScaleQuantizer(Quantizer):
     Args:
         per_channel: Whether there is one scale per output channel (32 bits each in a packed file)
             or one scale for the whole kernel.
-        power_of_two: Whether steps are powers of two, which hardware multiplies with by shifting.
-            Scales are trained all the same; each step is the nearest power.
+        power_of_two: Whether steps are powers of two, by which hardware multiplies with shifts.
+            Scales are still trained; each step is the nearest power of two.
 
     Examples:
         >>> quantizer = LearnedScaleQuantizer()
@@ -256,7 +256,7 @@ def _traced_search(rank, axes, power_of_two):
     Args:
         rank: Number of axes of the kernels.
         axes: Axes along which weights share a scale, a tuple of integers.
-        power_of_two: As for `LearnedScaleQuantizer`.
+        power_of_two: Whether steps are powers of two.
     """
     quantizer = LearnedScaleQuantizer(power_of_two=power_of_two)
     kernel = tf.TensorSpec([None] * rank)
@@ -289,12 +289,12 @@ class ActivationQuantizer(LearnedScaleQuantizer):
         self.signed = signed
 
     def quantize(self, kernel, bits, log_scale=None, rounded=None):
-        """`Quantizer.quantize`.
+        """The activations rounded to their grid, float32, with straight-through gradients.
 
         Args:
             kernel: Float32 tensor, the activations.
-            bits: As for `grid`.
-            log_scale: As for `grid`.
+            bits: Float32 scalar, the latent bit-width; the nearest integer is used.
+            log_scale: Float32 scalar, the natural logarithm of the scale.
             rounded: Result of the method `rounded`, if it is known already.
         """
         step, kernel, unit = self._in_steps(kernel, bits, log_scale)
@@ -377,5 +377,5 @@ def get(quantizer):
 
 
 def serialize(quantizer):
-    """The config from which `get` makes the quantizer again."""
+    """The config from which `get` recreates the quantizer."""
     return keras.saving.serialize_keras_object(quantizer)

@@ -21,7 +21,7 @@ tf.config.set_logical_device_configuration(
 def fresh_keras():
     """Each test starts with the same seeds, in float32, with no names taken."""
     keras.utils.clear_session()  # collects garbage, too
-    # TensorFlow keeps each graph with a custom gradient for good; let collections pass them by.
+    # TensorFlow never frees graphs with a custom gradient; garbage collection should skip them.
     gc.freeze()
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy("float32")
@@ -31,7 +31,7 @@ def fresh_keras():
 
 @pytest.fixture(scope="session")
 def strategy():
-    """Two replicas on two virtual CPUs; one for all tests, as a process's collectives must be."""
+    """Two replicas on two virtual CPUs, shared by all tests: collectives belong to a process."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 

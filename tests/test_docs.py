@@ -58,7 +58,7 @@ def test_nothing_is_in_the_reference_twice(site):
 
 @pytest.mark.thorough
 def test_all_links_of_the_site_lead_somewhere(site):
-    pages = set(site.rglob("*.html")) - {site / "404.html"}  # which is shown under any path
+    pages = set(site.rglob("*.html")) - {site / "404.html"}  # it is shown under any path
     assert len(pages) > 10
     for page in pages:
         for link in re.findall(r'(?:href|src)="([^"]*)"', page.read_text()):

@@ -1,4 +1,4 @@
-"""The programs of `experiments/`, each in a process of its own where that matters."""
+"""The programs of `experiments/`, each in a separate process where that matters."""
 
 import importlib
 import json
@@ -36,13 +36,13 @@ def in_a_process(program, *arguments, **environment):
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """Programs import their neighbours, as if they had been started in their folder."""
+    """Lets programs import their neighbours, as if they had been started in their folder."""
     monkeypatch.syspath_prepend(ROOT / "experiments")
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """A function that runs a program here, which spares the seconds in which a process starts.
+    """A function that runs a program in this process, which saves the start of a new process.
 
     It returns what the process would exit with, None, a number or a message for stderr, and
     what was printed.
@@ -63,7 +63,7 @@ def result_of(folder):
 
 
 @pytest.mark.thorough
-def test_training_holds_at_most_five_bytes_a_weight_more_than_plain_keras():
+def test_training_holds_at_most_five_more_bytes_per_weight_than_plain_keras():
     def peak(kind):
         process = in_a_process(
             "scaling.py",
@@ -80,7 +80,7 @@ def test_training_holds_at_most_five_bytes_a_weight_more_than_plain_keras():
     assert peak("learned bits") < plain + 5 * 4e6
 
 
-def test_the_digits_program_leaves_its_files(run, tmp_path):
+def test_the_digits_program_writes_its_files(run, tmp_path):
     code, printed = run("digits", "--epochs=3", f"--output_dir={tmp_path}")
     assert code is None
     result = result_of(tmp_path)
@@ -116,7 +116,7 @@ def test_a_float_net_has_no_bits_to_set(flag, run, tmp_path):
     assert flag.split("=")[0] in printed.err + printed.out
 
 
-def test_a_turn_is_counted_by_when_it_turns_and_by_the_move_before():
+def test_a_reversal_counts_at_the_step_of_its_second_move():
     import curves
 
     falls, rises = np.linspace(8, 5, 31), np.linspace(5, 6, 11)
@@ -144,6 +144,23 @@ def test_a_float_net_goes_on_from_a_float_net(run, tmp_path):
     assert second["test_loss"] < first["test_loss"]
     assert first["bits"] == second["bits"] == {}
     assert first["command"].startswith("python experiments/digits.py --float ")
+
+
+@pytest.mark.thorough
+def test_inputs_of_layers_are_quantized_and_outputs_learned_from_the_float_model(run, tmp_path):
+    code, _ = run("digits", "--float", "--epochs=3", f"--output_dir={tmp_path / 'float'}")
+    assert code is None
+    arguments = [f"--init_from={tmp_path / 'float/model.keras'}", "--target_bits=3"]
+    arguments += ["--start_measured", "--distill=squared_error", "--activation_bits=4"]
+    code, _ = run("digits", "--epochs=2", *arguments, f"--output_dir={tmp_path}")
+    assert code is None
+    result = result_of(tmp_path)
+    assert (result["activation_bits"], result["distill"]) == (4, "squared_error")
+    assert result["mean_bits"] <= 3
+    table = klb.bit_table(keras.models.load_model(tmp_path / "model.keras"))
+    widths = {row.layer: row.bits for row in table.activations}
+    inputs = ("conv2_input", "dense1_input", "dense2_input")
+    assert widths == {"conv1_input": 8, **dict.fromkeys(inputs, 4)}
 
 
 @pytest.mark.thorough
@@ -177,7 +194,9 @@ def test_the_pareto_study_does_what_is_missing_and_no_more(run, tmp_path):
     ]
     code, printed = run("pareto", *arguments)
     assert code is None
-    assert printed.out.count("digits.py") == 4  # the float net, it trained on, two of 2 bits
+    assert (
+        printed.out.count("digits.py") == 4
+    )  # the float model, its further training, two of 2 bits
     study = json.loads((tmp_path / "pareto.json").read_text())
     assert [point["kind"] for point in study["points"]] == ["learned", "uniform", "float"]
     learned, uniform, _ = study["points"]
@@ -283,7 +302,7 @@ def test_each_image_loses_one_square_and_nothing_else():
 
     images = np.random.default_rng(0).integers(1, 256, (64, 12, 10, 3), "uint8")
     found = cut_out(tf.constant(images), tf.constant([3, 4], tf.int64), size=4).numpy()
-    places = set()
+    corners = set()
     for image, augmented in zip(images, found, strict=True):
         cut = (augmented != image).any(axis=-1)
         rows, columns = np.flatnonzero(cut.any(axis=1)), np.flatnonzero(cut.any(axis=0))
@@ -292,8 +311,8 @@ def test_each_image_loses_one_square_and_nothing_else():
         square = np.zeros_like(cut)
         square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
         np.testing.assert_array_equal(augmented, image * ~square[..., None])
-        places.add((rows[0], columns[0]))
-    assert len(places) > 20
+        corners.add((rows[0], columns[0]))
+    assert len(corners) > 20
 
 
 @pytest.mark.parametrize("program", ["mnist", "cifar10"])
@@ -323,7 +342,7 @@ def test_an_unknown_net_is_refused(run, tmp_path):
 
 @pytest.mark.thorough
 def test_two_workers_learn_the_bits_of_one_process_with_the_global_batch():
-    """On the loopback address, by the loop that stands in for `fit`."""
+    """On the loopback address, with the training loop that replaces `fit`."""
     ends = []
     for workers in (1, 2):
         process = in_a_process(

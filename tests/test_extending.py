@@ -1,4 +1,4 @@
-"""docs/extending.md runs as it stands, and what it defines keeps its promises."""
+"""The code of docs/extending.md runs, and its classes behave as documented."""
 
 import pathlib
 import re

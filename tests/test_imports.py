@@ -1,4 +1,4 @@
-"""The direction of imports: from a wing of the package to those below it, never up, no circle."""
+"""Imports go from a wing of the package to lower ones, never upwards or in circles."""
 
 import ast
 import functools
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_learnbits"
-# From the ground floor up; wings of one floor do not import each other.
+# From the lowest floor up. Wings of one floor do not import each other.
 FLOORS = [
     {"_version", "tables", "arguments", "serialization", "_keras"},
     {"numerics"},

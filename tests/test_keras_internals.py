@@ -1,4 +1,4 @@
-"""What `keras_learnbits/_keras.py` relies on; each test has the name of its function."""
+"""The assumptions of `keras_learnbits/_keras.py`; each test has the name of its function."""
 
 import keras
 import numpy as np
@@ -52,7 +52,7 @@ def test_replace_base_leaves_keras_nothing_to_rewrite():
 
 
 class WithCall(keras.Model):
-    """A model whose `call` is its own."""
+    """A model with a custom `call`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Files that version 0.1.0 wrote, before its modules moved, load and go on."""
+"""Files of version 0.1.0, from before its modules moved, load and can be trained further."""
 
 import pathlib
 

@@ -43,7 +43,7 @@ def test_steps_beyond_normal_numbers_get_the_nearest_normal_power():
 
 
 def test_all_programs_take_the_same_power_half_way_between_two():
-    """Eager, in a graph, and in XLA, for neighbours of each boundary between two powers."""
+    """Eagerly, in a graph, and in XLA, for neighbours of each boundary between two powers."""
     bits = 2
     boundaries = np.log(2.0 ** (np.arange(-20, 20) + 0.5) / grids.GAUSSIAN_STEPS[bits - 1])
     near = boundaries[:, None] + np.arange(-40, 41) * 2.0**-20
@@ -61,7 +61,7 @@ def test_all_programs_take_the_same_power_half_way_between_two():
 
 
 def test_gradients_pass_straight_through_the_rounding_of_the_logarithm():
-    """The derivative of the step by the logarithm of the scale is the rounded step itself."""
+    """The derivative of the step with respect to the logarithm of the scale is the rounded step."""
     log_scale, bits = tf.Variable([0.3, -1.1]), tf.constant(3.0)
     with tf.GradientTape() as tape:
         step = grids.gaussian_grid(bits)[0] * tf.exp(log_scale)

@@ -55,10 +55,10 @@ class ShiftedGrid:
 
 
 class Shifted(ShiftedGrid, LearnedScaleQuantizer):
-    """A user's, whose grid comes from a class that is no quantizer."""
+    """A user's quantizer, whose grid comes from a class that is not a quantizer."""
 
 
-def test_a_subclass_with_a_grid_of_its_own_stores_what_it_trains():
+def test_a_subclass_with_a_custom_grid_stores_what_it_trains():
     kernel, bits, log_scale = tf.constant([[0.3], [-0.7]]), tf.constant(2.0), tf.zeros((1, 1))
     levels = Shifted().quantize(kernel, bits, log_scale)
     codes, grid = Shifted().encode(kernel, bits, log_scale)

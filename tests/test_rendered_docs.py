@@ -70,11 +70,19 @@ def test_a_page_may_say_anything_around_its_figures(copy):
 
 def test_an_unknown_figure_is_refused_with_the_names_there_are(copy):
     page = copy / "docs" / "results.md"
-    page.write_text(page.read_text() + "\n<!-- = no such figure -->1<!-- / -->\n")
+    page.write_text(page.read_text() + "\nIt is <!-- = no such figure -->1<!-- / -->.\n")
     process = render(copy, "--check")
     assert process.returncode != 0
     assert "cnn float size" in process.stderr
     assert "Received: 'no such figure'" in process.stderr
+
+
+def test_a_line_that_markdown_would_take_for_html_is_refused(copy):
+    page = copy / "docs" / "results.md"
+    page.write_text(page.read_text() + "\n<!-- = mnist error -->1<!-- / --> of them\n")
+    process = render(copy, "--check")
+    assert process.returncode != 0
+    assert "No line may begin with the mark of a figure" in process.stderr
 
 
 PARETO = [load(path.relative_to(RESULTS)) for path in RESULTS.glob("*/pareto.json")]

@@ -29,7 +29,7 @@ def in_short(problem, estimator, loss="fit"):
 
 
 def normalization():
-    """What one bit in place of two costs on CIFAR-10 after epoch 6, in both losses."""
+    """Cost of one bit instead of two on CIFAR-10 after epoch 6, in both losses."""
     chosen = [
         change
         for change in study("agreement-cifar10")["each"]

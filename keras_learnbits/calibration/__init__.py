@@ -1,1 +1,1 @@
-"""What example inputs say about a model: how far outputs move, and how to round for them."""
+"""Calibration on example inputs: changes of the outputs, and rounding that compensates them."""

@@ -1,4 +1,4 @@
-"""Ranges of quantized activations at each bit-width, and what each width costs."""
+"""Ranges of quantized activations at each bit-width, and the change of the outputs at each."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,13 +17,13 @@ BATCH_SIZE = 32
 class ActivationRanges:
     """Ranges of the quantized activations of a model, fitted to float activations.
 
-    What was trained of a range is forgotten. Activations that are not trained keep theirs.
+    Trained ranges are replaced. Activations that are not trained keep their ranges.
 
     Args:
         model: Model with learned-bit layers.
         examples: Structure of arrays, inputs of the model.
-        all_widths: Whether to fit ranges at each width that a layer may have, and not only at the
-            present one.
+        all_widths: Whether to fit ranges at each width that a layer may have, instead of only at
+            the present one.
     """
 
     def __init__(self, model, examples, all_widths):
@@ -57,7 +57,7 @@ class ActivationRanges:
             self._fits[each, int(each.integer_bits())] = values
 
     def set(self, activation, bits):
-        """Gives an activation a width that it was fitted at, and the range for it."""
+        """Sets the width of an activation, and the range that was fitted at this width."""
         activation.bits.assign(float(bits))
         fit = self._fits[activation, bits]
         for variable, value in zip(_state(activation.layer), fit, strict=True):
@@ -66,7 +66,7 @@ class ActivationRanges:
     def loss_table(self, reference, distance, progress):
         """Distances of the outputs with one activation at each width, and all else in float.
 
-        Afterwards the activations are as before.
+        Afterwards the activations are unchanged.
 
         Args:
             reference: Structure of arrays, outputs of the float model for the examples.
@@ -75,7 +75,7 @@ class ActivationRanges:
 
         Returns:
             NumPy array of shape `(activations, 16)`: the distance at 1, 2, ... bits, `inf` beyond a
-            layer's bounds. It always falls with the bits.
+            layer's bounds. Each further bit lowers it.
         """
         inputs, reference = as_tensors(self._examples), as_tensors(reference)
 

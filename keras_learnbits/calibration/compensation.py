@@ -1,4 +1,4 @@
-"""Rounding that compensates: each weight's rounding error is made up for by later weights.
+"""Rounding with compensation: later weights compensate for the rounding error of each weight.
 
 The method is GPTQ (Frantar et al., arXiv 2210.17323), which is OBQ (arXiv 2208.11580) in a fixed
 order. Rounding a weight changes the layer's outputs; the weights that are not rounded yet are
@@ -9,7 +9,7 @@ import numpy as np
 
 # Added to the diagonal of the Gram matrix, as a fraction of its mean.
 DAMPING = 0.01
-# Weights that are rounded before all later weights are changed for them at once.
+# Number of weights that are rounded before all later weights are changed at once.
 BLOCK = 64
 
 
@@ -20,7 +20,7 @@ class Compensation:
         gram: `sum x x^T` over the input vectors `x`, shape `(fan_in, fan_in)`.
 
     Examples:
-        Two inputs that are always equal: the second weight makes up for the first one's error.
+        Two inputs that are always equal: the second weight compensates for the first one's error.
 
         >>> rounded = Compensation(np.ones((2, 2)))(np.array([[0.3], [0.3]]), 1.0, 0.0, 1.0)
         >>> rounded.ravel().tolist()
@@ -29,15 +29,15 @@ class Compensation:
 
     def __init__(self, gram):
         gram = np.array(gram, "float64")
-        # Inputs that are always zero: their weights do not matter, and are rounded to nearest.
+        # Weights of inputs that are always zero do not matter, and are rounded to nearest.
         unused = np.diag(gram) == 0
         mean = np.mean(np.diag(gram)[~unused]) if not np.all(unused) else 1.0
         gram[unused, unused] = mean
         gram[np.diag_indices_from(gram)] += DAMPING * mean
-        # Weights of large inputs first, while many others can make up for them.
+        # Weights of large inputs come first, when many other weights can still compensate.
         self._order = np.argsort(-np.diag(gram), kind="stable")
         gram = gram[np.ix_(self._order, self._order)]
-        # Row `i` of this factor has what the error of weight `i` does to the weights after it.
+        # Row `i` of this factor has the effect of the error of weight `i` on the weights after it.
         self._factor = np.linalg.cholesky(np.linalg.inv(gram)).T
 
     def __call__(self, weights, step, offset, max_code):

@@ -23,16 +23,17 @@ def read_examples(data, model, most, seed):
         data: Array, structure of arrays, `tf.data.Dataset` of batches, `keras.utils.PyDataset`,
             generator or other iterable of batches.
         model: The Keras model.
-        most: Number of examples to keep, less if they have more than `MOST_NUMBERS` numbers: drawn
-            at random from arrays, the first ones of the rest.
-        seed: Integer, of the draw and the order.
+        most: Largest number of examples to keep; fewer are kept if they have more than
+            `MOST_NUMBERS` numbers. Arrays are sampled at random; of other data the first examples
+            are taken.
+        seed: Integer, the seed of the random sample and order.
 
     Returns:
         Structure of NumPy arrays in the model's structure of inputs, all of one length, of the
         types that the model takes.
 
     Raises:
-        ValueError: There are less than eight examples, or some are not numbers; or the model does
+        ValueError: There are fewer than eight examples, or some are not numbers; or the model does
             not take them.
     """
     inputs = _without_labels(data)
@@ -40,10 +41,10 @@ def read_examples(data, model, most, seed):
     lengths = {len(each) for each in keras.tree.flatten(inputs)}
     if len(lengths) != 1 or min(lengths) < FEWEST:
         raise ValueError(
-            f"`data` must have at least {FEWEST} examples, as many of each input. "
+            f"`data` must have at least {FEWEST} examples, the same number for each input. "
             f"Received: {_shapes(inputs)}"
         )
-    # Data may be sorted, and the first examples stand for all.
+    # Data may be sorted, and the first examples are used to represent all of them.
     order = np.random.default_rng(seed).permutation(size_of(inputs))
     numbers = sum(each[0].size for each in keras.tree.flatten(inputs))
     inputs = rows(inputs, order[: max(min(most, MOST_NUMBERS // numbers), FEWEST)])

@@ -37,13 +37,13 @@ class Predictor:
         self._outputs = outputs
 
     def __call__(self, examples):
-        """A structure of arrays, of a structure of arrays."""
+        """The outputs for a structure of arrays, also a structure of arrays."""
         parts = [self._outputs(as_tensors(batch)) for batch in batches_of(examples)]
         return keras.tree.map_structure(lambda *each: np.concatenate(each), *parts)
 
 
 def batches_of(examples, size=BATCH):
-    """Batches of a structure of arrays, of at most `size` examples, all nearly as large."""
+    """Batches of a structure of arrays, of at most `size` examples and of nearly equal size."""
     total = size_of(examples)
     edges = np.linspace(0, total, -(-total // size) + 1).astype(int)
     return [rows(examples, slice(*pair)) for pair in itertools.pairwise(edges)]

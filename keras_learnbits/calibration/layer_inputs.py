@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Largest number of inputs of an output whose Gram matrix is computed: 200 MB in float64.
+# Largest number of inputs per output for which a Gram matrix is computed: 200 MB in float64.
 MOST_INPUTS = 5000
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D)
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -36,8 +36,8 @@ def gram_matrices(layer, inputs):
     """`sum x x^T` over the vectors `x` that a layer multiplies with its kernel.
 
     Args:
-        layer: A built layer for which `has_vectors`.
-        inputs: Tensor, a batch of its inputs.
+        layer: A built layer for which `has_vectors` is true.
+        inputs: Tensor, a batch of inputs of the layer.
 
     Returns:
         Float32 tensor of shape `(groups, fan_in, fan_in)`: one group per channel of a depthwise
@@ -83,7 +83,7 @@ def from_matrices(layer, matrices, shape):
     """The inverse of `as_matrices`.
 
     Args:
-        layer: As for `as_matrices`.
+        layer: The layer of the kernel.
         matrices: Array of shape `(groups, fan_in, outputs)`.
         shape: Shape of the kernel.
     """

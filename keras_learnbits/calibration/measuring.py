@@ -1,4 +1,4 @@
-"""What each layer's bits are worth: distances of the outputs at each width of each layer."""
+"""Measures the distances of the outputs from the float model's at each width of each layer."""
 
 import contextlib
 
@@ -14,12 +14,13 @@ from keras_learnbits.numerics import grids
 
 # Widths above this one are not measured: each further bit divides the squared error by four.
 HIGHEST_MEASURED = 5
-# Distance that one more bit is always credited with, so that an allocation spends the budget.
+# Every further bit is credited with at least this distance, so that an allocation spends the
+# budget.
 TRACE = 1e-9
-# Distance of a width at which outputs are not finite.
+# Distance at widths at which outputs are not finite.
 BROKEN = 1e6
-# Examples that widths are measured on: so many, but fewer of large inputs, since a model is called
-# on all of them at once.
+# Number of examples that widths are measured on; fewer if inputs are large, because a model is
+# called on all of them at once.
 MOST_EXAMPLES = 256
 MOST_NUMBERS = 2**23
 
@@ -34,8 +35,8 @@ def loss_table(model, examples, reference, distance, progress):
     """Distances of the outputs with one kernel at each width, and all others at 16 bits.
 
     Rounding errors of different layers are nearly independent, so their squared distances add up.
-    Errors are compensated (`KernelRounding`) as they will be at the end. Afterwards, also if it is
-    interrupted, the model is as before.
+    Errors are compensated (`KernelRounding`) as in the final rounding. Afterwards, also after an
+    interruption, the model is unchanged.
 
     Args:
         model: Model with learned-bit layers.
@@ -46,7 +47,7 @@ def loss_table(model, examples, reference, distance, progress):
 
     Returns:
         NumPy array of shape `(kernels, 16)`, in the order of `quantized_kernels`: the distance at
-        1, 2, ... bits, `inf` beyond a layer's bounds. It always falls with the bits.
+        1, 2, ... bits, `inf` beyond a layer's bounds. Each further bit lowers it.
     """
     kernels = quantized_kernels(model)
     inputs, reference = as_tensors(examples), as_tensors(reference)
@@ -68,7 +69,7 @@ def loss_table(model, examples, reference, distance, progress):
 
 @contextlib.contextmanager
 def _restoring(kernels):
-    """A scope after which kernels, bits and scales have their values from before."""
+    """A scope after which kernels, bits and scales have their previous values."""
     variables = [v for k in kernels for v in (k.kernel, k.bits, k.log_scale) if v is not None]
     values = [variable.numpy() for variable in variables]
     try:
@@ -85,7 +86,7 @@ def _row(kernel, rounding, measured):
     Args:
         kernel: `QuantizedKernel`.
         rounding: `KernelRounding`, or None.
-        measured: Function to the distance at the present kernels.
+        measured: Function without arguments that returns the distance at the present kernels.
     """
     low, high = kernel.layer.min_bits, kernel.layer.max_bits
     weights = kernel.kernel.numpy()

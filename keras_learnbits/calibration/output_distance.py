@@ -1,10 +1,10 @@
-"""How far the outputs of a model moved, in units of their spread."""
+"""The distance of a model's outputs from reference outputs, in units of their variance."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-# Probabilities are compared as logits; those below are taken for this one.
+# Smaller probabilities are replaced by this one before the logarithm is taken.
 LEAST_PROBABILITY = 1e-7
 
 
@@ -12,13 +12,13 @@ class OutputDistance:
     """Mean squared difference of a model's outputs from reference outputs.
 
     Differences are divided by the variance of each channel (the last axis) over the reference, so
-    1 is the distance of the mean output, in whatever unit outputs are. Outputs that
-    are probabilities are compared as logits: behind a softmax they say the same and are not
-    squeezed together near 0 and 1. Several outputs count alike; integer outputs are left out.
+    a model that always returns the mean output has a distance of 1, whatever the unit of the
+    outputs. Probabilities are compared as logits, which are not compressed near 0 and 1. Several
+    outputs have equal weight; integer outputs are left out.
 
     Args:
         reference: Structure of arrays, the outputs of the float model on examples.
-        model: The float model, whose layers tell which outputs a sigmoid makes; or None.
+        model: The float model, whose layers show which outputs come from a sigmoid; or None.
 
     Raises:
         ValueError: There is no float output, or one is not finite.
@@ -69,7 +69,7 @@ class OutputDistance:
 
 
 def _transform(output, is_sigmoid):
-    """The function that an output is compared behind."""
+    """The function that is applied to an output before it is compared."""
     if is_sigmoid:
         return _logits_of_sigmoid
     is_distribution = (
@@ -92,7 +92,7 @@ def _logits_of_sigmoid(probabilities):
 
 
 def _made_by_sigmoid(model):
-    """Numbers of the outputs that layers with a sigmoid make, as far as the graph tells."""
+    """Indices of the outputs that layers with a sigmoid compute, as far as the graph shows."""
     if not isinstance(model, keras.Model) or not getattr(model, "outputs", None):
         return set()
     makers = {}

@@ -19,7 +19,7 @@ from keras_learnbits.layers.compute_scope import (
     observing_calls,
 )
 
-# Numbers in the input vectors that are computed at the same time, at most: 128 MB.
+# Largest number of elements of input vectors that are in memory at the same time: 128 MB.
 MOST_NUMBERS = 2**25
 
 
@@ -27,8 +27,8 @@ class KernelRounding:
     """Rounds one kernel to its grid, and compensates for the errors.
 
     Args:
-        kernel: `QuantizedKernel` of a layer for which `has_vectors`.
-        grams: Array of shape `(groups, fan_in, fan_in)`.
+        kernel: `QuantizedKernel` of a layer for which `has_vectors` is true.
+        grams: Array of shape `(groups, fan_in, fan_in)`, the results of `gram_matrices`.
     """
 
     def __init__(self, kernel, grams):
@@ -51,7 +51,7 @@ class KernelRounding:
             for part in (weights, stored.step, stored.offset)
         ]
         if any(np.ptp(part, axis=1).any() for part in parts[1:]):
-            return  # scales that differ between the inputs of an output
+            return  # scales differ between the inputs of one output
         rounded = [
             compensate(values, step[0], offset[0], 2**stored.bits - 1)
             for compensate, values, step, offset in zip(self._compensations, *parts, strict=True)
@@ -86,8 +86,9 @@ def kernel_roundings(model, examples):
 def round_in_order(model, examples):
     """Rounds all kernels in the order in which the layers are called.
 
-    Each layer's inputs are those that the rounded layers before it make. Kernels without a
-    `KernelRounding` are rounded to nearest; all scales are fitted to the float kernels.
+    The inputs of each layer are computed by the layers before it, which are already rounded.
+    Kernels without a `KernelRounding` are rounded to nearest. All scales are fitted to the float
+    kernels.
 
     Args:
         model: Model with learned-bit layers, at the bit-widths to round to.

@@ -7,7 +7,7 @@ import keras
 
 from keras_learnbits.callbacks.targets import WIDTHS, Target, descent, price_at
 
-# Parts of the names of metrics, or of their classes, of which lower values are better.
+# Parts of the names of metrics, or of their classes, for which lower values are better.
 LOWER_IS_BETTER = re.compile(
     "loss|error|entropy|divergence|hinge|poisson|false|perplexity|mse|mae|mape|msle|logcosh"
 )
@@ -32,13 +32,13 @@ class AccuracyTarget(Target):
         logs = self._evaluate(model)
         if self.metric not in logs:
             raise ValueError(
-                "`metric` must be one of the model's. "
+                "`metric` must be the name of one of the model's metrics. "
                 f"Received: metric={self.metric!r}, metrics={sorted(logs)}"
             )
         kind = next((type(m).__name__ for m in _metrics(model) if m.name == self.metric), "")
         if LOWER_IS_BETTER.search(f"{self.metric} {kind}".lower()):
             raise ValueError(
-                "`metric` must be one of which more is better, e.g. accuracy. "
+                "`metric` must be one for which higher values are better, e.g. accuracy. "
                 f"Received: metric={self.metric!r}"
             )
 
@@ -57,10 +57,10 @@ class AccuracyTarget(Target):
         return {k: int(WIDTHS[choice]) for k, choice in zip(kernels, choices[step], strict=True)}
 
     def _smallest_within(self, model):
-        """The smallest allocation that is accurate enough, by bisection of those of `descent`.
+        """Finds the smallest allocation that is accurate enough, by bisection over `descent`.
 
         Returns:
-            As `descent`, and the index of the allocation.
+            The results of `descent`, and the index of the allocation.
         """
         # Bisection is exact if the metric falls with the size. Each evaluation is a pass over the
         # validation data, and a descent has up to 15 allocations per layer.

@@ -142,7 +142,7 @@ def _best_within(losses, sizes, budget, excess, gap):
     A state is a choice for each layer so far: its size, its loss, and its excess over the bound.
     """
     smallest = np.where(np.isfinite(losses), sizes, np.iinfo(np.int64).max).min(axis=1)
-    # Size that the layers after each one need at least.
+    # Smallest total size of the layers after each one.
     still_needed = np.append(np.cumsum(smallest[::-1])[::-1], 0)[1:]
     size, loss, over = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
     history = []
@@ -156,7 +156,7 @@ def _best_within(losses, sizes, budget, excess, gap):
         over = over[parents] + excess[layer, picks]
         keep = np.flatnonzero((size + needed <= budget) & (over <= gap))
         keep = keep[np.lexsort((loss[keep], size[keep]))]
-        # A state is dominated by one that is not larger and has no more loss.
+        # A state is dominated by another one that is not larger and does not have more loss.
         best_before = np.minimum.accumulate(np.append(np.inf, loss[keep][:-1]))
         keep = keep[loss[keep] < best_before]
         if len(keep) > MOST_STATES:

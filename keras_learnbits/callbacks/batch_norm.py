@@ -46,8 +46,8 @@ def estimate_batch_norm(model, data):
         if not batches:
             updated += _updated_by_a_step(model, x, moving)
         from_zero = after_a_step(x, tf.constant(0.0))
-        # From two starts, 0 and 1, follow the momentum of each layer and the batch's statistics,
-        # whatever the class of the layer.
+        # Steps from two initial values, 0 and 1, give the momentum of each layer and the batch's
+        # statistics, whatever the class of the layer.
         if not batches:
             from_one = after_a_step(x, tf.constant(1.0))
             momenta = [one - zero for one, zero in zip(from_one, from_zero, strict=True)]

@@ -27,9 +27,9 @@ class BitBudget(keras.callbacks.Callback):
     `val_loss` rises with the price: compare epochs by `EarlyStopping("val_task_loss", mode="min")`.
 
     Sizes are those of the weights, except bit operations; the bits of activations follow the price.
-    At the start of each
-    `fit` the bits are unfrozen. If a callback restores weights at the end of training, as
-    `EarlyStopping` may, put the budget after it, because the budget restores the integers.
+    At the start of each `fit` the bits are unfrozen. If a callback restores weights at the end of
+    training, as `EarlyStopping` may, put the budget after it, because the budget restores the
+    integers.
 
     Args:
         target_bits: Mean bits per weight, over all quantized kernels.
@@ -52,11 +52,11 @@ class BitBudget(keras.callbacks.Callback):
             `max_accuracy_drop`, which sets the price by the accuracy at the start of each epoch.
         update_freq: Number of batches between two updates of the price, at most an epoch. Not
             used with `max_accuracy_drop`.
-        start: Example inputs, some hundred, in the forms that `keras_learnbits.quantize` takes. If
-            given, training begins at the target: before the first epoch bits are set to those that
-            `quantize` would allocate, weights are trained at about the widths that they keep,
-            and no width changes by more than a bit when bits are frozen.
-            By default the size decreases from the model's initial one.
+        start: Example inputs, a few hundred, in the forms that `keras_learnbits.quantize` takes.
+            If given, training begins at the target: before the first epoch bits are set to those
+            that `quantize` would allocate, weights are trained near their final widths, and no
+            width changes by more than one bit when bits are frozen. By default the size decreases
+            from the model's initial one.
 
     Raises:
         ValueError: Not exactly one target is given; a target is not a positive number;
@@ -121,7 +121,7 @@ class BitBudget(keras.callbacks.Callback):
         if start is None and self.target.frozen_from_start:
             raise ValueError(
                 f"`{self.target.name}` allocates bits from measurements before the first step: "
-                "give `start`, some hundred example inputs. Received: start=None"
+                "give `start`, a few hundred example inputs. Received: start=None"
             )
         check_number("by", by, 0, below=1)
         check_number("update_freq", update_freq, 1, integer=True)
@@ -135,7 +135,7 @@ class BitBudget(keras.callbacks.Callback):
         self._plan = self.model.fit_plan
         if self._plan.budget is not None:
             raise ValueError(
-                "A `fit` takes one `BitBudget`, because two would steer the same price. "
+                "A `fit` takes one `BitBudget`, because two would set the same price. "
                 "Received: `callbacks` with two"
             )
         check_finite_weights(self.model, "`BitBudget`")
@@ -172,7 +172,7 @@ class BitBudget(keras.callbacks.Callback):
         self.target.begin_at_target()
 
     def _freeze_at_target(self, resumed):
-        """Freezes the bits at those that measurements allocate, or at those of before."""
+        """Allocates bits from measurements and freezes them; a resumed training keeps its bits."""
         if not (resumed and self.keep()):
             self._start_at_target()
             self.keep()

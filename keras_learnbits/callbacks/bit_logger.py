@@ -4,9 +4,11 @@ import os
 
 import keras
 import tensorflow as tf
-from tensorboard.plugins.custom_scalar import layout_pb2, summary
 
 from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensors, unique_names
+
+# Name of the chart of all layers in TensorBoard.
+CHART = "bit-width [bits]"
 
 
 class BitLogger(keras.callbacks.Callback):
@@ -20,15 +22,17 @@ class BitLogger(keras.callbacks.Callback):
         update_freq: `"epoch"`, or the number of batches between two entries. With a number,
             batch logs have the bits too, so that `TensorBoard(update_freq=...)` with the same
             number draws them over steps, and `steps` and `bits` are recorded.
-        log_dir: Directory of the `TensorBoard` callback. The tab "Custom Scalars" then shows the
-            bits of all layers in one chart. None for a separate curve of each layer only.
+        log_dir: Directory of the `TensorBoard` callback. TensorBoard then shows the bits of all
+            layers in one chart, `bit-width [bits]`, over training steps. Each layer is a separate
+            run `bits/<layer>`, because a chart draws one curve per run. With None there are only
+            separate charts per layer.
 
     Attributes:
         names: Names of the quantized kernels, then of the activations.
         steps: List of the training steps at which bits were recorded. They are counted from the
             first epoch, also if an interrupted training is resumed (`initial_epoch`,
             `BackupAndRestore`) and the number of batches is known.
-        bits: List of a list of latent bit-widths for each of these steps.
+        bits: List with one list of latent bit-widths for each of these steps.
 
     Raises:
         ValueError: `update_freq` is neither `"epoch"` nor a positive integer.
@@ -55,10 +59,12 @@ class BitLogger(keras.callbacks.Callback):
         self.log_dir = log_dir
         self.names, self.steps, self.bits = [], [], []
         self._epoch_start = self._step = 0
+        self._writers = {}
 
-    def on_train_begin(self, logs=None):
-        if self.log_dir is not None:
-            write_bit_chart(os.path.join(self.log_dir, "train"))
+    def on_train_end(self, logs=None):
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self._step:  # a resumed training begins at a later epoch
@@ -93,21 +99,16 @@ class BitLogger(keras.callbacks.Callback):
         if not self.steps or self.steps[-1] != self._step:
             self.steps.append(self._step)
             self.bits.append(bits)
+            if self.log_dir is not None:
+                self._draw(bits)
         if logs is not None:
             logs.update({f"bits/{n}": b for n, b in zip(self.names, bits, strict=True)})
 
-
-def write_bit_chart(directory):
-    """Writes a layout for TensorBoard: one chart with the bits of all layers.
-
-    Args:
-        directory: Directory of the logs of `BitLogger`.
-
-    Source: https://github.com/tensorflow/tensorboard/tree/master/tensorboard/plugins/custom_scalar
-    """
-    curves = layout_pb2.MultilineChartContent(tag=["(epoch|batch)_bits/.*"])
-    chart = layout_pb2.Chart(title="bit-width of each layer [bits]", multiline=curves)
-    category = layout_pb2.Category(title="keras_learnbits", chart=[chart])
-    layout = summary.pb(layout_pb2.Layout(category=[category]))
-    with tf.summary.create_file_writer(directory).as_default(step=0):
-        tf.summary.experimental.write_raw_pb(layout.SerializeToString())
+    def _draw(self, bits):
+        """Adds a point to each layer's curve in the chart of all layers."""
+        for name, each in zip(self.names, bits, strict=True):
+            if name not in self._writers:
+                directory = os.path.join(self.log_dir, "bits", name)
+                self._writers[name] = tf.summary.create_file_writer(directory)
+            with self._writers[name].as_default(step=self._step):
+                tf.summary.scalar(CHART, each)

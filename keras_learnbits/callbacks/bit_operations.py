@@ -13,9 +13,8 @@ from keras_learnbits.layers.discovery import quantized_kernels, unique_names
 class BitOperationsTarget(SizeTarget):
     """Bit operations of one example: MACs times bits of the weights times bits of the inputs.
 
-    Bits of weights and of activations are allocated together, exactly. In training they do not
-    move: the price of a bit, which moves them, is one per weight or per value, and not one per
-    operation.
+    Bits of weights and of activations are allocated together, exactly. Training does not change
+    them, because the price that would move them is one per weight or value, not per operation.
     """
 
     name, unit = "target_bit_operations", "bit operations per example"
@@ -46,7 +45,7 @@ class BitOperationsTarget(SizeTarget):
         self._check(lowest, model)
 
     def allocate_by(self, model, tensors, losses):
-        """As `SizeTarget.allocate_by`, for kernels and activations."""
+        """Like `SizeTarget.allocate_by`, but for kernels and activations."""
         self._find(model)
         groups = self._groups(model, tensors, losses)
         options = [group_options(group.kernel_losses, group.macs, group.input_losses)
@@ -65,7 +64,7 @@ class BitOperationsTarget(SizeTarget):
     def _check(self, smallest, model):
         if smallest > self.limit(model):
             raise ValueError(
-                f"`{self.name}` must be within what the lowest bit-widths reach: {smallest} "
+                f"`{self.name}` must be feasible; the lowest bit-widths reach: {smallest} "
                 f"{self.unit}. Received: {self.name}={self.value}"
             )
 
@@ -129,12 +128,12 @@ class _Group(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Widths of one activation and its kernels of which no other has less cost and less loss.
+    """Pareto-optimal combinations of widths, of one activation and the kernels that read it.
 
     Attributes:
         costs: Integers, ascending.
         losses: Floats, descending.
-        widths: Shape `(options, 1 + kernels)`, of the activation and of each kernel.
+        widths: Integers of shape `(options, 1 + kernels)`, first the width of the activation.
     """
 
     costs: np.ndarray
@@ -143,7 +142,7 @@ class Options(NamedTuple):
 
 
 def group_options(kernel_losses, macs, input_losses):
-    """All widths of an activation and of the kernels that read it that may be part of an optimum.
+    """Combinations of widths, of an activation and the kernels that read it, that can be optimal.
 
     Args:
         kernel_losses: List of arrays, the loss at 1, 2, ... bits for each kernel; `inf` forbids a
@@ -187,7 +186,7 @@ def group_options(kernel_losses, macs, input_losses):
 
 
 def _best(costs, losses, widths):
-    """`Options` without those that others are better than."""
+    """`Options` without the dominated ones."""
     order = np.lexsort((losses, costs))
     before = np.minimum.accumulate(np.append(np.inf, losses[order][:-1]))
     order = order[losses[order] < before]

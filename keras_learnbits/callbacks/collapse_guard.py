@@ -16,10 +16,10 @@ class CollapseGuard(keras.callbacks.Callback):
     It warns once for each layer and finding.
 
     Args:
-        action: Further action on a finding: `"warn"`, none; `"raise_bits"`, adds one bit to the
-            layer unless bits are frozen; `"stop"`, ends the training.
+        action: Reaction to a finding: `"warn"` only warns; `"raise_bits"` also adds one bit to the
+            layer, unless bits are frozen; `"stop"` also ends the training.
         max_error: Highest relative quantization error `||q - W||^2 / ||W||^2` that is not reported.
-            At 1 bit it is 0.36 for Gaussian weights; at 1 nothing is left of the weights.
+            For Gaussian weights it is 0.36 at 1 bit; if all weights are rounded to 0, it is 1.
         max_saturation: Highest share of saturated weights that is not reported. A weight is
             saturated if it is more than half a step below the lowest or above the highest level.
         bounds: Whether to report layers whose bits are at `min_bits` or `max_bits`. This is
@@ -92,9 +92,9 @@ class CollapseGuard(keras.callbacks.Callback):
         layer = kernel.layer
         if self.bounds and layer.min_bits < layer.max_bits:
             if latent <= layer.min_bits:
-                yield "bound", f"sits on its lowest bit-width, min_bits={layer.min_bits}."
+                yield "bound", f"is at its lowest bit-width, min_bits={layer.min_bits}."
             if latent >= layer.max_bits:
-                yield "bound", f"sits on its highest bit-width, max_bits={layer.max_bits}."
+                yield "bound", f"is at its highest bit-width, max_bits={layer.max_bits}."
 
     def _warn(self, kernel):
         """Does nothing: there was a warning already."""

@@ -15,17 +15,18 @@ class FreezeBits(keras.callbacks.Callback):
     model's `bit_gradient` does not predict losses.
 
     At the start of each `fit` the bits are unfrozen. At its end they are frozen, also if it stops
-    early (but not if `at` is an integer of all epochs or more); put `EarlyStopping` before this
-    callback if it restores weights. A `fit` that resumes an interrupted training (`initial_epoch`,
-    `BackupAndRestore`) after the time of the freeze keeps bits that were frozen, unless a
-    `BitBudget` does not permit them. Without this callback, frozen bits stay frozen.
+    early; they stay unfrozen only if `at` is an integer not below the number of epochs, and all
+    epochs were trained. Put `EarlyStopping` before this callback if it restores weights. A `fit`
+    that resumes an interrupted training (`initial_epoch`, `BackupAndRestore`) after the time of the
+    freeze keeps bits that were frozen, unless a `BitBudget` does not permit them. Without this
+    callback, frozen bits stay frozen.
 
     Args:
         at: Time of the freeze: a fraction of the epochs (a float below 1), which leaves at least
             the last epoch frozen, or the number of epochs before it (an integer). With a fraction
             and a single epoch, bits are frozen when training is over.
         quantization_reg: Weight of the quantization error in the last epoch of this `fit`. From
-            the freeze on it increases linearly from that of `compile`. This damps weights that
+            the freeze on it increases linearly from the compiled one. This damps weights that
             oscillate between two levels (arXiv 2203.11086). None keeps the weight constant.
         batch_norm_data: Dataset of batches of inputs, or of tuples `(inputs, ...)`, from which the
             moving statistics of batch normalization are estimated before the last validation, and

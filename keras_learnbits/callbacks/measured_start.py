@@ -1,4 +1,4 @@
-"""Bit-widths to begin a training at, allocated from measurements on example inputs."""
+"""Initial bit-widths for training, allocated from measurements on example inputs."""
 
 import numpy as np
 
@@ -18,16 +18,16 @@ from keras_learnbits.layers.discovery import learner_of, quantized_kernels
 
 
 def start_at_measured_widths(model, target, data):
-    """Sets bit-widths within a target that move the outputs of the model least.
+    """Sets the bit-widths within a target that change the outputs of the model least.
 
-    They are those of `keras_learnbits.quantize`: one kernel at a time is rounded to each width. The
-    float kernels stay; scales are fitted to the new widths. Kernels that are not trained keep bits
-    and scales.
+    They are those of `keras_learnbits.quantize`, which rounds one kernel at a time to each width.
+    Float kernels do not change; scales are fitted to the new widths. Kernels that are not trained
+    keep their bits and scales.
 
     Args:
         model: A built model that learns its bits.
         target: `SizeTarget`.
-        data: Example inputs, as for `read_examples`.
+        data: Example inputs, in the forms that `read_examples` takes.
     """
     learner = learner_of(model)
     examples = measured_rows(read_examples(data, learner, MOST_EXAMPLES, seed=0))

@@ -10,8 +10,9 @@ from keras_learnbits.layers.discovery import kernels_among, quantized_kernels
 from keras_learnbits.numerics import grids
 
 WIDTHS = np.arange(grids.MIN_BITS, grids.MAX_BITS + 1)
-# Share of the target from which on a smaller model is close enough, and the price is kept. Else the
-# price would change at each update, because integer bit-widths rarely meet a target exactly.
+# If the size is between this share of the target and the target, it is close enough, and the price
+# is kept. Otherwise the price would change at each update, because integer widths rarely meet a
+# target exactly.
 SLACK = 0.97
 
 
@@ -62,8 +63,8 @@ class SizeTarget(Target):
         value: Number, the target.
 
     Attributes:
-        name: Name of the target in errors.
-        unit: Unit of `value` in errors; by default the name without `target_`.
+        name: Name of the target in error messages.
+        unit: Unit of `value` in error messages; by default the name without `target_`.
     """
 
     name = "target"
@@ -93,7 +94,7 @@ class SizeTarget(Target):
         return 0
 
     def describe(self, model, size):
-        """A size in the unit of `value`, for errors; rounded so that the model can meet it."""
+        """A size in the unit of `value`, rounded so that the model can meet it, for messages."""
         return size
 
     def permits(self, model):
@@ -104,18 +105,18 @@ class SizeTarget(Target):
         self._count(model)
 
     def begin_at_target(self):
-        """Notes that bits were set to the target, and are to stay near it from the first step.
+        """Records that bits have been set to the target, so that they stay near it.
 
-        At the end they are allocated within one bit of where training brought them: weights were
-        trained at these widths, and losses are measured there.
+        The final allocation is then within one bit of the widths that training has reached, because
+        weights were trained and losses were measured there.
         """
         self._at_target = True
 
     def steer(self, model, progress, by):
         # The schedule begins at the size and time at which this training begins or is resumed.
         size, since = self._start = self._start or (self._total(model), progress)
-        # A layer that was not probed yet is predicted from all others. Away from the target that
-        # would not do for the price; at the target the compiled price would move bits away.
+        # A layer that was not probed yet is predicted from all others, which is too inaccurate for
+        # the price. At the target it is used nevertheless: the compiled price would move bits away.
         if not model.losses_are_known and not self._at_target:
             return
         self._count(model)
@@ -142,7 +143,7 @@ class SizeTarget(Target):
         return predicted_losses(model)
 
     def allocate_by(self, model, kernels, losses):
-        """As `allocate`, for given losses.
+        """Like `allocate`, but for given losses.
 
         Args:
             model: The model.
@@ -158,10 +159,10 @@ class SizeTarget(Target):
         return {k: int(WIDTHS[choice]) for k, choice in zip(kernels, choices, strict=True)}
 
     def _count(self, model):
-        """Computes sizes for the losses that the model predicts.
+        """Computes the sizes of the kernels whose losses the model predicts.
 
         Returns:
-            As `predicted_losses`.
+            The results of `predicted_losses`.
         """
         kernels, losses = predicted_losses(model)
         self._measure(model, kernels, losses)
@@ -176,7 +177,7 @@ class SizeTarget(Target):
         if smallest > self._limit:
             unit = self.unit or self.name.removeprefix("target_")
             raise ValueError(
-                f"`{self.name}` must be within what the lowest bit-widths reach: "
+                f"`{self.name}` must be feasible; the lowest bit-widths reach: "
                 f"{self.describe(model, smallest)} {unit}. "
                 f"Received: {self.name}={self.value}"
             )
@@ -282,7 +283,7 @@ def price_at(prices, step):
     """A price at which an allocation of the descent is the best one.
 
     Args:
-        prices: Array of the prices from which on each allocation is the best one.
+        prices: Array of the lowest prices at which each allocation is the best one.
         step: Index of the allocation.
     """
     # In the middle, so that small errors of the predicted losses do not change the allocation.

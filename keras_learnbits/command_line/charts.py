@@ -3,7 +3,7 @@
 import html
 
 HEIGHT = 100
-# Bits that the axis has at least, so that narrow layers look narrow.
+# Smallest range of the axis in bits, so that bars of low bit-widths are short.
 LOWEST_AXIS = 4
 
 

@@ -1,4 +1,4 @@
-"""Which examples calibrate a model, and which measure its accuracy."""
+"""Splits examples into those that calibrate a model and those that measure its accuracy."""
 
 from typing import Any, NamedTuple
 

@@ -14,7 +14,7 @@ PACKED = "model.safetensors"
 # What each file is for, in the order in which they are written.
 PURPOSES = {
     "model.keras": "Keras, to evaluate and train on: float weights and the optimizer's state",
-    PACKED: "the packed file: weights at their own bit-widths; read by load_packed_model or NumPy",
+    PACKED: "the packed file: weights at the bit-width of each layer; read by load_packed or NumPy",
     "model.tflite": "LiteRT (TensorFlow Lite), in 8-bit arithmetic",
     "model.onnx": "onnxruntime and other runtimes",
     "circuit.keras": "hls4ml and alkaid: plain Keras layers and fixed-point activations",
@@ -75,7 +75,7 @@ def _reason_to_skip(write, path):
             write(path)
     except OSError:  # such as a full disk, which concerns all files
         raise
-    except Exception as error:  # converters raise classes of their own; other files are kept
+    except Exception as error:  # converters raise custom classes; the other files are kept
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
         kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "

@@ -1,9 +1,8 @@
 """A folder that is written as a whole, or not at all."""
 
-import contextlib
 import os
-import shutil
-import uuid
+
+from keras_learnbits.export._files import directory_written_as_a_whole
 
 
 def check_free(path, overwrite, names):
@@ -35,50 +34,19 @@ def check_free(path, overwrite, names):
         )
 
 
-@contextlib.contextmanager
 def new_folder(path, overwrite, names):
     """A folder that takes its name when it is complete.
-
-    Files go to a temporary folder next to it, which is renamed at the end of the `with` block.
-    After an error or an interruption no file is left, and an old folder is unchanged.
 
     Args:
         path: Path of the folder.
         overwrite: Whether it may replace a folder with files in it.
         names: Set of the names of files that may be replaced.
 
-    Yields:
-        Path of the temporary folder.
-
-    Raises:
-        FileExistsError: As by `check_free`, also of files that appear in the meantime.
+    Returns:
+        Context manager that yields the path of a temporary folder. At its end it raises a
+        FileExistsError as `check_free` does, also because of files that appeared in the meantime.
     """
-    # A rename would replace a symbolic link itself, so follow it first.
-    path = os.path.realpath(path)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    os.makedirs(temporary)
-    try:
-        yield temporary
-        check_free(path, overwrite, names)
-        _replace(temporary, path)
-    except BaseException:  # also an interrupt by the user
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _replace(temporary, path):
-    """Renames a folder, and removes the one that had its name."""
-    if not os.path.exists(path):
-        os.rename(temporary, path)
-        return
-    old = f"{path}.{uuid.uuid4().hex}.old"
-    os.rename(path, old)
-    try:
-        os.rename(temporary, path)
-    except BaseException:
-        os.rename(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    return directory_written_as_a_whole(path, lambda path: check_free(path, overwrite, names))
 
 
 def _some(names):

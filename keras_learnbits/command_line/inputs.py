@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 
 ARRAY_FILES = (".npy", ".npz")
-# Images of a folder that are read without labels: more than `quantize` keeps are of no use.
+# Largest number of images that are read from a folder without labels: `quantize` keeps no more.
 MOST_IMAGES = 8192
 COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
 
@@ -26,7 +26,7 @@ def read_inputs(argument, path, model, scale, in_order, seed):
         model: The Keras model.
         scale: Number that all values are multiplied by, or None.
         in_order: Whether all examples are needed in their order, because labels belong to them.
-        seed: Integer, of the draw of images from a folder without labels.
+        seed: Integer, the seed of the random choice of images from a folder without labels.
 
     Returns:
         Structure of arrays, as the model takes it.
@@ -62,7 +62,7 @@ def read_labels(path):
 
 def _load(argument, path):
     try:
-        # Mapped into memory, so that of a large file only the rows in use are read.
+        # Mapped into memory, so that only the rows in use of a large file are read.
         return np.load(path, mmap_mode="r" if path.endswith(".npy") else None)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(

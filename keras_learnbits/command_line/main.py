@@ -22,7 +22,8 @@ def main(arguments=None):
         >>> main(["--version"])  # doctest: +SKIP
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    # TensorFlow reads it when it is first imported, and otherwise logs what the user cannot change.
+    # TensorFlow reads it when it is first imported. By default it logs messages that users of the
+    # command line cannot act on.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = make_parser()
     options = parser.parse_args(arguments)

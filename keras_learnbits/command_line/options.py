@@ -19,7 +19,7 @@ Give one target: --target_bits, --target_bytes, --target_compression, --target_b
 DATA = """\
 example inputs with the values that the model was trained on: a .npy file; an .npz file of one
 array, or of arrays named as the model's inputs; or a folder of images, which are resized to the
-model's input size and have values 0..255. Some hundred to some thousand examples are enough
+model's input size and have values 0..255. A few hundred to a few thousand examples are enough
 """
 
 
@@ -36,7 +36,7 @@ def make_parser():
     """The parser of the whole command line.
 
     Returns:
-        `argparse.ArgumentParser`; what it parses has an attribute `run`, a function of it.
+        `argparse.ArgumentParser`; parsed arguments have an attribute `run`, a function of them.
     """
     parser = OneLineParser(
         prog=PROGRAM, description="Quantizes Keras models to a bit-width per layer."
@@ -71,22 +71,23 @@ def _add_quantize(commands):
 
 def _add_targets(group):
     group.required = True
-    group.add_argument("--target_bits", type=float, help="mean bits per weight, not exceeded")
-    group.add_argument("--target_bytes", type=int, help="bytes of the packed model, not exceeded")
+    group.add_argument("--target_bits", type=float, help="largest mean bits per weight")
+    group.add_argument("--target_bytes", type=int, help="largest size of the packed model in bytes")
     group.add_argument(
-        "--target_compression", type=float, help="float bytes divided by packed bytes, at least"
+        "--target_compression", type=float, help="smallest ratio of float bytes to packed bytes"
     )
     group.add_argument(
         "--target_bit_operations",
         type=float,
-        help="multiply-accumulates times bits of weights times bits of inputs for one example, "
-        "not exceeded; needs --activations or --power_of_two, and chooses their bits, too",
+        help="largest number of bit operations for one example: multiply-accumulates times bits of "
+        "weights times bits of inputs; needs --activations or --power_of_two, and also chooses the "
+        "bits of layer inputs",
     )
     group.add_argument(
         "--max_accuracy_drop",
         type=float,
         help="find the smallest model whose accuracy is lower by at most this, such as 0.01; "
-        "needs --labels and takes some five times as long",
+        "needs --labels and takes about five times as long",
     )
 
 
@@ -108,14 +109,14 @@ def _add_settings(group):
     group.add_argument(
         "--activations",
         action="store_true",
-        help="quantize layer inputs to 8 bits, too, and write model.onnx and model.tflite for "
+        help="also quantize layer inputs to 8 bits, and write model.onnx and model.tflite for "
         "integer arithmetic throughout",
     )
     group.add_argument(
         "--power_of_two",
         action="store_true",
-        help="steps that are powers of two, for circuits; quantizes layer inputs as --activations "
-        "does, and writes circuit.keras for hls4ml and alkaid",
+        help="use steps that are powers of two, for circuits; also quantizes layer inputs, like "
+        "--activations, and writes circuit.keras for hls4ml and alkaid",
     )
     group.add_argument(
         "--scale",
@@ -132,8 +133,10 @@ def _add_settings(group):
         "--exclude", action="append", metavar="PATTERNS", help="names of layers not to quantize"
     )
     group.add_argument("--steps", type=int, help="training steps, 1000 by default; 0 for none")
-    group.add_argument("--batch_size", type=int, default=32, help="32 by default")
-    group.add_argument("--seed", type=int, default=0, help="0 by default")
+    group.add_argument(
+        "--batch_size", type=int, default=32, help="examples per training step, 32 by default"
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of random choices, 0 by default")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 

@@ -1,4 +1,4 @@
-"""`report.html`: what a quantization did, on one page without scripts or external resources."""
+"""`report.html`: the report of a quantization, one page without scripts or external resources."""
 
 import html
 
@@ -24,7 +24,7 @@ def report_page(summary):
         _header(summary),
         _section("Agreement with the float model", _agreement(summary)),
         _section("Bit-width of each layer", _widths(summary)),
-        _section("What a bit is worth", _worth(summary)),
+        _section("Effect of one bit more or fewer", _worth(summary)),
         _section("Files", _files(summary)),
         _section("How it was made", _making(summary)),
     ]
@@ -78,19 +78,17 @@ def _agreement(summary):
     if accuracy is not None:
         figures.append(("accuracy", f"{accuracy['quantized']:.2%}"))
         figures.append(("accuracy of the float model", f"{accuracy['float']:.2%}"))
-        explained += (
-            " Accuracy is the share of labelled examples that are classified as their labels say."
-        )
+        explained += " Accuracy is the share of labelled examples that are classified correctly."
         if "max_accuracy_drop" in summary["target"]:
             explained += (
-                " The size was chosen by these examples, so on new ones it may be a little lower."
+                " The size was chosen on these examples, so on new ones it may be a little lower."
             )
     warnings = "".join(f"<p><strong>Warning:</strong> {_text(w)}</p>" for w in summary["warnings"])
     return f"{warnings}{_figures(figures)}<p>{_text(explained)}</p>"
 
 
 def _held_out(examples):
-    """Number of examples that `quantize` measures movements on."""
+    """Number of examples on which `quantize` measures the change of the outputs."""
     return min(max(examples // 8, 1), 256)
 
 
@@ -137,15 +135,15 @@ def _worth(summary):
                 ("number", _change(MINUS, losses[width - 1], _loss_at(losses, width + 1))),
             )
         )
-    head = ("layer", "!bits", "!squared movement", "!with one bit fewer", "!with one bit more")
+    head = ("layer", "!bits", "!squared change", "!with one bit fewer", "!with one bit more")
     return (
-        "<p>The outputs' squared movement (100%: that of a model that always gives the mean "
-        "output) that each layer causes at its bit-width, and by how much it would rise with one "
-        "bit fewer in this layer or fall with one bit more.</p>\n"
+        "<p>The squared change of the outputs that each layer causes at its bit-width, relative to "
+        "the outputs' variance (100%: a model that always returns the mean output), and how much "
+        "it would rise with one bit fewer in this layer, or fall with one bit more.</p>\n"
         f"{_table(head, rows)}\n"
         '<p class="note">Measured before weights are trained, with all other layers at 16 bits; '
-        "above 5 bits each further bit is taken to divide the movement by four. A dash stands for "
-        "a bit-width that the layer cannot have.</p>"
+        "above 5 bits each further bit is assumed to divide it by four. A dash stands for a "
+        "bit-width that the layer cannot have.</p>"
     )
 
 
@@ -171,7 +169,7 @@ def _files(summary):
     ]
     packed = summary["files"][PACKED] - summary["packed_bytes"]
     return (
-        f"{_table(('file', '!bytes', 'for'), rows)}\n"
+        f"{_table(('file', '!bytes', 'purpose'), rows)}\n"
         f'<p class="note">Of the packed file, {packed:,} bytes are names and shapes.</p>'
     )
 
@@ -219,7 +217,7 @@ def _text(value):
 
 
 def _bytes(count):
-    """A number of bytes in the largest unit of which it has one."""
+    """A number of bytes as text, in the largest unit in which it is at least 1."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return (
@@ -231,7 +229,7 @@ def _bytes(count):
 
 
 def _percent(share):
-    """A share in percent with two digits at least, none of them an exponent."""
+    """A share in percent with at least two digits, without an exponent."""
     percent = 100 * share
     if percent == 0 or percent == 100:
         return f"{percent:.0f}%"

@@ -1,4 +1,4 @@
-"""The subcommand `quantize`: a model file and example inputs to a folder of small files."""
+"""The subcommand `quantize`: reads a model and example inputs, and writes a folder of files."""
 
 import datetime
 import json
@@ -53,7 +53,7 @@ def quantize_command(options):
 
 
 def _check_arguments(options):
-    """Raises an error for what can be known to be wrong without TensorFlow."""
+    """Raises an error for faults of the arguments that can be found without TensorFlow."""
     for argument in ("model", "data", "labels", "validation_data"):
         path = getattr(options, argument)
         if path is not None:
@@ -134,7 +134,7 @@ def _verbosity(options):
 
 
 def _summary(student, options, files, skipped, notes):
-    """What `report.json` holds and `report.html` shows: numbers, strings, lists, dictionaries."""
+    """The content of `report.json` and `report.html`: numbers, strings, lists, dictionaries."""
     table = student.quantization.table
     return {
         "model": student.name,

@@ -46,10 +46,10 @@ def copy_model(
         call_layer: Function of a copied layer and its arguments that calls the layer. By default
             the layer is called directly.
         inputs: Structure of symbolic inputs of the copy; by default `inputs_like(model)`.
-        classes: Classes of the copy of a functional and of a Sequential model.
+        classes: Pair of classes, for the copies of functional and of Sequential models.
         reuse_layers: Whether the copy may contain layers of the original.
-        same_weights: Whether the copy must have as many weights as the original. If not, layers may
-            have further weights after their own ones.
+        same_weights: Whether the copy must have as many weights as the original. If not, layers of
+            the copy may have additional weights after the copied ones.
 
     Returns:
         The copy, and a dictionary of layers to their copies, which includes the model.
@@ -79,9 +79,9 @@ class _GraphCopier:
     """Copies graphs of layers; a layer that several of them contain is copied once.
 
     Args:
-        replace_layer: As for `copy_model`.
-        call_layer: As for `copy_model`.
-        reuse_layers: As for `copy_model`.
+        replace_layer: Function of a layer, as for `copy_model`.
+        call_layer: Function of a copied layer and its arguments, as for `copy_model`.
+        reuse_layers: Whether the copy may contain layers of the original.
 
     Attributes:
         copies: Dictionary of layer to its copy.
@@ -132,12 +132,12 @@ class _GraphCopier:
 
 
 def _left_out(inputs, **ignored):
-    """What is called instead of a layer that is left out."""
+    """The function that is called instead of a layer that is left out."""
     return inputs
 
 
 def inputs_like(model):
-    """Symbolic inputs of the shapes, dtypes and names of those of a graph of layers."""
+    """New symbolic inputs with the shapes, dtypes and names of the inputs of a graph of layers."""
     return keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name, sparse=x.sparse),
         symbolic_inputs(model),
@@ -177,7 +177,7 @@ def weight_pairs(copies, same_weights=True):
 
     Args:
         copies: Dictionary of layer to its copy, as `copy_model` returns it.
-        same_weights: As for `copy_model`.
+        same_weights: Whether a copy must have as many weights as its layer.
     """
     for layer, copy in copies.items():
         if layer is not copy and not is_graph(layer):

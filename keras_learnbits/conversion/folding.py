@@ -27,20 +27,22 @@ DEPTHWISE = (L.DepthwiseConv1D, L.DepthwiseConv2D)
 def fold_batch_norm(model):
     """A copy of a model in which batch norms are part of the layers before them.
 
-    In inference a batch norm multiplies each channel by a constant and adds another. After a dense
-    layer or a convolution, kernel and bias can have these constants: the copy makes the same
-    predictions with fewer operations. It has no batch statistics to train, so fold a model that is
-    trained already. Kernels of `LearnedScaleQuantizer` with a scale per channel keep their codes.
-    The scales of other learned-bit layers are fitted to the new kernels, which changes predictions.
+    In inference a batch norm multiplies each channel by a constant and adds another one. After a
+    dense layer or a convolution, kernel and bias can absorb these constants: the copy makes the
+    same predictions with fewer operations. It has no batch statistics to train, so fold a model
+    that is trained already. Kernels of `LearnedScaleQuantizer` with a scale per channel keep their
+    codes. The scales of other learned-bit layers are fitted to the new kernels, which changes
+    predictions.
 
-    A batch norm is folded if it directly follows such a layer, of Keras's own class, which has no
-    activation and no constraint, and nothing else reads the output of that layer. All others stay.
+    A batch norm is folded if it directly follows such a layer of a class of Keras or this library
+    (not a subclass), which has no activation and no constraint, and nothing else reads the output
+    of that layer. All other batch norms are copied.
 
     Args:
         model: A built Sequential or functional model, of Keras or learned-bit layers.
 
     Returns:
-        A new model, not compiled. Layers have the names of those of `model`.
+        A new model, not compiled. Its layers have the names of the layers of `model`.
 
     Raises:
         ValueError: The model is not built, or has a custom `call`.
@@ -121,7 +123,7 @@ def foldable(model):
 
 
 def _scales_channels(layer, norm):
-    """Whether a layer's kernel can have the factors of the batch norm that follows it.
+    """Whether a layer's kernel can absorb the factors of the batch norm that follows it.
 
     Args:
         layer: The layer.
@@ -144,7 +146,7 @@ def _scales_channels(layer, norm):
 
 
 def _fold(layer, norm, copy):
-    """Sets the weights of the copy of a layer to those of the layer with a batch norm."""
+    """Sets the weights of a layer's copy to those of the layer and its batch norm together."""
     mean, variance, gamma, beta = (
         np.asarray(each, "float64") if each is not None else neutral
         for each, neutral in (

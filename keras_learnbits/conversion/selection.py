@@ -60,10 +60,9 @@ class Selection:
         """What each layer with weights was converted to, or the reason why it was not.
 
         Args:
-            conversions: Dictionary of each converted layer to a string, what became of it.
+            conversions: Dictionary of each converted layer to a string, the result.
             activations: List of the inserted `LearnedBitActivation`s.
-            sizes: Tuple of the number of weights with learned bits and that of all weights, or
-                None.
+            sizes: Tuple of two numbers, of weights with learned bits and of all weights; or None.
             notes: Iterable of further strings.
 
         Returns:
@@ -75,8 +74,14 @@ class Selection:
             if weights:
                 conversion = conversions.get(layer, f"left: {reason}")
                 rows.append((self.names[layer], type(layer).__name__, weights, conversion))
-        rows += [(layer.name, "", 0, f"{type(layer).__name__} put in") for layer in activations]
+        rows += [(layer.name, "", 0, f"inserted {type(layer).__name__}") for layer in activations]
         return ConversionReport(rows, sizes, notes)
+
+
+# The line that explains the columns of a printed report.
+LEGEND = (
+    "conversion: the new class, or why the layer is not converted; weights: number of parameters"
+)
 
 
 class ConversionReport:
@@ -98,7 +103,8 @@ class ConversionReport:
 
     def __str__(self):
         body = [(path, kind, what, f"{weights:,}") for path, kind, weights, what in self.rows]
-        lines = [aligned_table([[("layer", "type", "conversion", "weights")], body], left=3)]
+        head = ("layer", "type", "conversion", "weights")
+        lines = [aligned_table([[head], body], left=3), LEGEND]
         if self.learned_weights is not None:
             share = self.learned_weights / (self.learned_weights + self.float_weights)
             lines.append(
@@ -110,7 +116,7 @@ class ConversionReport:
     __repr__ = __str__
 
 
-# Methods that a learned-bit model defines. Those of a custom class are lost in the conversion.
+# Methods that a learned-bit model defines. The conversion does not keep those of a custom class.
 REPLACED = (
     "train_step",
     "test_step",
@@ -124,7 +130,7 @@ REPLACED = (
 
 
 def left_behind(model):
-    """Notes for the report: custom methods of a model that its conversion does not have."""
+    """Notes for the report: custom methods of a model that the conversion does not keep."""
     # `getattr_static` finds properties such as `metrics` without calling them.
     names = [
         name
@@ -136,7 +142,7 @@ def left_behind(model):
     ]
     if not names or isinstance(model, LearnedBitTraining):
         return []
-    return [f"left behind: {', '.join(names)} of class {type(model).__name__}"]
+    return [f"not kept: {', '.join(names)} of class {type(model).__name__}"]
 
 
 def _selected(chains, items, argument):
@@ -145,7 +151,7 @@ def _selected(chains, items, argument):
     for item in items if isinstance(items, list | tuple | set) else [items]:
         matches = _matcher(item, argument)
         hits = {layer for layer, chain in chains.items() if chain and matches(layer, chain)}
-        # A function may well select nothing; in a name that is a mistake.
+        # A function may select nothing, but a name that matches nothing is a mistake.
         if not hits and isinstance(item, str | type | keras.layers.Layer):
             raise ValueError(
                 f"`{argument}` must name layers of the model. Received: {argument}={item!r}, "
@@ -182,7 +188,7 @@ def _reason_to_leave(chain, included, excluded):
         return "not built"
     if not kernels_of(layer):
         many = any(len(v.shape) > 1 for v in _own_variables(layer) if v.trainable)
-        return "its kind has no learned-bit twin" if many else "no kernel"
+        return "its class has no learned-bit twin" if many else "no kernel"
     if any(isinstance(holder, keras.layers.SpectralNormalization) for holder in chain):
         return "SpectralNormalization changes its kernel in every step"
     if layer in excluded:

@@ -59,7 +59,7 @@ def plain_copy(model, float32=False, activation_twin=None):
         bit-widths and scales, to the weight of the plain model.
 
     Raises:
-        ValueError: As for `to_keras`.
+        ValueError: The model cannot be converted, for the reasons of `to_keras`.
     """
     if not isinstance(model, keras.Model) or not model.built or not quantized_kernels(model):
         raise ValueError(
@@ -94,8 +94,8 @@ def _plain_subclassed(model):
     """The plain copy of a model with a custom `call`, without its quantized weights."""
     if not isinstance(model, LearnedBitSubclassed):
         raise ValueError(
-            "`to_keras` converts a model with a custom `call` only if `to_learned_bits` made it; "
-            f"it cannot replace the layers of others. Received: model={model.name!r}"
+            "`to_keras` converts a model with a custom `call` only if `to_learned_bits` made it, "
+            f"because it cannot replace layers in other `call`s. Received: model={model.name!r}"
         )
     plain = model.wrapper.plain_twin()
     build_copy(model.wrapper.layer, plain)

@@ -90,12 +90,12 @@ def to_learned_bits(
 
     Raises:
         ValueError: `power_of_two` is given with a `kernel_quantizer`, or with `copy=False` for a
-            model with batch norms to fold; the model is not built; there
-            is no layer to convert; a pattern or class in
-            `include` or `exclude` matches no layer; a layer to convert has integer weights or
-            LoRA; a layer is shared between models in a way that Keras cannot copy; `activations`
-            are given for a model with a custom `call`; a weight is NaN or infinite; layers share
-            weights in a way that a copy cannot; or the predictions of the copy differ.
+            model with batch norms to fold; the model is not built; there is no layer to convert; a
+            pattern or class in `include` or `exclude` matches no layer; a layer to convert has
+            integer weights or LoRA; a layer is shared between models in a way that Keras cannot
+            copy; `activations` are given for a model with a custom `call`; a weight is NaN or
+            infinite; layers share weights in a way that a copy cannot; or the predictions of the
+            copy differ.
 
     Examples:
         >>> model = keras.Sequential(
@@ -108,6 +108,7 @@ def to_learned_bits(
         hidden  Dense  LearnedBitDense       36
         head    Dense  left: excluded        10
         ---------------------------------------
+        conversion: the new class, or why the layer is not converted; weights: number of parameters
         32 weights (69.6%) with learned bits, 14 (30.4%) left float
     """
     _check_model(model, activations)

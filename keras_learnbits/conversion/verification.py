@@ -31,7 +31,7 @@ def check_conversion(model, converted, x=None):
     example, outputs = _first_that_runs(model, examples, given=x is not None)
     if outputs is None:
         return "not compared with the original, which took no random input: give `x`"
-    # A second run: a model that samples in inference does not even agree with itself.
+    # A second run differs if the model samples in inference.
     if _difference(outputs, _float_outputs(model, example)) > 0:
         return "not compared with the original, whose predictions are random"
     difference = _difference(outputs, _float_outputs(converted, example))
@@ -39,9 +39,9 @@ def check_conversion(model, converted, x=None):
     tolerance = max([1e-3, *(TOLERANCE.get(dtype, 0) for dtype in dtypes)])
     if difference > tolerance:
         raise ValueError(
-            "The copy predicts something else than the model. Perhaps a layer keeps state in a "
-            "`tf.Variable` or an array, which Keras does not copy: create it with `add_weight`. Or "
-            "a `get_config` does not return all arguments of `__init__`: add them. Or use "
+            "The copy must make the predictions of the model. If a layer keeps state in a "
+            "`tf.Variable` or an array, which Keras does not copy, create it with `add_weight`. If "
+            "a `get_config` does not return all arguments of `__init__`, add them. Or use "
             "`copy=False`, which does not copy layers. "
             f"Received: model={model.name!r}, with outputs that differ by {difference:.2g} times "
             "the largest"
@@ -57,7 +57,7 @@ def _first_that_runs(model, examples, given):
         except Exception as error:  # custom layers may raise anything
             if given:
                 raise ValueError(
-                    f"`x` must be what the model can be called with. Received: {error}"
+                    f"`x` must be an input that the model accepts. Received: {error}"
                 ) from error
     return None, None
 

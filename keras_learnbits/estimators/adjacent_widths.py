@@ -15,8 +15,8 @@ from keras_learnbits.estimators.decisions import (
 from keras_learnbits.layers.quantized_tensors import integer_widths
 from keras_learnbits.numerics import grids
 
-# Tiny gain that one more bit is always credited with, loss per weight and squared step, so that an
-# allocation spends the whole budget.
+# Every further bit is credited with at least this tiny gain, in loss per weight and squared step,
+# so that an allocation spends the whole budget.
 TRACE = 1e-12
 
 
@@ -26,7 +26,7 @@ class AdjacentWidths(BitGradient):
     Every `interval` steps they probe some layers: they measure the change of the loss with one bit
     fewer or with one more. The change of the squared quantization error is computed exactly. Means
     over the latest probes estimate each layer's *sensitivity* `s`, the loss per squared error,
-    which is shrunk towards that of all layers according to its noise
+    which is shrunk towards the mean of all layers according to its noise
     (`keras_learnbits.estimators.sensitivity`). The predicted change of the loss is `s` times the
     present change of the error. Each layer moves where that plus the change of the price is
     negative,
@@ -38,7 +38,7 @@ class AdjacentWidths(BitGradient):
     reverses direction only if the gain exceeds 0 by two standard errors of what its probes show,
     so noise alone rarely does it. Between two probes a layer moves at most two bits, because the
     extrapolation error grows about fourfold per bit. At fixed weights and sensitivities this ends
-    where no single bit's change improves the sum.
+    where no change by a single bit lowers the sum of loss and price.
 
     A subclass defines `probe`.
 
@@ -46,7 +46,7 @@ class AdjacentWidths(BitGradient):
         interval: Training steps from one probe to the next, an integer >= 1.
 
     Raises:
-        ValueError: `interval` is no integer, or below 1.
+        ValueError: `interval` is not an integer, or is below 1.
     """
 
     predicts_losses = True
@@ -88,7 +88,7 @@ class AdjacentWidths(BitGradient):
     def __call__(self, step):
         if not movable(step.tensors):
             return tf.zeros(len(step.tensors))
-        # Some of the layers at `build` may have been made untrainable since.
+        # Some of the layers that `build` received may have been made untrainable since.
         indices = [self.tensors.index(tensor) for tensor in step.tensors]
         due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
         # Computed outside of the branch, where the step has rounded all kernels already.
@@ -139,7 +139,7 @@ class AdjacentWidths(BitGradient):
         Returns:
             NumPy array of shape `(layers, 16)`: the loss at 1, 2, ... bits, relative to that at
             the present width; `inf` beyond a layer's bounds. The loss never rises with the bits:
-            where the prediction is flat, a further bit gains a trace of the squared error.
+            where the prediction is flat, a further bit still lowers it by a tiny amount.
         """
         statistics = self.statistics.read(range(len(self.tensors)))
         sensitivity, _ = sensitivity_of(statistics, squared_norms(self.tensors))
@@ -155,7 +155,7 @@ class _Rows:
 
     Args:
         kind: The class of the tuple.
-        add: Function of a name to a new variable.
+        add: Function from a name to a new variable.
     """
 
     def __init__(self, kind, add):

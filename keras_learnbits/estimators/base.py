@@ -9,10 +9,11 @@ import tensorflow as tf
 class BitStep:
     """What an estimator may read in a training step.
 
-    Losses are means over this replica's examples, without the price of the bits.
+    Losses are means over this replica's examples, without the price of the bits (`bit_reg` times
+    the penalty of the bits).
 
     Attributes:
-        tensors: List of the `QuantizedTensor`s whose bits are trained, `layers` of them.
+        tensors: List of the `QuantizedTensor`s whose bits are trained; `layers` is their number.
         kernel_gradients: Dictionary of tensor to the gradient of `loss_unit` times the loss with
             respect to its float kernel; None for an activation.
         bit_gradients: Dictionary of tensor to the gradient of `loss_unit` times the loss with
@@ -56,7 +57,7 @@ class BitStep:
     def loss_changes(self, shifts):
         """Measures how the loss on this batch changes at other bit-widths.
 
-        The model runs at these widths as this step ran it, with the same dropout.
+        The model runs at these widths in the same way as in this step, with the same dropout.
 
         Args:
             shifts: Integers to add to the bit-widths of `tensors`, shape `(cases, layers)`.
@@ -76,17 +77,17 @@ class BitGradient:
 
     A subclass defines `__call__`. If it has state, it creates variables in `build` and returns the
     arguments of its constructor from `get_config`; register it with
-    `keras.saving.register_keras_serializable` so that files can hold it. `probe_bits` needs
-    `predict`, too.
+    `keras.saving.register_keras_serializable` so that files can hold it. `probe_bits` also needs
+    `predict`.
 
     Attributes:
         predicts_losses: Whether `loss_table` predicts the loss at all integer bit-widths, as
             `AdjacentWidths` does; `BitBudget` needs that.
-        kernels_only: Whether it has no estimate for activations.
+        kernels_only: Whether it estimates gradients for kernels only, and not for activations.
         takes_bit_gradients: Whether it reads `BitStep.bit_gradients`, which are computed only
             then.
-        trains_float_kernels: Whether training steps take the task's loss at the float kernels;
-            by default at the quantized ones. `evaluate`, `predict` and exports always use the
+        trains_float_kernels: Whether training steps compute the task's loss with the float kernels
+            instead of the quantized ones. `evaluate`, `predict` and exports always use the
             quantized ones.
         compile_defaults: Dictionary of arguments of `compile` to their default values.
         bit_learning_rate: Step size of the default optimizer of the bits, in bits.

@@ -1,4 +1,4 @@
-"""From probes to decisions: pure functions of tensors with one row per layer."""
+"""Turns probes into decisions: pure functions of tensors with one row per layer."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Statistics(NamedTuple):
     """What the probes of each layer have shown, tensors of shape `(layers,)`.
 
     Attributes:
-        loss_changes: Running means of the loss changes, as `sensitivities` takes them.
+        loss_changes: Running means of the changes of the loss, as `sensitivities` takes them.
         error_changes: Running means of the changes of the squared errors.
         variances: Running means of `probe_variances`.
         weights: Running means of ones.
@@ -36,7 +36,7 @@ class Statistics(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What was decided for each layer, tensors of shape `(layers,)`.
+    """The latest decision for each layer, tensors of shape `(layers,)`.
 
     Attributes:
         directions: Latest gradient that was not 0.
@@ -67,11 +67,11 @@ def learned(old, changes, errors, measured, bits):
     """The statistics after a probe.
 
     Args:
-        old: `Statistics` before it.
+        old: `Statistics` before the probe.
         changes: Measured changes of the loss, shape `(layers, 2)`.
         errors: Changes of the squared errors, shape `(layers, 2)`.
-        measured: Which changes were measured, shape `(layers, 2)`.
-        bits: The bit-widths, shape `(layers,)`.
+        measured: Boolean tensor, which changes were measured, shape `(layers, 2)`.
+        bits: Bit-widths of the layers, shape `(layers,)`.
 
     Returns:
         `Statistics`.
@@ -93,13 +93,13 @@ def learned(old, changes, errors, measured, bits):
 
 
 def predicted(statistics, squared_norms, errors, bits):
-    """The changes of the loss that the statistics predict.
+    """Predicts the changes of the loss from the statistics.
 
     Args:
         statistics: `Statistics`.
-        squared_norms: Squared norms of what is quantized, shape `(layers,)`.
+        squared_norms: Squared norms of the quantized tensors, shape `(layers,)`.
         errors: Changes of the squared errors, shape `(layers, 2)`.
-        bits: The bit-widths, shape `(layers,)`.
+        bits: Bit-widths of the layers, shape `(layers,)`.
 
     Returns:
         `Prediction`; its noise is unbounded before a layer's third probe.
@@ -111,14 +111,14 @@ def predicted(statistics, squared_norms, errors, bits):
 
 
 def decided(prediction, price_changes, may_fall, may_rise, directions):
-    """1 for fewer bits, -1 for more, 0 to stay; a reversal must be certain.
+    """1 for fewer bits, -1 for more, 0 to stay; a reversal must exceed the noise.
 
     Args:
         prediction: `Prediction`.
-        price_changes: With one bit fewer and with one more, shape `(layers, 2)`.
-        may_fall: Where one bit fewer is allowed, shape `(layers,)`.
-        may_rise: Where one bit more is allowed, shape `(layers,)`.
-        directions: The latest moves, 1 or -1, or 0 if there was none, shape `(layers,)`.
+        price_changes: Changes of the price with one bit fewer and one more, shape `(layers, 2)`.
+        may_fall: Booleans, whether one bit fewer is allowed, shape `(layers,)`.
+        may_rise: Booleans, whether one bit more is allowed, shape `(layers,)`.
+        directions: Latest moves, 1 or -1, or 0 if there was none, shape `(layers,)`.
 
     Returns:
         Float32 tensor of shape `(layers,)`.
@@ -134,10 +134,10 @@ def adjacent_gradients(loss_changes, price_changes, may_fall, may_rise):
     """1 where one bit fewer lowers loss plus price, -1 where one more does, else 0.
 
     Args:
-        loss_changes: With one bit fewer and with one more, shape `(layers, 2)`.
-        price_changes: With one bit fewer and with one more, shape `(layers, 2)`.
-        may_fall: Where one bit fewer is allowed, shape `(layers,)`.
-        may_rise: Where one bit more is allowed, shape `(layers,)`.
+        loss_changes: Changes of the loss with one bit fewer and one more, shape `(layers, 2)`.
+        price_changes: Changes of the price with one bit fewer and one more, shape `(layers, 2)`.
+        may_fall: Booleans, whether one bit fewer is allowed, shape `(layers,)`.
+        may_rise: Booleans, whether one bit more is allowed, shape `(layers,)`.
 
     Returns:
         Float32 tensor of shape `(layers,)`.
@@ -155,5 +155,5 @@ def adjacent_gradients(loss_changes, price_changes, may_fall, may_rise):
 
 
 def sensitivity_of(statistics, squared_norms):
-    """Loss per squared error of each layer and its standard error, as `sensitivities`."""
+    """Loss per squared error of each layer and its standard error; see `sensitivities`."""
     return sensitivities(*statistics[:4], squared_norms)

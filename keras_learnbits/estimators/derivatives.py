@@ -9,10 +9,10 @@ from keras_learnbits.serialization import register
 
 
 class Derivative(BitGradient):
-    """Base class of the estimators that take a derivative by the bits for a whole bit's change."""
+    """Base class of the estimators that approximate the effect of one bit by a derivative."""
 
     def task_gradients(self, step):
-        """The derivatives without the price's, shape `(layers,)`."""
+        """Derivatives of the loss, without the price, shape `(layers,)`."""
         raise NotImplementedError
 
     def __call__(self, step):
@@ -33,19 +33,20 @@ class StraightThrough(Derivative):
 
 @register
 class Paper(Derivative):
-    """The published method: bits see the quantization error and the price, weights the task.
+    """The published method: bit-widths follow the gradient of quantization error plus price.
 
     With min-max grids (`MinMaxQuantizer`), step `d` and integer codes `Z`, held fixed,
 
         loss   task(W) + quantization_reg * sum 1/2 ||W~ - W||^2 + bit_reg * sum 2^B
         bits   dQ/dB = sum (W~ - W) * dd/dB * Z,    dd/dB = -ln(2) * d
 
-    The task's loss is taken at the float kernels `W`, which stay; the quantized ones, `W~`, are
-    what is evaluated and stored. The paper prints `-d` for `dd/dB` and `2^B` for the price's
-    derivative: `ln 2` is left out in both, so the sign is the same.
+    The task's loss is computed with the float kernels `W`. The quantized kernels `W~` are evaluated
+    and stored. The paper prints `-d` for `dd/dB` and `2^B` for the price's derivative: `ln 2` is
+    left out in both, so the sign is the same.
 
-    By default prices and penalties are the published ones, and bits move by whole bits. Its
-    schedule and dead zone depend on the learning rate of the weights: `experiments/recipes.py`.
+    By default prices and penalties are the published ones, and bits move by whole bits. The
+    published schedule and dead zone depend on the learning rate of the weights; see
+    `experiments/recipes.py`.
 
     Source: Raghavan et al., "BitNet: Bit-Regularized Deep Neural Networks", arXiv 1708.04788,
     equations 1, 2, 4 and 5.

@@ -13,8 +13,8 @@ class Measured(AdjacentWidths):
     A probe costs one forward pass, alternately at one bit fewer and at one bit more, in which all
     kernels are rounded again, and two passes over all kernels for the changes of their errors. It
     runs as the training step ran: with its dropout, and with the batch's statistics in batch
-    normalization. Layers take turns, so a net of `L` layers needs some `3 * L * interval` steps to
-    go from 8 bits to 2. With synchronized batch normalization a probe runs twice, in inference
+    normalization. Layers take turns, so a model of `L` layers needs about `3 * L * interval` steps
+    to go from 8 bits to 2. With synchronized batch normalization a probe runs twice, in inference
     mode, because replicas cannot communicate within `tf.cond`. Random numbers of `tf.random` differ
     from pass to pass: use `keras.random`.
     """

@@ -20,20 +20,20 @@ def sensitivities(loss_changes, error_changes, variances, weights, squared_norms
     """Loss per squared error of each layer, and its standard error.
 
     A probe is noisy, and a layer has few of them. So the estimate of a layer, the ratio `r` of the
-    running means of its probes with a standard error `e`, is shrunk towards that of all layers, as
-    in empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). What
-    layers have in common is the loss per *relative* error, `||q - W||^2 / ||W||^2`, because
-    rounding noise matters relative to the signal. In this unit, with `p` the ratio of the sums
-    over the layers, and `m` the mean of `max(r, 0)` with weights `1 / (p^2 + e^2)`, from which
-    layers differ by about `m`,
+    running means of its probes with a standard error `e`, is shrunk towards the mean of all, as
+    in empirical Bayes (Efron and Morris, "Stein's estimation rule and its competitors", 1973). The
+    quantity that is similar in all layers is the loss per *relative* error,
+    `||q - W||^2 / ||W||^2`, because rounding noise matters relative to the signal. In this unit,
+    with `p` the ratio of the sums over the layers, and `m` the mean of `max(r, 0)` with weights
+    `1 / (p^2 + e^2)`, from which layers are assumed to differ by about `m`,
 
         s = (m^2 r + e^2 m) / (m^2 + e^2)
 
     but never below 0. Before a layer's third probe it is `m`; before any probe, 0.
 
     The variance of a probe is assumed to be proportional to the squared error that it adds, as is
-    that of the remaining first-order term `g (q' - q)` of the batch. So probes at one width tell
-    the noise at others.
+    that of the remaining first-order term `g (q' - q)` of the batch. So the noise at other widths
+    follows from probes at one width.
 
     Args:
         loss_changes: Running means of the loss that a probe at fewer bits added, or that a probe
@@ -41,7 +41,7 @@ def sensitivities(loss_changes, error_changes, variances, weights, squared_norms
         error_changes: Running means of the changes of the squared errors, shape `(layers,)`.
         variances: Running means of `probe_variances`, from the second probe on.
         weights: Running means of ones, by which the other means are corrected for their start at 0.
-        squared_norms: Squared norms `||W||^2`.
+        squared_norms: Squared norms `||W||^2`, shape `(layers,)`.
 
     Returns:
         `s` and `e` per squared error, float32 tensors of shape `(layers,)`; `e` is `UNKNOWN`
@@ -85,13 +85,13 @@ def sensitivities(loss_changes, error_changes, variances, weights, squared_norms
 def probe_variances(loss_change, error_change, loss_changes, error_changes):
     """Variance of a probe per squared error, estimated from one more probe of each layer.
 
-    It is the squared difference of the probe from what the probes before predict. The estimate is
-    biased upwards, because the running mean is itself noisy: by half if widths stay, and threefold
-    if each probe is one bit lower.
+    It is the squared difference between the probe and the prediction of the earlier probes. The
+    estimate is biased upwards, because the running mean is itself noisy: by half if widths stay,
+    and threefold if each probe is one bit lower.
 
     Args:
-        loss_change: Loss change of the probe, shape `(layers,)`.
-        error_change: Its change of the squared error, shape `(layers,)`.
+        loss_change: Change of the loss in the probe, shape `(layers,)`.
+        error_change: Change of the squared error in the probe, shape `(layers,)`.
         loss_changes: Running means before this probe, as for `sensitivities`.
         error_changes: Running means before this probe, as for `sensitivities`.
 
@@ -104,12 +104,12 @@ def probe_variances(loss_change, error_change, loss_changes, error_changes):
 
 
 def updated(mean, new):
-    """A running mean that has begun at 0, after one more value."""
+    """A running mean, initially 0, after one more value."""
     return KEPT * mean + (1 - KEPT) * new
 
 
 def over_directions(loss_changes, error_changes):
-    """Changes with fewer bits less those with more: losses and errors, shape `(layers,)`.
+    """Changes with fewer bits minus changes with more: losses and errors, shape `(layers,)`.
 
     Weights adapt to their width: just after a change, fewer bits seem to cost more, and more bits
     to gain less, than after further training. Averaging both directions balances the two biases.

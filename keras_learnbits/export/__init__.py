@@ -1,1 +1,1 @@
-"""What leaves the library: `packed`, a file as small as `bit_table` says."""
+"""Writers of files: packed, LiteRT, ONNX and QONNX files, and hls4ml projects."""

@@ -1,4 +1,4 @@
-"""The grids of quantized activations, and an operator that converters know them by."""
+"""The grids of quantized activations, and an operator by which converters recognize them."""
 
 from typing import NamedTuple
 
@@ -46,15 +46,15 @@ def activation_grids(model):
 
 
 def fake_quantized(activation, zero_point, lowest):
-    """Function of a tensor that converters take for a `LearnedBitActivation`.
+    """Function of a tensor that converters recognize as a quantized activation.
 
-    Converters choose the integers of this operator by its range. It is that of 256 integers at the
-    step of the activation, of which it uses `2**bits`.
+    Converters derive integers from the range of its operator. So the range covers 256 integers at
+    the step of the activation, which uses `2**bits` of them.
 
     Args:
-        activation: The `LearnedBitActivation`.
-        zero_point: Function of an `ActivationGrid` to the integer of 0.
-        lowest: The lowest of the 256 integers.
+        activation: `LearnedBitActivation` that the function replaces.
+        zero_point: Function from an `ActivationGrid` to the integer that represents 0.
+        lowest: Integer, the lowest of the 256.
     """
     grid = grid_of(activation)
     integers = np.array([lowest, lowest + 255]) - zero_point(grid)

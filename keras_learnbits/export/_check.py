@@ -1,8 +1,8 @@
 """Runs an exported file in its runtime and compares its predictions with the model's.
 
-Converters fail silently now and then: they fix the size of a dimension that is open, as tf2onnx
-does in `TimeDistributed`, drop an activation behind a product, or round what they should not. So
-a file is tried on random examples before it takes its name.
+Converters sometimes fail silently: they fix the size of an open dimension, as tf2onnx does in
+`TimeDistributed`, drop an activation after a product, or round numbers that should stay exact. So a
+file is run on random examples before it gets its final name.
 """
 
 import warnings
@@ -12,38 +12,39 @@ import numpy as np
 
 from keras_learnbits.layers.traversal import layers_inside
 
-# A batch of one hides what does not depend on the example, and shows what drops axes of length 1.
+# A batch of 3 reveals outputs that do not depend on the example, and a batch of 1 reveals axes of
+# length 1 that were dropped.
 BATCH_SIZES = (3, 1)
-# For the other dimensions that are open. Models refuse sizes that are too small for their windows,
-# or that they cannot halve often enough; then the next ones are tried.
+# Sizes of the other open dimensions. A model refuses sizes that are too small for its windows, or
+# that it cannot halve often enough; then the next sizes are tried.
 SIZES = (5, 8, 16, 32, 64, 96, 128, 224)
-# Two programs for one formula sum in different orders and approximate `exp` and `tanh` in their own
-# ways, which changes each result by some units in the last place, 2**-24 of it. What that does to
-# the outputs depends on the model, so it is measured: inputs and kernels are changed by up to a
-# share of themselves, which is more than the rounding of any layer, and a file may be off by
-# `TIMES_MOVED` times what this moves the outputs. Right files of 60 small models were off by 0.2
-# times at most. The same share of the largest output is permitted in any case, and an absolute
-# 2**-22: sigmoids that saturate are exact to a unit in the last place of 1 only (onnxruntime gives
-# 0 for all below 2e-8).
+# Two programs for one formula sum in different orders and approximate `exp` and `tanh` differently,
+# which changes each result by some units in the last place (2**-24 of it). The effect on the
+# outputs depends on the model, so it is measured: inputs and kernels are changed by up to this
+# share of themselves, which is more than the rounding of any layer, and the outputs of a file may
+# differ by `TIMES_MOVED` times the resulting change. In correct files of 60 small models they
+# differed by at most 0.2 times this change. In addition, this share of the largest output is
+# tolerated, and an absolute 2**-22, because saturated sigmoids are exact only to a unit in the last
+# place of 1 (onnxruntime returns 0 for all values below 2e-8).
 FLOAT_ARITHMETIC = 2.0**-16
 # Integer arithmetic rounds the inputs of a layer to 8 bits of their range, by up to 2**-9 of the
-# largest. Most inputs are several times smaller than that, and inputs and kernels enter a product
-# alike, so kernels are changed by up to 2**-6 of themselves.
+# largest one. This is a larger share of most inputs, which are several times smaller, so inputs and
+# kernels are changed by up to 2**-6 of themselves.
 INT8_ARITHMETIC = 2.0**-6
 TIMES_MOVED = 4.0
 ABSOLUTE_TOLERANCE = 2.0**-22
-# Quantized activations round some value in thousands to the next level after such a change, which
-# moves an output by more; and on sizes that leave a window nothing, runtimes fail where TensorFlow
-# does not. A file that is wrong is so on all examples: it is refused after so many draws, of other
-# values and larger sizes, of which none agrees.
+# A correct file may fail on single examples: a quantized activation may round a value to the next
+# level, which changes an output by more than such a change of the inputs, and runtimes fail where
+# TensorFlow does not on sizes at which a window is empty. A wrong file fails on all examples. So a
+# file is refused only if it fails in this many draws, of different values and of larger sizes.
 DRAWS = 3
 
 
 def check_file(path, function, load, arithmetic=FLOAT_ARITHMETIC):
-    """Raises a ValueError if a file does not predict what its model does.
+    """Raises a ValueError if the predictions of a file differ from its model's.
 
-    It runs on two batch sizes, and on two sizes of the dimensions that are open, if there are any.
-    Where no inputs can be drawn that the model accepts, there is a warning and no check.
+    The file runs on two batch sizes, and on two sizes of the open dimensions, if there are any. If
+    the model accepts none of the inputs that are drawn, there is a warning and no check.
 
     Args:
         path: Path of the file.
@@ -74,14 +75,14 @@ def check_file(path, function, load, arithmetic=FLOAT_ARITHMETIC):
 
 
 def _fault(path, function, load, tried, arithmetic):
-    """What a file does wrong with examples, in words; None if nothing."""
+    """A description of how the predictions of a file are wrong; None if they are right."""
     shapes = [[each.shape for each in inputs] for inputs, _ in tried]
     try:
         run = load(path)
         found = [run(inputs) for inputs, _ in tried]
     except ImportError:
         raise
-    except Exception as error:  # runtimes have exceptions of their own
+    except Exception as error:  # runtimes raise custom exceptions
         said = str(error).strip().partition("\n")[0][:300]
         return f"whose file fails on inputs of shapes {shapes}: {said}"
     moved = [_moved(function, inputs, arithmetic) for inputs, _ in tried]
@@ -97,13 +98,13 @@ def _fault(path, function, load, tried, arithmetic):
 
 
 def examples(model, specs, predict, seed=0):
-    """Random inputs that a model accepts, and what it predicts for them.
+    """Random inputs that a model accepts, and its predictions for them.
 
     Args:
-        model: The model, whose embeddings say which indices are valid.
+        model: A Keras model; its embeddings determine which indices are valid.
         specs: List of `tf.TensorSpec` of its inputs.
         predict: Function of a list of arrays to a list of arrays, the predictions.
-        seed: Integer below `DRAWS`; other examples for another one, of other sizes.
+        seed: Integer below `DRAWS`, which determines the values and the sizes.
 
     Returns:
         List of at most two pairs of inputs and predictions; fewer if no dimension is open, or if
@@ -114,8 +115,8 @@ def examples(model, specs, predict, seed=0):
     tables = [layer.input_dim for layer in layers_inside(model)
               if isinstance(layer, keras.layers.Embedding)]  # fmt: skip
     valid = min(tables, default=2)
-    # Where no input is of integers, floats may be the indices; and indices may be of something else
-    # than embeddings.
+    # If no input has an integer type, floats may be the indices. Indices may also be those of
+    # layers other than embeddings.
     floats_are_indices = bool(tables) and not any(spec.dtype.is_integer for spec in specs)
     kinds = [(floats_are_indices, valid), (not floats_are_indices, valid), (True, 2), (True, 1)]
     return next(filter(None, (_accepted(specs, predict, seed, *kind) for kind in kinds)), [])
@@ -146,11 +147,11 @@ def _drawn(rng, spec, batch_size, size, integers, below):
         spec: `tf.TensorSpec`.
         batch_size: Length of the first axis if it is open.
         size: Length of the other axes that are open.
-        integers: Whether floats are to be integers, too.
+        integers: Whether floats also have integer values.
         below: Exclusive bound of the integers.
 
     Raises:
-        TypeError: There is nothing to draw of this type, as strings.
+        TypeError: Values of this type, such as strings, cannot be drawn.
     """
     shape = [
         length or (size if axis else batch_size) for axis, length in enumerate(spec.shape.as_list())
@@ -164,7 +165,7 @@ def _drawn(rng, spec, batch_size, size, integers, below):
 
 
 def _moved(function, inputs, share):
-    """How far a small change of inputs and kernels moves each output, a list of arrays."""
+    """The change of each output after a small change of inputs and kernels, a list of arrays."""
     rng = np.random.default_rng(0)
 
     def changed(array):
@@ -180,12 +181,12 @@ def _moved(function, inputs, share):
 
 
 def difference(found, expected, tolerance):
-    """What is wrong with an array, in words; None if nothing is.
+    """A description of how an array differs from the expected one; None if it does not.
 
     Args:
         found: Array.
-        expected: The array that it must be.
-        tolerance: Largest difference that is permitted of an element.
+        expected: Array of the expected shape and values.
+        tolerance: Number, the largest difference of an element that is tolerated.
 
     Examples:
         >>> difference(np.ones(3), np.ones((3, 1)), 0.1)
@@ -211,6 +212,6 @@ def _apart(array, other):
 
 
 def largest(array, default=0.0):
-    """The largest magnitude of an array; `default` in the place of NaN and infinities."""
+    """The largest magnitude of an array; `default` replaces NaN and infinities."""
     magnitudes = np.abs(np.asarray(array, "float64"))
     return float(np.where(np.isfinite(magnitudes), magnitudes, default).max())

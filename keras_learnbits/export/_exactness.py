@@ -1,9 +1,8 @@
 """Which values a tensor of a circuit can have, layer by layer.
 
 A circuit adds and multiplies integers. A model in float32 computes the same numbers exactly as long
-as every sum is an integer of at most 24 bits times a power of two. Each rule here takes a layer and
-what is known of its inputs, and gives what is known of its output; a layer for which this does not
-hold is refused.
+as every sum is an integer of at most 24 bits times a power of two. Each rule here computes the
+`Levels` of a layer's output from those of its inputs. Layers without exact sums are refused.
 """
 
 import functools
@@ -59,11 +58,11 @@ class Levels(NamedTuple):
 
 
 class InexactError(ValueError):
-    """Why a layer's outputs cannot be computed exactly, and what to change."""
+    """A layer's outputs cannot be computed exactly; the message says why and what to change."""
 
 
 def output_levels(call, inputs):
-    """What is known of a layer's output.
+    """The values that a layer's output can have.
 
     Args:
         call: `keras_learnbits._keras.Call` of a layer of a learned-bit model.
@@ -73,7 +72,7 @@ def output_levels(call, inputs):
         `Levels`.
 
     Raises:
-        InexactError: It cannot be computed exactly, or there is no such layer in circuits.
+        InexactError: The output cannot be computed exactly, or circuits do not support the layer.
     """
     for kinds, rule in RULES:
         if isinstance(call.operation, kinds):
@@ -173,8 +172,8 @@ def _summed(values, kernel, bias, depthwise):
     Args:
         values: `Levels` of the inputs.
         kernel: Array, the quantized kernel.
-        bias: Array, what is added.
-        depthwise: Whether the last two axes number the outputs, and not the last one.
+        bias: Array, the bias that is added.
+        depthwise: Whether the last two axes index the outputs, instead of only the last one.
     """
     values = values.of_all()
     per_output = np.abs(kernel).reshape(-1, math.prod(kernel.shape[-2 if depthwise else -1 :]))
@@ -184,7 +183,7 @@ def _summed(values, kernel, bias, depthwise):
         for column, each in zip(per_output.T, bias, strict=True)
     ]
     sums = Levels(
-        np.where(np.isinf(steps), 1.0, steps),  # of zeros
+        np.where(np.isinf(steps), 1.0, steps),  # infinite for zeros
         per_output.sum(axis=0) * values.largest + np.abs(bias),
     )
     _check_width(sums)
@@ -250,8 +249,8 @@ def _global_average(call, values):
 def _mean_of(number, values):
     if number & (number - 1):
         raise InexactError(
-            f"an average of {number} values is no multiple of a power of two: pool over 2, 4, 8, "
-            "16, ... values"
+            f"an average of {number} values is not a multiple of a power of two: pool over 2, 4, "
+            "8, 16, ... values"
         )
     _check_width(Levels(values.step, number * values.largest))
     return Levels(values.step / number, values.largest)

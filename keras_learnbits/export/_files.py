@@ -1,6 +1,8 @@
-"""Atomic writing of files."""
+"""Atomic writing of files and directories."""
 
+import contextlib
 import os
+import shutil
 import stat
 import uuid
 
@@ -48,6 +50,49 @@ def write_atomically(path, content, check=None):
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+
+
+@contextlib.contextmanager
+def directory_written_as_a_whole(path, check_free):
+    """A directory that takes its name when it is complete.
+
+    Files go to a temporary directory next to it, which is renamed at the end of the `with` block.
+    After an error or an interruption no file is left, and an old directory is unchanged.
+
+    Args:
+        path: Path of the directory. If it is a symbolic link, what it points to is replaced.
+        check_free: Function of the path that raises an error if what is there must stay. It is
+            called at the end, for what has appeared in the meantime; call it before long work, too.
+
+    Yields:
+        Path of the temporary directory.
+    """
+    # A rename would replace a symbolic link itself, so follow it first.
+    path = os.path.realpath(path)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    os.makedirs(temporary)
+    try:
+        yield temporary
+        check_free(path)
+        _rename_over(temporary, path)
+    except BaseException:  # also an interrupt by the user
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _rename_over(temporary, path):
+    """Renames a directory, and removes the one that had its name."""
+    if not os.path.exists(path):
+        os.rename(temporary, path)
+        return
+    old = f"{path}.{uuid.uuid4().hex}.old"
+    os.rename(path, old)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _mode_of(path):

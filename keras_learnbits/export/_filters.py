@@ -1,9 +1,9 @@
-"""Which kernel a constant of a converted graph comes from, and its integers.
+"""Finds the kernel that a constant of a converted graph comes from, and its integers.
 
 Converters fold a batch normalization into the filter before it, and transpose and reshape filters.
 Each output channel of a filter is then a multiple of the same channel of a kernel, whose elements
-were moved. That is looked for among all kernels and all orders of their axes. A filter for which it
-is not found stays as it is, so nothing depends on what a converter does.
+were moved. All kernels and all orders of their axes are searched for one that matches. A filter
+without a match is not changed, so the result is right whatever a converter does.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from keras_learnbits.layers.stored_kernel import StoredKernel
 
 # The product of a channel and its factor is rounded once, to 2**-24 of itself.
 TOLERANCE = 2.0**-22
-# Integers of the int8 type that runtimes take as weights.
+# Largest magnitude of the int8 weights that runtimes take.
 LARGEST = 127
 # The width up to which kernels are rounded to 8 bits for integer arithmetic.
 ROUNDED_BITS = 8
@@ -39,7 +39,7 @@ class IntegerFilter(NamedTuple):
 
 
 def find_kernel(filter_, axis, kernels):
-    """The kernel that a filter comes from.
+    """Finds the kernel that a filter comes from.
 
     Args:
         filter_: Float32 array.
@@ -76,7 +76,7 @@ def exact_integers(filter_, axis, kernel):
     Args:
         filter_: Float32 array.
         axis: Axis of its output channels.
-        kernel: Result of `find_kernel`.
+        kernel: `StoredKernel` that the filter comes from, the result of `find_kernel`.
 
     Returns:
         `IntegerFilter` or None.
@@ -109,7 +109,7 @@ def nearest_integers(filter_, axis, kernel):
     Args:
         filter_: Float32 array.
         axis: Axis of its output channels.
-        kernel: Result of `find_kernel`.
+        kernel: `StoredKernel` that the filter comes from, the result of `find_kernel`.
 
     Returns:
         `IntegerFilter`.
@@ -122,7 +122,7 @@ def nearest_integers(filter_, axis, kernel):
 
 
 def eight_bit_integers(kernels, filter_, axis):
-    """The integers of a filter for integer arithmetic, exact ones if there are.
+    """The integers of a filter for integer arithmetic: exact ones if they exist, or the nearest.
 
     Args:
         kernels: List of `StoredKernel`.

@@ -1,9 +1,9 @@
 """A model as a function of its inputs and its quantized kernels, for all exporters.
 
-Converters fold constants: a batch norm into the kernel before it, a transposition into the
-kernel itself. Integers would be lost in this way. So a model is converted
-with its quantized kernels among its *inputs*, which no converter can fold. Then an exporter
-replaces each such input by integers and the operators that decode them.
+Converters fold constants: a batch norm into the kernel before it, a transposition into the kernel
+itself. Integers would be lost in this way. So a model is converted with its quantized kernels among
+its *inputs*, which no converter can fold. Then an exporter replaces each such input by integers and
+the operators that decode them.
 """
 
 import json
@@ -109,8 +109,8 @@ class ModelFunction:
         with variables.
 
         Args:
-            activation_twin: Function of a `LearnedBitActivation` to what computes it; by default
-                operations of `keras.ops`.
+            activation_twin: Function from a `LearnedBitActivation` to the function that computes
+                it; by default operations of `keras.ops`.
 
         Returns:
             Concrete function.
@@ -221,7 +221,7 @@ def input_signature_of(model):
             "`tf.TensorSpec` like its argument, unless its `get_build_config` has the shape of a "
             f"single argument. Received: model={model.name!r}"
         )
-    # The batch size that the model was built with is a matter of chance.
+    # The batch size that the model was built with is arbitrary.
     return keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:])), inputs)
 
 

@@ -1,4 +1,4 @@
-"""What hls4ml's converter is told about the layers that `to_fixed_point` makes."""
+"""Handlers with which hls4ml converts the layers that `to_fixed_point` makes."""
 
 import functools
 
@@ -20,9 +20,9 @@ def register_handlers():
         handles = (f"{FixedPoint.__module__}.{FixedPoint.__name__}",)
 
         def handle(self, layer, in_tensors, out_tensors):
-            # One type for each number: hls4ml takes the bits away that a number cannot have, and of
-            # one type for all it takes too many (`_produce_kif` in bit_exact.py has the maxima of
-            # all bits and of integer bits, which different numbers may have).
+            # One type for each number: hls4ml removes the bits that a number cannot have. With one
+            # type for all numbers it removes too many: `_produce_kif` in bit_exact.py takes the
+            # maxima of all bits and of integer bits, which may belong to different numbers.
             shape = (1, *out_tensors[0].shape[1:])
             return {
                 "class_name": "FixedPointQuantizer",

@@ -6,10 +6,10 @@ import numpy as np
 from keras_learnbits.export._extra import import_extra
 
 FILE_IDENTIFIER = b"TFL3"
-# Operators that run before version 127 of the list have their number in a second field, too:
+# Numbers of operators are also stored in an older field of 8 bits, up to this number:
 # https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/lite/schema/schema.fbs
 LARGEST_OLD_CODE = 127
-# Versions of the operators that are added; those that take integers per channel.
+# Versions of the added operators that support one scale per channel.
 VERSIONS = {"DEQUANTIZE": 5, "MUL": 1, "QUANTIZE": 2}
 
 
@@ -136,7 +136,7 @@ class LiteRTGraph:
         self._quantize(index, [scale], 0, zero_point)
 
     def fuse_relu(self, operator):
-        """Has an operator cut off negative results, unless it does so already."""
+        """Fuses a ReLU into an operator that has no fused function."""
         functions = self.schema.ActivationFunctionType
         if operator.builtinOptions.fusedActivationFunction == functions.NONE:
             operator.builtinOptions.fusedActivationFunction = functions.RELU
@@ -203,7 +203,7 @@ class LiteRTGraph:
         self.graph.operators.insert(0, self.operator("DEQUANTIZE", [integers], index))
 
     def replace_input(self, operator, old, new):
-        """Has an operator read another tensor."""
+        """Makes an operator read another tensor."""
         operator.inputs = [new if index == old else int(index) for index in operator.inputs]
 
     def decode_result(self, operator, scale, name):

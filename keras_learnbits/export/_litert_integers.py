@@ -7,14 +7,14 @@ https://ai.google.dev/edge/litert/models/quantization_spec
 
 An activation of B bits has `2**B` codes, and int8 has 256. The highest code is mapped to 127, where
 integer operators saturate, so clipping from above is free. From below, an unsigned activation is
-clipped by a fused ReLU. A signed one of less than 8 bits is quantized twice: first
-with its lowest code at -128, where the operator saturates, too.
+clipped by a fused ReLU. A signed one of fewer than 8 bits is quantized twice: first with its lowest
+code at -128, where the operator saturates, too.
 """
 
 import numpy as np
 
 LOWEST, HIGHEST = -128, 127
-# Operators that move values, take the largest of some or add zeros: they commute with rounding.
+# Operators that move values, take a maximum or add zeros. They commute with rounding.
 MONOTONE = ("MAX_POOL_2D", "PAD", "RESHAPE")
 # Operators with a filter that XNNPACK computes in integers: the axis of the output channels.
 FILTERS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
@@ -150,7 +150,7 @@ class IntegerActivations:
         return True
 
     def _clip(self, operator, grid, output):
-        """Has an integer operator write an activation, clipped to the grid's range."""
+        """Makes an integer operator write an activation, clipped to the grid's range."""
         if not grid.signed:
             self.graph.fuse_relu(operator)
         elif not _saturates(grid):
@@ -162,7 +162,7 @@ class IntegerActivations:
         self._replace_quantize(output, None)
 
     def _quantize_twice(self, quantize):
-        """Clips what a QUANTIZE writes at the lowest code, too."""
+        """Also clips the output of a QUANTIZE at the lowest code."""
         output = int(quantize.outputs[0])
         first = self._lowest_first(self._grid_of[output], output)
         quantize.outputs = [first]

@@ -122,7 +122,7 @@ def _captured(function):
 
 
 def _make_initializers(graph, arrays):
-    """Turns such constants, which tf2onnx takes for inputs, into initializers."""
+    """Turns captured constants, which tf2onnx makes inputs, into initializers."""
     taken = {each.name for each in graph.input} & arrays.keys()
     _assign(graph.input, [each for each in graph.input if each.name not in taken])
     graph.initializer.extend(_tensor(name, arrays[name]) for name in sorted(taken))

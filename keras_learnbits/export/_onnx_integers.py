@@ -5,15 +5,15 @@ does so for a Conv whose filter comes from a DequantizeLinear of int8 per channe
 an int32 at the product of the scales; and for a MatMul also without QuantizeLinear:
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 
-An activation of B bits has `2**B` codes from 0 on, as uint8. Below, QuantizeLinear saturates;
-above, the codes of fewer than 8 bits are clipped.
+An activation of B bits has the codes `0 .. 2**B - 1`, as uint8. QuantizeLinear saturates at 0; with
+fewer than 8 bits the highest code is clipped.
 """
 
 import numpy as np
 
 from keras_learnbits.export._extra import import_extra
 
-# Operators with a filter: the axis of its output channels, and that of the output.
+# Operators with a filter, and the axes of the output channels in the filter and in the output.
 FILTERS = {"Conv": (0, 1), "MatMul": (1, -1)}
 # Operators that commute with the rounding of an activation (Relu: of an unsigned one).
 COMMUTING = ("Relu", "MaxPool", "ReduceMax", "Transpose", "Reshape", "Flatten")
@@ -159,9 +159,9 @@ class OnnxIntegers:
             self._steps[each.output[0]] = grid.step
 
     def _fold_zeros(self, pad):
-        """Lets a Conv pad its quantized input with zeros, in place of a Pad before quantization.
+        """Lets a Conv pad its quantized input with zeros, instead of a Pad before quantization.
 
-        Zero is a level of every activation, so both come to the same.
+        Zero is a level of every activation, so both give the same result.
         """
         attributes = {each.name: self.helper.get_attribute_value(each) for each in pad.attribute}
         amounts = self.constant(pad.input[1])
@@ -230,7 +230,7 @@ class OnnxIntegers:
         self.used[name] = "int8", "int8", "" if found.exact else "rounded to 255 levels"
 
     def _quantized_by(self, name):
-        """The QuantizeLinear that alone reads a tensor, behind what commutes with it, or None."""
+        """The QuantizeLinear that is a tensor's only reader, after commuting nodes; or None."""
         users = [node for node in self._users(name) if node.op_type != "Shape"]
         if len(users) != 1:
             return None
@@ -239,10 +239,10 @@ class OnnxIntegers:
         return users[0] if users[0].op_type == "QuantizeLinear" else None
 
     def _quantize_at_once(self, node, quantize):
-        """Quantizes the result of an operator right away, as onnxruntime's fusion needs it.
+        """Quantizes the result of an operator directly after it, which onnxruntime's fusion needs.
 
-        The QuantizeLinear further on then finds its own levels, and changes nothing. A Relu before
-        an unsigned activation is dropped, since the lowest code is that of 0.
+        The later QuantizeLinear then receives exact levels and does not change them. A Relu before
+        an unsigned activation is dropped, because the lowest code is that of 0.
         """
         output, (_, scale, zero) = node.output[0], quantize.input
         node.output[0] = f"{output}/float"
@@ -266,7 +266,7 @@ class OnnxIntegers:
             each.input[:] = [decoded if name in (old, output) else name for name in each.input]
 
     def _upper_bound(self, node):
-        """The upper bound of a Clip from 0 on, as of ReLU6; None for other nodes.
+        """The upper bound of a Clip whose lower bound is 0, as in ReLU6; None for other nodes.
 
         It commutes with the rounding of an unsigned activation.
         """
@@ -292,7 +292,7 @@ class OnnxIntegers:
         return name
 
     def _decode(self, node, position, integers, scale, axis, name):
-        """Has an operator read integers by a DequantizeLinear with one scale per channel."""
+        """Makes an operator read integers through a DequantizeLinear with one scale per channel."""
         integers, scale = self._add(integers, name), self._add(scale, f"{name}/scale")
         output = f"{name}/decoded/{self._added}"
         self._insert("DequantizeLinear", [integers, scale], [output], before=node, axis=axis)

@@ -12,12 +12,12 @@ HALF_UP = "HALF_UP"
 
 
 def use_quant_nodes(graph, grids, zero_point):
-    """Replaces what a quantized activation computes by one `Quant` node.
+    """Replaces the nodes of each quantized activation by one `Quant` node.
 
-    tf2onnx writes `LearnedBitActivation.plain` as Mul, Add, Floor, Min, Max and Mul (or Clip in
-    place of Min and Max). Codes of a signed activation are shifted to numbers that are not
-    negative, since `Quant` rounds halves of negative numbers down; without a zero point they stay
-    as they are.
+    tf2onnx writes `LearnedBitActivation.plain` as Mul, Add, Floor, Min, Max and Mul (or Clip
+    instead of Min and Max). Codes of a signed activation are shifted to numbers that are not
+    negative, because `Quant` rounds halves of negative numbers down. Without a zero point signed
+    activations are not replaced.
 
     Args:
         graph: `onnx.GraphProto`, changed in place.
@@ -50,8 +50,7 @@ def use_quant_nodes(graph, grids, zero_point):
         quant = helper.make_node(
             "Quant", inputs, [name], name=f"{name}/quant", domain=DOMAIN, **attributes
         )
-        place = list(graph.node).index(found.nodes[-1])
-        graph.node.insert(place, quant)
+        graph.node.insert(list(graph.node).index(found.nodes[-1]), quant)
         for node in found.nodes:
             graph.node.remove(node)
         made.append(name)
@@ -81,10 +80,10 @@ def _split(graph, gemm, constants):
         helper.make_node("Mul", names[:2], [names[2]]),
         helper.make_node("Add", names[2:], [output]),
     ]
-    place = list(graph.node).index(gemm)
+    index = list(graph.node).index(gemm)
     graph.node.remove(gemm)
     for node in reversed(nodes):
-        graph.node.insert(place, node)
+        graph.node.insert(index, node)
 
 
 class _Found:
@@ -150,10 +149,10 @@ def expand_quant_nodes(graph, constants):
         constants: Dictionary of names of initializers to arrays.
     """
     for node in [each for each in graph.node if each.domain == DOMAIN]:
-        place = list(graph.node).index(node)
+        index = list(graph.node).index(node)
         graph.node.remove(node)
         for each in reversed(_expanded(graph, node, int(constants[node.input[3]]))):
-            graph.node.insert(place, each)
+            graph.node.insert(index, each)
 
 
 def _expanded(graph, node, bits):

@@ -1,10 +1,10 @@
-"""`ExportReport`: how a file stores each kernel, and in what arithmetic it is used."""
+"""`ExportReport`: how a file stores each kernel, and in which arithmetic it is used."""
 
 from keras_learnbits.tables import aligned_table
 
 
 class ExportReport:
-    """What an exporter did with each quantized kernel; prints as an aligned table.
+    """How an exporter stored each quantized kernel; prints as an aligned table.
 
     Attributes:
         rows: List of tuples: name of the kernel, its bits, the type that the file stores, the

@@ -5,7 +5,7 @@ alkaid finds `register` by the entry point `alkaid_keras`, and calls it before i
 
 
 def register():
-    """Tells alkaid about the layers that `to_fixed_point` makes."""
+    """Registers the layers that `to_fixed_point` makes with alkaid."""
     import numpy as np
     from alkaid.converter.builtin.keras.layers import ReplayOperationBase
     from alkaid.trace.ops import quantize

@@ -62,10 +62,10 @@ class FixedPoint(L.Layer):
 
 @register
 class Padding(L.Layer):
-    """Zeros around its input.
+    """Pads its input with zeros.
 
     Args:
-        padding: Pairs of the numbers of zeros before and after, one pair for each axis.
+        padding: List of pairs, the numbers of zeros before and after, one pair for each axis.
         **kwargs: `name` and `dtype`.
     """
 
@@ -110,7 +110,7 @@ def to_fixed_point(model):
     if not isinstance(model, keras.Model) or not model.built or not is_graph(model):
         raise ValueError(
             "A circuit is made of a built Sequential or functional model; a custom `call` has no "
-            f"layers that could be followed. Received: model={model!r}"
+            f"graph of layers. Received: model={model!r}"
         )
     _check_sizes(model)
     names = set()
@@ -138,7 +138,7 @@ def _check_sizes(model):
 
 
 class _Known(NamedTuple):
-    """What takes the place of a tensor.
+    """The replacement of a tensor in the new model.
 
     Attributes:
         build: Function that returns the `keras.KerasTensor` of the new model. It takes a function
@@ -222,8 +222,8 @@ def _one_or_list(tensors):
 def _lossless(inputs, outputs, levels, names):
     """Outputs that keep all their bits.
 
-    hls4ml keeps of a tensor what the layers that read it need. An output that a layer reads, too,
-    therefore gets a `FixedPoint` that changes nothing.
+    hls4ml keeps only those bits of a tensor that the layers that read it need. An output that is
+    also read by a layer therefore gets a `FixedPoint` that does not change its values.
 
     Args:
         inputs: List of the inputs of the new model.
@@ -246,11 +246,11 @@ def _lossless(inputs, outputs, levels, names):
 
 
 def _plain(call, name):
-    """The layers that take the place of one layer, not built.
+    """The layers that replace one layer, not built.
 
     Args:
         call: `keras_learnbits._keras.Call` of a layer of a learned-bit model.
-        name: Function without arguments to the next free name.
+        name: Function without arguments that returns the next free name.
 
     Returns:
         List of layers to call one after the other.

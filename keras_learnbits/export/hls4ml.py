@@ -1,43 +1,46 @@
-"""`export_hls4ml`: a project of C++ for FPGAs that computes exactly what the model predicts."""
+"""`export_hls4ml`: a C++ project for FPGAs that computes exactly the model's predictions."""
 
 import contextlib
 import io
 import os
 import shutil
-import uuid
 
 import numpy as np
 
 from keras_learnbits._keras import symbolic_inputs
 from keras_learnbits.export._extra import import_extra
+from keras_learnbits.export._files import directory_written_as_a_whole
 from keras_learnbits.export._function import predictions_of
 from keras_learnbits.export._hls4ml_handlers import register_handlers
 from keras_learnbits.export._weights import check_finite
 from keras_learnbits.export.fixed_point import FixedPoint, to_fixed_point
 from keras_learnbits.layers.traversal import layers_inside
 
-# Random examples that the compiled project is compared on.
+# The file by which hls4ml finds a project again.
+PROJECT_FILE = "hls4ml_config.yml"
+# Number of random examples on which the compiled project is compared with the model.
 EXAMPLES = 64
 
 
 def export_hls4ml(
     model, output_dir, *, backend="Vitis", check=True, project_name="learned_bits", **settings
 ):
-    """Writes a model as an hls4ml project, whose C++ computes exactly what the model predicts.
+    """Writes a model as an hls4ml project, whose C++ computes exactly the model's predictions.
 
     The model must compute with integers times powers of two throughout: convert it with
     `to_learned_bits(..., activations=True, power_of_two=True)`, or `quantize` with the same
     arguments. All sums must fit into 24 bits, where float32 is exact.
 
-    hls4ml (https://fastmachinelearning.org/hls4ml) makes all types from the values: products, sums
-    and activations have just the bits that they need. The circuit computes what the model predicts
-    in float32, also if the model has a mixed precision.
+    hls4ml (https://fastmachinelearning.org/hls4ml) derives all types from the values: products,
+    sums and activations have only the bits that they need. The circuit computes the predictions of
+    the model in float32, even if the model has a mixed precision.
 
     Args:
         model: A built Sequential or functional model of dense layers, convolutions along one or two
             axes, also depthwise and separable ones, ReLU, pooling, padding, merging and reshaping
             layers. Sizes of all inputs are fixed.
-        output_dir: Path of the project's directory; if it exists, it is replaced.
+        output_dir: Path of the project's directory. An empty directory and an earlier project of
+            hls4ml are replaced, other files never.
         backend: Name of a backend of hls4ml, such as `"Vitis"`, `"Vivado"` or `"oneAPI"`.
         check: Whether to compile the C++ with g++ and to compare its predictions for random inputs
             with the model's. If they differ, nothing is written.
@@ -53,9 +56,10 @@ def export_hls4ml(
 
     Raises:
         ImportError: hls4ml is missing: `pip install keras_learnbits[hardware]`.
-        ValueError: A layer cannot be computed exactly, or hls4ml has none like it, which the
-            message names with the way out; an input has open dimensions; or the predictions differ.
-        RuntimeError: There is no g++ to check with.
+        ValueError: A layer cannot be computed exactly or is not supported by hls4ml (the message
+            names it and the way out); an input has open dimensions; or the predictions differ.
+        RuntimeError: `check` is True and g++ is missing.
+        FileExistsError: `output_dir` is a file, or a directory with other files than a project's.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
@@ -79,8 +83,8 @@ def export_hls4ml(
         plain, granularity="model", backend=backend
     )
     output_dir = os.path.abspath(os.fspath(output_dir))
-    new = f"{output_dir}.{uuid.uuid4().hex}.new"
-    try:
+    _check_free(output_dir)
+    with directory_written_as_a_whole(output_dir, _check_free) as new:
         with contextlib.redirect_stdout(io.StringIO()):
             graph = hls4ml.converters.convert_from_keras_model(
                 plain, output_dir=new, project_name=project_name, backend=backend,
@@ -90,12 +94,20 @@ def export_hls4ml(
             graph.compile() if check else graph.write()
         if check:
             _compare(model, plain, graph)
-        _replace(output_dir, new)
-    except BaseException:  # also an interrupt by the user
-        shutil.rmtree(new, ignore_errors=True)
-        raise
     graph.config.config["OutputDir"] = output_dir
     return graph
+
+
+def _check_free(path):
+    """Raises a FileExistsError if there is something other than a project of hls4ml."""
+    if not os.path.lexists(path):
+        return
+    found = sorted(os.listdir(path)) if os.path.isdir(path) else [os.path.basename(path)]
+    if found and PROJECT_FILE not in found:
+        raise FileExistsError(
+            "`output_dir` must be a new or an empty directory, or an earlier project of hls4ml, "
+            f"which is replaced. Received: output_dir={path!r} with {', '.join(found[:3])}"
+        )
 
 
 def _compare(model, plain, graph):
@@ -122,18 +134,9 @@ def _examples(plain):
     quantizers = [layer for layer in plain.layers if isinstance(layer, FixedPoint)]
     found = []
     for each in plain.inputs:
-        # The quantizer of the input; that of another tensor if there are layers between.
+        # The quantizer of the input, or of a later tensor if there are layers between.
         direct = [layer for layer in quantizers if layer.input is each] or quantizers
         low, high = direct[0].lowest - 2.0, direct[0].highest + 2.0
         values = rng.uniform(low, high, (EXAMPLES, *each.shape[1:])) * direct[0].step
         found.append(values.astype("float32"))
     return found
-
-
-def _replace(path, new):
-    """Gives a directory the name of another one, which is removed."""
-    old = f"{path}.{uuid.uuid4().hex}.old"
-    if os.path.exists(path):
-        os.rename(path, old)
-    os.rename(new, path)
-    shutil.rmtree(old, ignore_errors=True)

@@ -36,8 +36,8 @@ INTEGER_OPERATORS = {
     "float": {},
     "int8": {"CONV_2D": (8,), "TRANSPOSE_CONV": (8,), "FULLY_CONNECTED": (4, 8)},
 }
-# Filters with fewer elements stay in float arithmetic, as in LiteRT's own conversion: to round
-# their inputs to 8 bits takes longer than it saves.
+# Filters with fewer elements stay in float arithmetic, as in LiteRT's own conversion, because
+# rounding their inputs to 8 bits takes longer than it saves.
 SMALLEST_INTEGER_FILTER = 1024
 
 
@@ -55,10 +55,10 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
     takes as long as with the float model. With `"int8"` convolutions and dense layers multiply in
     8 bits: LiteRT rounds their inputs to 8 bits at each call, with a range for each example. Dense
     layers of up to 3 bits are int4. Kernels of 8 bits, and of a `MinMaxQuantizer` of up to 8 bits,
-    are then rounded to the nearest of 255 levels. A layer between two quantized
-    activations (`LearnedBitActivation`) computes in integers alone, with the learned ranges. Of
-    the others, depthwise convolutions, which LiteRT does not compute with float inputs, filters
-    of less than 1,024 elements, and kernels of more than 8 bits are used in float arithmetic.
+    are then rounded to the nearest of 255 levels. A layer between two quantized activations
+    (`LearnedBitActivation`) computes in integers only, with the learned ranges. Of the others,
+    depthwise convolutions, for which LiteRT has no such operator with float inputs, filters of
+    fewer than 1,024 elements, and kernels of more than 8 bits are used in float arithmetic.
 
     The file has a signature, `"serving_default"`, with the names of the model's inputs (its
     `Input`s or dictionary keys) and outputs (their layers or keys). Its metadata have the version
@@ -66,12 +66,12 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
     own operators only. Recurrent layers need a fixed batch size, or `unroll=True`.
 
     Args:
-        model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
-            converts. The file computes in float32, also where the model does in a mixed precision.
+        model: A built Keras model with learned-bit layers and float32 kernels, which `to_keras`
+            can convert. The file computes in float32, even if the model has a mixed precision.
         path: Path of the file.
         arithmetic: `"float"` or `"int8"`.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
-            a fixed batch size. By default that of its symbolic inputs, or float32 tensors
+            a fixed batch size. By default the one of its symbolic inputs, or float32 tensors
             of the shapes that a model with a custom `call` was built for.
         check: Whether to run the file in LiteRT's interpreter with random inputs, and to refuse it
             if its predictions are not the model's, within the rounding of the arithmetic.
@@ -83,9 +83,9 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
         ValueError: `arithmetic` is unknown; the model has no learned-bit layer, kernels that are
             not float32, weights that are not finite, inputs of unknown shape and no
-            `input_signature`, or something that LiteRT has no operator for; or the file does not
-            predict what the model does. Then no file is written, and an old one stays.
-        OSError: The file cannot be written. An old one stays.
+            `input_signature`, or something that LiteRT has no operator for; or the predictions of
+            the file differ from the model's. Then no file is written, and an old one is unchanged.
+        OSError: The file cannot be written. An old one is unchanged.
 
     Examples:
         >>> print(export_litert(model, "model.tflite", arithmetic="int8"))  # doctest: +SKIP
@@ -169,7 +169,7 @@ def _use_integers(graph, kernels, integer_operators):
             continue
         position, axis = FILTERS[kind]
         index = int(operator.inputs[position])
-        # Converters store equal filters once; each is that of a kernel that was not found yet.
+        # Converters store equal filters once; each use is assigned to a kernel not yet found.
         array, stored = decoded.get(index, (graph.constant(index), None))
         candidates = sorted(kernels, key=lambda each: each.name in used)
         kernel = None if array is None else find_kernel(array, axis, candidates)
@@ -203,7 +203,7 @@ def _use_integers(graph, kernels, integer_operators):
 
 
 def _gather_integers(graph, operator, kernels):
-    """Has a lookup read integers, of which only the rows that it finds are decoded."""
+    """Makes a lookup read integers, and decodes only the rows that it finds."""
     index = int(operator.inputs[0])
     array = graph.constant(index)
     if array is None or array.ndim != 2:

@@ -33,23 +33,23 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
     convolutions whose output is quantized, too, and all dense layers. Kernels of 8 bits, and of
     a `MinMaxQuantizer` of up to 8 bits, are then rounded to the nearest of 255 levels. Activations
     have the learned ranges; those of fewer than 8 bits are clipped at their highest code. All other
-    layers are computed in float32, and their kernels stored so.
+    layers are computed in float32, and their kernels are stored in float32.
 
-    For float arithmetic `DequantizeLinear` would not do: its zero point is an integer, and the
-    middle of the grids of `LearnedScaleQuantizer` lies half-way between two levels, that of
-    `MinMaxQuantizer` anywhere. onnxruntime also decodes it again at each call.
+    For float arithmetic `DequantizeLinear` is not suitable: its zero point is an integer, whereas 0
+    lies half-way between two levels of `LearnedScaleQuantizer`, and anywhere between two levels of
+    `MinMaxQuantizer`. Moreover, onnxruntime decodes it again at each call.
 
     Inputs have the names of the model's `Input`s or dictionary keys, outputs those of the layers
     they come from or their keys, and open first dimensions are called `batch`. The metadata has the
     version of this library and the bits of each layer, as JSON under `"keras_learnbits"`.
 
     Args:
-        model: A built Keras model with learned-bit layers and float32 kernels, that `to_keras`
-            converts. The file computes in float32, also where the model does in a mixed precision.
+        model: A built Keras model with learned-bit layers and float32 kernels, which `to_keras`
+            can convert. The file computes in float32, even if the model has a mixed precision.
         path: Path of the file.
         arithmetic: `"float"` or `"int8"`.
         input_signature: Structure of `tf.TensorSpec` that the model can be called with, e.g. with
-            a fixed batch size. By default that of its symbolic inputs, or float32 tensors
+            a fixed batch size. By default the one of its symbolic inputs, or float32 tensors
             of the shapes that a model with a custom `call` was built for.
         opset: Version of the ONNX operators, 21 or higher. Runtimes that do not have opset 25
             take 21, which has no 2-bit integers: kernels of 1 and 2 bits then take 4.
@@ -61,13 +61,13 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
 
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
-        ValueError: `opset` is below 21, or `arithmetic` unknown; `"int8"` is asked for of a model
+        ValueError: `opset` is below 21, or `arithmetic` unknown; `"int8"` is given for a model
             without quantized activations; the model has no learned-bit layer, kernels that are not
             float32, weights that are not finite, inputs of unknown shape and no
-            `input_signature`, or something that ONNX has no operator for, as tf2onnx writes
-            grouped convolutions; or the file does not predict what the model does. Then no file
-            is written, and an old one stays.
-        OSError: The file cannot be written. An old one stays.
+            `input_signature`, or something that tf2onnx has no operator for, such as grouped
+            convolutions; or the predictions of the file differ from the model's. Then no file is
+            written, and an old one is unchanged.
+        OSError: The file cannot be written. An old one is unchanged.
 
     Examples:
         >>> export_onnx(model, "model.onnx")  # doctest: +SKIP

@@ -15,13 +15,22 @@ from keras_learnbits.layers.discovery import (
 from keras_learnbits.tables import aligned_table
 
 FLOAT_BYTES = 4
+# Lines that explain the columns of a printed table.
+LEGEND = (
+    "error: squared rounding error / squared norm; codes, scales [B]: bytes of integers and scales"
+)
+OPERATIONS_LEGEND = (
+    "MACs: multiply-accumulates of one example; bit operations: MACs x bits x input bits"
+)
+BOUNDS_LEGEND = "values: of one example; lowest, highest: range of the levels"
 
 
 class BitRow(NamedTuple):
     """One quantized kernel.
 
     Attributes:
-        layer: Name of the layer; its path if names repeat; `layer/kernel` if it has several.
+        layer: Name of the layer, or its path if names repeat; `layer/kernel` if it has several
+            kernels.
         shape: Shape of the kernel.
         weights: Number of weights.
         bits: Integer bit-width.
@@ -162,6 +171,7 @@ class BitTable:
         return "\n".join(
             [
                 aligned_table([[names], body, totals], left=2),
+                LEGEND,
                 *self._activation_lines(),
                 f"{self.packed_bytes:,} bytes packed, {self.float_bytes:,} in float32: "
                 f"{self.compression:.1f} times smaller, "
@@ -189,7 +199,8 @@ class BitTable:
         total = ("activations", f"{values:,}", f"{self.mean_activation_bits:.2f}", "", "")
         total += (str(sum(row.scale_bytes for row in self.activations)),)
         head = ("activation", "values", "bits", "lowest", "highest", "scales [B]")
-        return [aligned_table([[head], body, [total]], left=1)]
+        table = aligned_table([[head], body, [total]], left=1)
+        return [OPERATIONS_LEGEND, "", table, BOUNDS_LEGEND, ""]
 
 
 def _number(value):
@@ -228,7 +239,7 @@ def bit_table(model):
     proportion to these.
 
     Args:
-        model: A built Keras model with learned-bit layers; a distiller stands for its student.
+        model: A built Keras model with learned-bit layers; of a distiller the student is used.
 
     Returns:
         `BitTable`: print it, or read `.rows`, `.mean_bits`, `.packed_bytes`, `.float_bytes`,

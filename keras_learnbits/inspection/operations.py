@@ -13,7 +13,7 @@ from keras_learnbits.layers.quantized_tensors import QuantizedTensor
 from keras_learnbits.layers.wrapper import LearnedBitWrapper
 
 L = keras.layers
-# Layers whose outputs are among the values of their input, and zero.
+# Layers whose outputs are values of their input, or zero.
 PASSING = (L.Flatten, L.Reshape, L.Permute, L.RepeatVector, L.Dropout, L.SpatialDropout1D,
            L.SpatialDropout2D, L.SpatialDropout3D, L.Identity, L.ZeroPadding1D,
            L.ZeroPadding2D, L.ZeroPadding3D, L.Cropping1D, L.Cropping2D, L.Cropping3D,
@@ -24,7 +24,7 @@ SEPARABLE = (L.SeparableConv1D, L.SeparableConv2D)
 
 
 class Operations(NamedTuple):
-    """What a kernel computes for one example.
+    """The operations of a kernel for one example.
 
     Attributes:
         macs: Number of multiply-accumulates.
@@ -43,7 +43,7 @@ def operations(model):
     models with a custom `call` are left out, because their operations are not known.
 
     Args:
-        model: A built Keras model; a distiller stands for its student.
+        model: A built Keras model; of a distiller the student is used.
 
     Returns:
         Dictionary of `QuantizedKernel` to `Operations`.

@@ -14,6 +14,10 @@ from keras_learnbits.tables import aligned_table
 from keras_learnbits.training.fitting import check_learns_bits
 
 MOVES = {-1: "fewer", 0: "stay", 1: "more"}
+# Lines that explain the columns of a printed table.
+LEGEND = """\
+loss: measured change of the loss; +-: its standard error; price: change of bit_reg * penalty
+other columns: change of the loss that each estimator predicts; move: what lowers loss + price"""
 
 
 class BitChange(NamedTuple):
@@ -54,7 +58,7 @@ class BitProbe:
 
     def __str__(self):
         if not self.changes:
-            return "No layer has room for a bit more or fewer."
+            return "No layer can have one bit more or fewer within its bounds."
         estimators = list(self.changes[0].predicted)
         head = ("layer", "bits", "loss", "+-", "price", *estimators)
         changes = [
@@ -72,7 +76,7 @@ class BitProbe:
             (layer, "move", MOVES[taken["loss"]], "", "", *(MOVES[taken[n]] for n in estimators))
             for layer, taken in self.moves.items()
         ]
-        return aligned_table([[head], changes, moves], left=2)
+        return f"{aligned_table([[head], changes, moves], left=2)}\n{LEGEND}"
 
     __repr__ = __str__
 
@@ -88,7 +92,7 @@ def probe_bits(model, x, y=None, *, estimate_on=None, batch_size=256, layers=Non
         x: Inputs, or a finite dataset of batches `(x, y)` or `(x, y, sample_weight)`.
         y: Targets; None for a dataset.
         estimate_on: Data for the estimators, a tuple `(x, y)` or a dataset. By default the same
-            data, for which the predictions of `measured` are exact; give some batches of training
+            data, for which the predictions of `measured` are exact; give a few batches of training
             data for a fair comparison.
         batch_size: Number of examples per batch, for arrays.
         layers: Names of the layers to probe, as in `bit_table`, or one name; all by default.
@@ -120,12 +124,12 @@ class BitProber:
     """`probe_bits` for repeated use, which traces its functions once.
 
     Args:
-        model: As for `probe_bits`.
-        layers: As for `probe_bits`.
-        batch_size: As for `probe_bits`.
+        model: A compiled `LearnedBitModel` or `LearnedBitSequential`.
+        layers: Names of the layers to probe, as in `bit_table`, or one name; all by default.
+        batch_size: Number of examples per batch, for arrays.
         estimators: Dictionary of name to `keras_learnbits.bit_gradients.BitGradient`; by default
             all estimators of the library that support the model's layers.
-        training: As for `probe_bits`.
+        training: Whether to measure the loss that `fit` minimizes; otherwise that of `evaluate`.
 
     Examples:
         >>> model = keras_learnbits.LearnedBitSequential(

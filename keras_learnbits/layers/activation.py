@@ -13,8 +13,8 @@ from keras_learnbits.layers.quantized_tensors import QuantizedTensor
 from keras_learnbits.quantizers import ActivationQuantizer
 from keras_learnbits.serialization import register
 
-# Number of values, drawn from a batch, that its range is fitted to. So the search for a scale is
-# traced once for all layers, and takes no longer for large activations.
+# A range is fitted to this many values drawn from a batch. Because the number is fixed, the search
+# for a scale is traced once for all layers, and large activations take no longer.
 SAMPLE = 2**14
 
 

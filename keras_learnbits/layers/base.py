@@ -30,8 +30,8 @@ from keras_learnbits.layers.layer_copy import dtype_setting
 from keras_learnbits.layers.quantized_tensors import QuantizedKernel
 from keras_learnbits.numerics import grids
 
-# Bits of the largest bias of a layer whose steps are powers of two: those of activations, and four
-# more, since biases of one layer differ in magnitude.
+# Bits of the largest bias of a layer whose steps are powers of two: 8 as for activations, and 4
+# more because the biases of one layer differ in magnitude.
 BIAS_BITS = 12
 
 
@@ -54,7 +54,7 @@ class QuantizedWeight:
     saved.
 
     Args:
-        output_axes: Axes of the weight that number the layer's output channels, which may have
+        output_axes: Axes of the weight that index the layer's output channels, which may have
             separate scales; or a function from the layer to these axes.
     """
 
@@ -87,13 +87,12 @@ class QuantizedWeight:
             )
 
     def axes_of(self, layer):
-        """The axes of the weight that number a layer's output channels."""
+        """The axes of the weight that index a layer's output channels."""
         return self.output_axes(layer) if callable(self.output_axes) else self.output_axes
 
 
 class FixedPointBias:
-    """Class attribute of a layer: during a call its bias in fixed point, if its steps are powers of
-    two; else the bias itself.
+    """Class attribute of a layer: its bias, in fixed point during a call if steps are powers of 2.
 
     A circuit adds integers, so a bias must be a multiple of a power of two, as the products are.
     """
@@ -119,7 +118,7 @@ class FixedPointBias:
 
 
 def fixed_point_bias(bias):
-    """The value that a layer with steps that are powers of two adds, a float32 tensor.
+    """The bias that a layer whose steps are powers of two adds, a float32 tensor.
 
     Args:
         bias: `keras.Variable`, or an array that a user has put in its place.
@@ -184,10 +183,10 @@ class OwnsBits(TakesFloatWeights):
         Args:
             name: Name of the kernel in this layer.
             kernel: Float `keras.Variable`.
-            output_axes: Axes of the kernel that number output channels.
+            output_axes: Axes of the kernel that index output channels.
             prefix: Prefix of the names of the new variables.
         """
-        # That of Keras: the mixin's `add_weight` is what calls this method.
+        # Keras's `add_weight`, because the mixin's `add_weight` calls this method.
         add_weight = super().add_weight
         bits = add_weight(
             name=f"{prefix}bits",
@@ -341,7 +340,7 @@ class LearnedBitMixin(OwnsBits):
 
     def enable_lora(self, rank, **kwargs):
         raise ValueError(
-            "LoRA is not supported: what it adds to a frozen kernel would not be quantized. "
+            "LoRA is not supported, because its update of a frozen kernel would not be quantized. "
             f"Received: rank={rank} in layer {self.name!r}"
         )
 

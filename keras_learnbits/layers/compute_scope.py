@@ -33,7 +33,7 @@ _STATE = _State()
 
 @contextlib.contextmanager
 def _scope(**values):
-    """A scope with other values for some of the state."""
+    """A scope in which some of the state has other values."""
     outer = {name: getattr(_STATE, name) for name in values}
     vars(_STATE).update(values)
     try:
@@ -87,8 +87,8 @@ def observe(layer, args, kwargs):
 
     Args:
         layer: A layer with quantized kernels.
-        args: Arguments of its call.
-        kwargs: Arguments of its call, by name.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
     """
     if _STATE.observer is not None:
         _STATE.observer(layer, args[0] if args else next(iter(kwargs.values())))
@@ -97,13 +97,13 @@ def observe(layer, args, kwargs):
 def calibrating_activations():
     """A scope in which quantized activations fit their ranges, and return their inputs unchanged.
 
-    So all ranges are those of float activations.
+    So all ranges are fitted to float activations.
     """
     return _scope(calibrating=True)
 
 
 def is_calibrating():
-    """Whether quantized activations fit their ranges outside of training."""
+    """Whether quantized activations fit their ranges now, as in `calibrating_activations`."""
     return _STATE.calibrating
 
 

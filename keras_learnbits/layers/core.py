@@ -29,7 +29,7 @@ class LearnedBitDense(LearnedBitMixin, keras.layers.Dense):
 def _einsum_output_axes(layer):
     """Axes of an einsum kernel that appear in the output.
 
-    The output is contracted over all other axes, along which weights must share a scale.
+    Products are summed over all other axes, along which weights must share a scale.
     """
     inputs, output = layer.equation.replace(" ", "").split("->")
     kernel = inputs.split(",")[1]

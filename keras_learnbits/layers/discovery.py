@@ -10,7 +10,7 @@ def quantized_tensors(model):
     """All quantized tensors of a model or layer: kernels, then activations.
 
     Args:
-        model: A built Keras model or layer; a distiller stands for its student.
+        model: A built Keras model or layer; of a distiller the student is used.
 
     Returns:
         List of `QuantizedTensor`, each once, in the order of the variables.
@@ -23,7 +23,7 @@ def quantized_kernels(model):
     """All quantized kernels of a model or layer, each once, in the order of the variables.
 
     Args:
-        model: A built Keras model or layer; a distiller stands for its student.
+        model: A built Keras model or layer; of a distiller the student is used.
 
     Returns:
         List of `QuantizedKernel`.
@@ -88,7 +88,7 @@ def free_name(name, taken):
 
 
 def mark_variables(tensor, *variables):
-    """Marks variables as those of a quantized tensor, which is found by them; None is skipped."""
+    """Marks variables, so that their quantized tensor can be found; None is skipped."""
     for variable in variables:
         if variable is not None:
             mark(variable, tensor)

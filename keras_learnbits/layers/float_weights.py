@@ -12,7 +12,7 @@ def float_weights(layer):
 
 
 def assign_all(variables, values):
-    """Assigns values to variables, in order; their numbers must be equal."""
+    """Assigns values to variables, in order; there must be as many values as variables."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
@@ -30,7 +30,7 @@ class TakesFloatWeights:
         as with `warm_start`.
 
         Raises:
-            ValueError: The weights have other shapes, or another number.
+            ValueError: The number of weights or their shapes are wrong.
         """
         floats = float_weights(self)
         if len(weights) != len(floats) or len(floats) == len(self.weights):

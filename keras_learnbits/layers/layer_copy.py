@@ -6,8 +6,8 @@ import keras
 
 from keras_learnbits._keras import is_mixed, set_dtype_policy
 
-# Every `get_config` returns these (keras/src/layers/layer.py), even if the `__init__` of a custom
-# layer does not accept them.
+# Every `get_config` returns these keys (keras/src/layers/layer.py), even if the `__init__` of a
+# custom layer does not accept them.
 BASE_SETTINGS = ("name", "trainable", "dtype")
 
 

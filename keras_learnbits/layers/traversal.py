@@ -34,7 +34,7 @@ def layers_inside(layer):
                 visit(each, chain)
 
     def walk(holder, chain):
-        # A model's `layers` come in the order of its graph; attributes come in that of assignment.
+        # A model's `layers` are in the order of its graph, attributes in the order of assignment.
         if isinstance(holder, keras.Model):
             visit(holder.layers, chain)
         for value in list(vars(holder).values()):
@@ -57,7 +57,7 @@ def kernels_inside(layer):
     """The kernels of a layer and of all layers inside, except those of learned-bit layers.
 
     Returns:
-        List of tuples: the layers on the way from `layer` to that of the kernel, the name of the
+        List of tuples: the layers on the way from `layer` to the kernel's layer, the name of the
         weight, and its `QuantizedWeight`.
     """
     return [

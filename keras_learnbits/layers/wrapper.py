@@ -87,8 +87,8 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
     def __call__(self, *args, **kwargs):
         # Not `self.built`, which Keras sets for a restored layer even if nothing was built.
         if not self.quantized_kernels:
-            # Variables must not be created in the graph of a training step, so leave it, as Keras
-            # does (keras/src/backend/tensorflow/core.py).
+            # Variables must not be created in the graph of a training step. `tf.init_scope` leaves
+            # the graph, as in Keras (keras/src/backend/tensorflow/core.py).
             with tf.init_scope():
                 if not is_built(self.layer):
                     # A custom layer may create its sublayers' variables only when it is called.
@@ -154,7 +154,7 @@ class LearnedBitWrapper(OwnsBits, keras.layers.Layer):
         """A copy of the wrapped layer; it is not built.
 
         Args:
-            float32: Whether it computes in float32 even if the layer has a mixed precision.
+            float32: Whether the copy computes in float32 even if the layer has a mixed precision.
         """
         return copy_layer(self.layer, **dtype_setting(self.layer, float32))
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 MIN_BITS = 1
 MAX_BITS = 16
-# Replaces the squared norm of a kernel of zeros, where something is divided by it.
+# Replaces the squared norm of a kernel of zeros in divisions.
 TINY = 1e-30
 
 # Step of the symmetric mid-rise grid of 2**bits levels with the least squared error on unit
@@ -73,7 +73,7 @@ def gaussian_grid(bits):
 
     The grid has `2**B` levels, where `B` is the integer nearest to `bits`. The derivative of the
     step with respect to `bits` is `step * gaussian_log_step_slope(bits)`, from the logarithms of
-    the steps at the adjacent widths; that of the code is as in `max_code`.
+    the steps at the adjacent widths. The derivative of the code is that of `max_code`.
 
     Examples:
         >>> step, highest = gaussian_grid(tf.constant(1.0))
@@ -110,7 +110,7 @@ def gaussian_log_step_slope(bits):
 
 
 def _gaussian_row(bits):
-    # One lookup of all four numbers: the cost of a small operation is tracing and dispatching it.
+    # One lookup of all four numbers, because tracing and dispatch dominate small operations.
     row = tf.gather(tf.constant(_GAUSSIAN_GRIDS, tf.float32), _table_index(bits))
     return tf.unstack(row, num=4)
 
@@ -139,9 +139,9 @@ _GAUSSIAN_GRIDS = [
 def power_of_two_step(step, bits, log_scale, halved=False):
     """The power of two nearest to a step, on the logarithmic scale; exact.
 
-    `exp` and `log` differ in the last place between TensorFlow's kernels, XLA and other devices, so
-    of a step half-way between two powers one program would take the other power: twice the step.
-    So the exponent is computed in integers, from the variable that all programs share.
+    `exp` and `log` differ in the last place between TensorFlow's kernels, XLA and other devices.
+    Two programs could then round a step half-way between two powers to different ones, a factor of
+    2 apart. So the exponent is computed in integers, from the variable that all programs share.
 
     The derivative is that of the step, times their ratio: straight through the rounding of the
     logarithm, as in TQT (arXiv 1903.08066).
@@ -150,7 +150,7 @@ def power_of_two_step(step, bits, log_scale, halved=False):
         step: Float32 tensor, `gaussian_grid(bits)[0] * exp(log_scale)`, or half of it.
         bits: Float32 scalar, the latent bit-width.
         log_scale: Float32 tensor, natural logarithms of the scales.
-        halved: Boolean tensor, whether `step` is half of that.
+        halved: Boolean tensor, whether `step` is half of that product.
 
     Returns:
         Float32 tensor of the shape of `step`.
@@ -169,8 +169,8 @@ def power_of_two_step(step, bits, log_scale, halved=False):
     return power + (step - tf.stop_gradient(step)) * ratio
 
 
-# Logarithms to base 2 in units of 2**-32. That of each best step, and a half so that `floordiv`
-# rounds; row 0 is not used. Logarithms of scales are taken in units of 1/4096.
+# Logarithms to base 2 in units of 2**-32: of each best step, plus a half, so that `floordiv` rounds
+# to the nearest integer. Row 0 is not used. Logarithms of scales are in units of 1/4096.
 _ONE = 2**32
 _PER_LOG = 4096.0
 _LOG2_PER_UNIT = round(_ONE / (_PER_LOG * math.log(2.0)))
@@ -181,7 +181,7 @@ _LOG2_STEPS = [
 
 
 def _power(exponent):
-    """`2**exponent` within the normal float32 numbers, exactly; `tf.pow` may be off."""
+    """`2**exponent` within the normal float32 numbers, exactly; `tf.pow` may be inexact."""
     exponent = tf.cast(tf.clip_by_value(exponent, -126, 127), tf.int32)
     return tf.stop_gradient(tf.bitcast((exponent + 127) * 2**23, tf.float32))
 
@@ -204,8 +204,8 @@ def fixed_point(values, bits):
 
     Args:
         values: Float32 tensor.
-        bits: Number of bits, including the sign. A largest magnitude that is a power of two takes
-            one more, so that it is exact.
+        bits: Number of bits, including the sign. If the largest magnitude is a power of two, it
+            takes one more bit, so that it is exact.
 
     Examples:
         >>> fixed_point(tf.constant([0.3, -0.9, 0.01]), bits=4).numpy().tolist()

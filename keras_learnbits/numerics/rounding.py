@@ -71,8 +71,8 @@ def quantize_with_error(
     Args:
         kernel: Float32 tensor of a fixed shape.
         grid: `keras_learnbits.numerics.grids.Grid` whose tensors broadcast against `kernel`. It
-            gets the gradients of the quantized kernel, and its step that of the error.
-        by_bits: The same grid again, as a function of the bit-width, or None. It gets the
+            gets the gradients of the quantized kernel, and its step also that of the error.
+        by_bits: `Grid` with the same values as a function of the bit-width, or None. It gets the
             gradients of the quantized kernel only, because the error has a separate derivative
             with respect to the bit-width, `keras_learnbits.numerics.grids.with_error_slope`.
         dtype: Name of the dtype of the quantized kernel.
@@ -227,7 +227,7 @@ def _passes(kernel, grid):
 
 
 class _TensorFlowOps:
-    """Operation by operation; the backward pass reuses the levels of the forward pass."""
+    """Runs operation by operation; the backward pass reuses the levels of the forward pass."""
 
     def __init__(self, kernel, grid, rounded=None):
         self.rounded = Rounded(kernel, *(rounded or levels_and_excess(kernel, grid)))
@@ -244,7 +244,7 @@ class _TensorFlowOps:
 
 
 class _CompiledLoops:
-    """In compiled loops that each round the kernel again, so that no levels are kept in memory."""
+    """Runs compiled loops. Each rounds the kernel again, so that no levels are kept in memory."""
 
     def __init__(self, kernel, grid):
         self.kernel, self.grid = kernel, grid

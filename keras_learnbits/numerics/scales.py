@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-# Number of scales that a search tries; from half to twice the start they are 3.6% apart.
+# Number of scales that a search tries. From half to twice the initial scale they are 3.6% apart.
 CANDIDATES = 40
 # Number of squares, 8 bytes each, that are kept in memory at the same time.
 SQUARES_AT_ONCE = 2**22
@@ -14,8 +14,8 @@ SQUARES_AT_ONCE = 2**22
 def log_root_mean_square(values, shape):
     """Logarithm of the root mean square of the weights that share a scale.
 
-    A channel of zeros gets that of the whole kernel. A kernel of zeros gets `1 / sqrt(fan_in)`, so
-    that training can move it away from zero.
+    A channel of zeros gets the value of the whole kernel. A kernel of zeros gets
+    `1 / sqrt(fan_in)`, so that training can move it away from zero.
 
     Args:
         values: Float tensor, the kernel.

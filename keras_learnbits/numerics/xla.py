@@ -1,4 +1,4 @@
-"""Compilation by XLA: from which size on, and of the updates of large weights."""
+"""Compilation by XLA: the smallest size that is compiled, and updates of large weights."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_learnbits._keras import updating_with
 
-# Number of weights from which on a compiled loop saves more time during training than compiling it
+# With this many weights or more, a compiled loop saves more time during training than compiling it
 # takes (docs/speed.md).
 COMPILED_SIZE = 2**18
 
@@ -45,7 +45,7 @@ def _update(update_step, gradient, variable, learning_rate):
     @tf.function(jit_compile=True, autograph=False)
     def compiled(gradient):
         # The learning rate is captured: as an argument, a Keras variable would become a tensor,
-        # which is not cast automatically to the dtype of what it is multiplied with.
+        # which is not cast automatically to the dtype of the other factor.
         update_step(gradient, variable, learning_rate)
 
     compiled(gradient)

@@ -1,1 +1,1 @@
-"""Post-training quantization: a Keras model and unlabelled data to a small model."""
+"""Post-training quantization of Keras models, from unlabelled data."""

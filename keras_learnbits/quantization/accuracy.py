@@ -7,10 +7,10 @@ from keras_learnbits.calibration.inference import batches_of
 
 
 class Accuracy:
-    """Share of examples that a model classifies as their labels say.
+    """Share of examples that a model classifies correctly.
 
-    Labels may be class numbers or one-hot rows; for one output per example they are 0 and 1, and a
-    probability or logit is compared with them.
+    Labels may be class numbers or one-hot rows. If there is one output per example, a probability
+    or a logit, labels are 0 and 1.
 
     Args:
         data: Tuple `(x, y)` of arrays, or a dataset of batches `(x, y)`.

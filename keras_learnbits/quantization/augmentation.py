@@ -1,21 +1,21 @@
-"""Variations of example inputs, for which the float model says what the outputs should be."""
+"""Augmentation of example inputs; the float model provides the outputs to imitate."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-# Numbers of channels of inputs that are taken for images.
+# Inputs with one of these numbers of channels are treated as images.
 IMAGE_CHANNELS = (1, 3, 4)
 # Largest shift of an image, as a fraction of its height and width.
 SHIFT = 1 / 16
 
 
 def can_be_varied(examples):
-    """Whether variations of examples make sense: not of integers, such as tokens and categories.
+    """Whether examples can be augmented; integers such as tokens and categories cannot.
 
     Args:
-        examples: Structure of arrays. Arrays of floats with one axis of values are taken for
-            integers if they have no fractions.
+        examples: Structure of arrays. Float arrays of rank 1 or 2 count as integers if they have no
+            fractions.
     """
     return not any(map(_are_integers, keras.tree.flatten(examples)))
 
@@ -27,10 +27,10 @@ def _are_integers(array):
 
 
 def varied(batch, seed):
-    """Other examples made of a batch: few examples then stand for many.
+    """Augments a batch, so that few examples represent many.
 
-    Images are shifted by a few pixels, all of a batch alike, and half of them mirrored. Then half
-    of the examples are mixed with another one, as in mixup (arXiv 1710.09412).
+    All images of a batch are shifted by the same few pixels, and half of them are mirrored. Then
+    half of the examples are mixed with another one, as in mixup (arXiv 1710.09412).
 
     Args:
         batch: Structure of float tensors of shape `(batch_size, ...)`. Tensors of rank 4 with 1, 3

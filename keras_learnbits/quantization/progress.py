@@ -7,7 +7,7 @@ class Progress:
     """Prints the phases of a call, each with a progress bar.
 
     Args:
-        verbose: 0 for silence, 1 or `"auto"` for progress bars, 2 for a line per phase.
+        verbose: 0 for no output, 1 or `"auto"` for progress bars, 2 for one line per phase.
     """
 
     def __init__(self, verbose):
@@ -19,9 +19,9 @@ class Progress:
         """Begins a phase.
 
         Args:
-            name: What is done.
+            name: Name of the phase.
             steps: Number of steps.
-            unit: What a step is, for the bar.
+            unit: Name of one step, for the bar.
 
         Returns:
             Function to be called after each step, with the names and values to show.

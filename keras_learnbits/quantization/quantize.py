@@ -1,4 +1,4 @@
-"""`quantize`: a Keras model, unlabelled data and a size, to a small model."""
+"""`quantize`: quantizes a Keras model to a given size, from unlabelled data."""
 
 import dataclasses
 import time
@@ -37,9 +37,10 @@ from keras_learnbits.quantization.settling import Settling
 STEPS = 1000
 # Examples that are kept in memory.
 MOST_EXAMPLES = 8192
-# Examples that no weight is trained on, and that movements are reported for: an eighth, at most.
+# Largest number of examples that are held out: no weight is trained on them, and the change of the
+# outputs is reported for them. An eighth of the examples is held out, up to this number.
 MOST_HELD_OUT = 256
-# Mean bits per weight that are tried for an accuracy.
+# Mean bits per weight that are tried to reach an accuracy.
 BITS_TRIED = np.arange(4, 4 * 8 + 1) / 4
 
 
@@ -62,52 +63,53 @@ def quantize(
     seed=0,
     verbose="auto",
 ):
-    """Quantizes a trained model to a size, from example inputs without labels.
+    """Quantizes a trained model to a given size, from example inputs without labels.
 
-    Each layer gets its own bit-width: it is measured how far the outputs move with each layer
-    at each width, and the widths within the size are chosen that move them least. Kernels are then
+    Each layer gets its own bit-width. The change of the outputs is measured with each layer at each
+    width, and the widths within the size that change them least are chosen. Kernels are then
     rounded so that errors are compensated (GPTQ, arXiv 2210.17323), and weights and scales are
-    trained to bring outputs and layer inputs back to those of the float model.
+    trained to reproduce the outputs and layer inputs of the float model.
 
     Give exactly one target.
 
     Args:
         model: A built Keras model that `to_learned_bits` can convert. It does not change.
-        data: Example inputs, some hundred to some thousand: array, structure of arrays,
+        data: Example inputs, a few hundred to a few thousand: array, structure of arrays,
             `tf.data.Dataset` of batches, `keras.utils.PyDataset`, or generator of batches. As in
             `fit`, a tuple is inputs and labels; labels are ignored. Up to 8,192 examples are used,
-            of arrays a random sample.
-        target_bits: Mean bits per quantized weight that are not exceeded.
-        target_bytes: Packed bytes of the whole model, as `bit_table` counts them.
-        target_compression: Float32 bytes divided by packed bytes that are reached at least.
-        target_bit_operations: Bit operations of one example that are not exceeded, as `bit_table`
-            counts them. The bits of activations are allocated, too, between the `min_bits` and
-            `max_bits` of `activations`; they must be given.
+            a random sample if they are arrays.
+        target_bits: Largest mean bits per quantized weight.
+        target_bytes: Largest number of packed bytes of the whole model, as `bit_table` counts them.
+        target_compression: Smallest ratio of float32 bytes to packed bytes.
+        target_bit_operations: Largest number of bit operations for one example, as `bit_table`
+            counts them. The bits of activations are allocated as well, between the `min_bits` and
+            `max_bits` of `activations`, which must be given.
         max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
-            the float model's, e.g. 0.01. The smallest model within it is searched, in steps of a
-            quarter of a mean bit; this takes some five times as long.
+            the float model's, e.g. 0.01. The smallest model within it is searched for, in steps of
+            a quarter of a mean bit; this takes about five times as long.
         validation_data: Labelled examples `(x, y)` or a dataset of them, for `max_accuracy_drop`,
-            which must not be the test set. With a size, their accuracy is reported.
-        activations: As in `to_learned_bits`: True quantizes layer inputs to 8 bits, so that
-            runtimes can compute in integers; or a dictionary of settings. Their bits stay, except
-            with `target_bit_operations`.
-        power_of_two: As in `to_learned_bits`: whether steps are powers of two.
+            which must not be the test set. With a target for the size, the accuracy on them is
+            reported.
+        activations: Whether to quantize layer inputs to 8 bits, so that runtimes can compute in
+            integers; or a dictionary of settings, as in `to_learned_bits`. Their bits do not
+            change, except with `target_bit_operations`.
+        power_of_two: Whether steps are powers of two, as in `to_learned_bits`.
         include: Layers to quantize, as in `to_learned_bits`; all by default.
         exclude: Layers not to quantize.
         steps: Number of training steps, 1,000 by default. With 0 no weight is trained; this takes
             seconds.
         batch_size: Number of examples per step.
         seed: Integer; with the same seed on the same machine the result is the same.
-        verbose: 0 for silence, 1 or `"auto"` for progress bars, 2 for a line per phase.
+        verbose: 0 for no output, 1 or `"auto"` for progress bars, 2 for one line per phase.
 
     Returns:
         `LearnedBitModel` or `LearnedBitSequential` with frozen bits, for `bit_table`, exporters,
-        `evaluate` (it is compiled as the original, if that is) and further `fit`. Its attribute
-        `quantization` is a `QuantizationReport`.
+        `evaluate` (it is compiled like the original, if that is compiled) and further `fit`. Its
+        attribute `quantization` is a `QuantizationReport`.
 
     Raises:
         ValueError: Not exactly one target is given; it is below the size at the lowest widths,
-            which the message states; `data` have less than 8 examples, NaN, or shapes that the
+            which the message states; `data` have fewer than 8 examples, NaN, or shapes that the
             model does not take; `validation_data` have no labels; or the model has no layer to
             quantize, has learned-bit layers already, or returns NaN.
 
@@ -203,8 +205,8 @@ def _smallest(quantizer, accuracy, least, settings):
     Args:
         quantizer: `_Quantizer`, after `measure`.
         accuracy: `Accuracy`.
-        least: The lowest accuracy that is accepted.
-        settings: Arguments of `reach`.
+        least: Number, the lowest accuracy that is accepted.
+        settings: Tuple of the arguments of `reach` after the target.
 
     Returns:
         `QuantizationReport`.
@@ -237,7 +239,7 @@ def _smallest(quantizer, accuracy, least, settings):
 
 
 class _Quantizer:
-    """The steps of `quantize`, and what they share.
+    """The steps of `quantize`, and their shared state.
 
     Args:
         model: The float model.
@@ -255,7 +257,7 @@ class _Quantizer:
     def __init__(self, model, examples, conversion, progress, joint):
         self.model = model
         self.progress = progress
-        # Movements are reported for examples that no weight was trained on.
+        # The change of the outputs is reported for examples that no weight was trained on.
         held_out = min(max(size_of(examples) // 8, 1), MOST_HELD_OUT)
         self.held_out = rows(examples, slice(-held_out, None))
         self.examples = rows(examples, slice(-held_out))
@@ -294,7 +296,7 @@ class _Quantizer:
         return True
 
     def measure(self):
-        """Measures what each width of each kernel, and of each allocated activation, costs."""
+        """Measures the change of the outputs at each width of each tensor with allocated bits."""
         reference = self.predict_float(self.measured)
         phase = self.progress.phase("Measure", len(self.allocated), "layer")
         losses = loss_table(self.student, self.measured, reference, self.distance, phase)
@@ -326,13 +328,13 @@ class _Quantizer:
             rounded_state = self.state()
             settling(self.examples, lambda loss: phase(loss=loss))
             if not self._movement(self.held_out) < movement_rounded:
-                self.restore(rounded_state)  # few steps, or too few examples
+                self.restore(rounded_state)  # not better, after few steps or from few examples
         _compile_as(self.model, self.student)
         self.student.freeze_bits()
         names = unique_names(self.kernels)
         return QuantizationReport(
             table=bit_table(self.student),
-            worth=dict(zip(names, self.losses, strict=False)),  # of activations it is not shown
+            worth=dict(zip(names, self.losses, strict=False)),  # rows of activations are left out
             movement_rounded=movement_rounded,
             movement=self._movement(self.held_out),
             agreement=agreement(*self._outputs(self.held_out)),
@@ -346,7 +348,7 @@ class _Quantizer:
         return self.predict(examples), self.predict_float(examples)
 
     def _movement(self, examples):
-        """Root mean square movement of the outputs, in their standard deviations."""
+        """Root mean square change of the outputs, in units of their standard deviation."""
         return float(self.distance(*map(as_tensors, self._outputs(examples)))) ** 0.5
 
     def _estimate_statistics(self):
@@ -368,7 +370,7 @@ class _Quantizer:
 
 
 def _compile_as(model, student):
-    """Compiles the student as the original, or with a placeholder if that is not compiled."""
+    """Compiles the student like the original, or with a placeholder if that is not compiled."""
     if getattr(model, "compiled", False):
         try:
             student.compile_from_config(model.get_compile_config())

@@ -1,4 +1,4 @@
-"""What a quantization did, for people and for files."""
+"""The report of a quantization, as text and for JSON files."""
 
 import dataclasses
 
@@ -13,14 +13,15 @@ class QuantizationReport:
 
     Attributes:
         table: `BitTable` of the quantized model.
-        worth: Dictionary of layer to an array of shape `(16,)`: the squared movement of the outputs
-            with this layer alone at 1, 2, ... bits; `inf` beyond its bounds. It is measured up to
-            5 bits, and divided by 4 for each further bit.
-        movement_rounded: How far the outputs moved before weights were trained: root mean square,
-            in units of the outputs' standard deviation, on an eighth of the examples (at most 256)
-            that no weight is trained on. If they say that training moved the outputs further, the
-            model before training is kept.
-        movement: The same at the end.
+        worth: Dictionary of layer to an array of shape `(16,)`: the squared change of the outputs,
+            relative to their variance, with this layer alone at 1, 2, ... bits; `inf` beyond its
+            bounds. It is measured up to 5 bits, and divided by 4 for each further bit.
+        movement_rounded: Root mean square change of the outputs before weights were trained, in
+            units of the outputs' standard deviation, on an eighth of the examples (at most 256)
+            that no weight is trained on. If training does not lower it, the model before training
+            is kept.
+        movement: Root mean square change of the outputs at the end, in the same unit and on the
+            same examples.
         agreement: Share of these examples for which the largest output is that of the float model;
             None for models with single outputs.
         examples: Number of example inputs.

@@ -1,4 +1,4 @@
-"""Weights and scales trained at fixed widths until the outputs are close to the float model's."""
+"""Trains weights and scales at fixed widths, so that outputs are close to the float model's."""
 
 import keras
 import numpy as np
@@ -14,14 +14,14 @@ from keras_learnbits.layers.discovery import quantized_kernels, quantized_tensor
 from keras_learnbits.layers.rounding_scope import rounding_again, rounding_once
 from keras_learnbits.quantization.augmentation import can_be_varied, varied
 
-# Learning rate of a kernel, in quantization steps per training step of Adam: a weight crosses a
-# level in some 50 steps, whatever its width and magnitude.
+# Learning rate of a kernel, in quantization steps per training step of Adam: a weight can move by a
+# whole quantization step in about 50 training steps, whatever its width and magnitude.
 STEPS_PER_UPDATE = 0.02
 # Learning rate of biases, normalization, and logarithms of scales.
 LEARNING_RATE = 1e-3
 WARMUP = 0.05
-# How far a weight may be from the float model's, in quantization steps. The float weights are
-# what few examples cannot teach.
+# Largest distance of a weight from the float model's, in quantization steps. It limits overfitting
+# to few examples.
 REACH = 0.5
 
 
@@ -29,10 +29,10 @@ class Settling:
     """Trains a quantized model to imitate the float model on examples without labels.
 
     The loss is the distance of the outputs plus the mean squared difference of the layers' inputs,
-    each divided by its variance: what a layer inside receives says more than the outputs alone.
-    Both models run in inference mode, so dropout is off and batch normalization keeps its moving
-    statistics. Examples are varied (`augmentation`): the float model says what their outputs should
-    be.
+    each divided by its variance, because inputs of inner layers contain more information than the
+    outputs alone. Both models run in inference mode, so dropout is off and batch normalization
+    keeps its moving statistics. Examples are augmented (`augmentation`); the float model computes
+    the outputs to imitate.
 
     Args:
         model: Model with learned-bit layers, at its final widths.
@@ -123,7 +123,7 @@ def _relative_difference(found, expected):
 
 
 def _bounds(model, teacher):
-    """Kernels, their float values, and how far they may be from these."""
+    """Kernels, their float values, and the largest distance from these values."""
     kernels = zip(quantized_kernels(model), quantized_kernels(teacher), strict=True)
     return [
         (kernel, tf.constant(start.kernel.numpy()), REACH * tf.constant(kernel.stored().step))

@@ -22,7 +22,7 @@ class BitState(BitCompiling):
         self._learned_bit_optimizer().steer(name, value)
 
     def release_prices(self):
-        """Restores the prices before `steer_price`."""
+        """Restores the prices from before `steer_price`."""
         self._learned_bit_optimizer().release()
 
     def freeze_bits(self, bits=None):
@@ -51,7 +51,7 @@ class BitState(BitCompiling):
         for tensor, width in zip(tensors, bits, strict=True):
             tensor.bits.assign(width)
         if tensors and not self.optimizer.built:
-            # Keras saves an optimizer only if it is built, and the freeze with it.
+            # Keras saves an optimizer, which holds the freeze, only if it is built.
             self.optimizer.build(self.trainable_variables)
         self.bits_frozen.assign(1.0)
 
@@ -129,7 +129,7 @@ class BitState(BitCompiling):
         return estimator.predicts_losses and estimator.has_probed_all()
 
     def cheapest_integers(self):
-        """Of the two integers next to each latent bit-width, the one with less loss plus price.
+        """The integer next to each latent bit-width that has less predicted loss plus price.
 
         Returns:
             Dictionary of `QuantizedTensor` to integer; the nearest integers if the estimator does

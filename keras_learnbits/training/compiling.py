@@ -1,4 +1,4 @@
-"""`BitCompiling`: `compile` with settings of the bits, and access to these settings."""
+"""`BitCompiling`: `compile` with settings for the bits, and access to these settings."""
 
 import keras
 import tensorflow as tf
@@ -18,7 +18,7 @@ class BitCompiling(BitVariables):
         bit_reg: Price of the bits, a scalar `keras.Variable` that callbacks may change.
         quantization_reg: Weight of the quantization error in the loss, a scalar `keras.Variable`.
         bits_frozen: 1.0 while the bits are frozen, else 0.0; a scalar `keras.Variable`.
-        bit_settings: Dictionary of the arguments of `compile` on bits.
+        bit_settings: Dictionary of the arguments of `compile` that concern bits.
         bit_objective: `BitObjective`, the two terms that are added to the task's loss.
 
     The first three are state of the training and are saved with the optimizer. `compile` sets the
@@ -64,8 +64,8 @@ class BitCompiling(BitVariables):
                 training is that of the float kernels.
             bit_optimizer: `keras.optimizers.Optimizer` for the bits; `SignSGD(0.01)` by default,
                 which moves each bit-width by 0.01 bits per step, and `SignSGD(1.0)` with `"paper"`.
-                It must not move bits whose gradient is 0, as it is while they are frozen.
-            **kwargs: Arguments of `keras.Model.compile`, which also has those not described here.
+                It must not move bits whose gradient is 0, because that of frozen bits is 0.
+            **kwargs: Other arguments of `keras.Model.compile`, which describes them.
 
         Raises:
             ValueError: A price is negative or not finite, a name is unknown, a learned-bit layer
@@ -118,7 +118,7 @@ class BitCompiling(BitVariables):
     def _learned_bit_optimizer(self):
         """The `LearnedBitOptimizer`, which keeps the state of the bits' training."""
         if not self.compiled:
-            raise AttributeError("You must compile the model before accessing its bits' training.")
+            raise AttributeError("You must compile the model before accessing its bits' state.")
         # Under mixed_float16 Keras wraps the optimizer: keras/src/trainers/trainer.py, `compile`.
         return getattr(self.optimizer, "inner_optimizer", self.optimizer)
 

@@ -64,7 +64,7 @@ class CounterfactualLosses:
 
         Args:
             tensors: List of `QuantizedTensor`s of the model.
-            shifts: As for `at`.
+            shifts: Float32 tensor of shape `(cases, layers)`, as for `at`.
 
         Returns:
             Float32 tensor of shape `(cases,)`.

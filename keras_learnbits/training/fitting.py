@@ -21,7 +21,7 @@ class LearnedBitTraining(TrainingStep):
     fit_plan = None  # a `FitPlan` within `fit`
 
     def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`.
+        """Trains the model, like `keras.Model.fit`.
 
         If it raises or is interrupted, prices and the freeze are restored, because Keras does not
         call `on_train_end` of callbacks then. Weights and bits keep their trained values.
@@ -53,7 +53,7 @@ class LearnedBitTraining(TrainingStep):
         return_dict=False,
         **kwargs,
     ):
-        """As `keras.Model.evaluate`: the loss and the compiled metrics.
+        """The loss and the compiled metrics, like `keras.Model.evaluate`.
 
         With `return_dict=True` it also returns the parts of the loss. The validation logs of `fit`
         do not contain the parts that do not depend on data, which are in the training logs.
@@ -65,13 +65,13 @@ class LearnedBitTraining(TrainingStep):
         return self._as_keras(logs, return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """As `keras.Model.test_on_batch`; the result is like that of `evaluate`."""
+        """Like `keras.Model.test_on_batch`; the result has the form of that of `evaluate`."""
         with self.bit_metrics.only("task_loss"):
             logs = super().test_on_batch(x, y, sample_weight, return_dict=True)
         return self._as_keras(logs, return_dict)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """As `keras.Model.train_on_batch`; the result is like that of `evaluate`."""
+        """Like `keras.Model.train_on_batch`; the result has the form of that of `evaluate`."""
         logs = super().train_on_batch(x, y, sample_weight, class_weight, return_dict=True)
         return self._as_keras(logs, return_dict)
 
@@ -79,12 +79,12 @@ class LearnedBitTraining(TrainingStep):
     # as if the model were saved after `fit`.
 
     def save(self, *args, **kwargs):
-        """As `keras.Model.save`; prices are those from before `fit`."""
+        """Like `keras.Model.save`; the file has the prices from before `fit`."""
         with self._released_prices():
             return super().save(*args, **kwargs)
 
     def save_weights(self, *args, **kwargs):
-        """As `keras.Model.save_weights`; prices are those from before `fit`."""
+        """Like `keras.Model.save_weights`; the file has the prices from before `fit`."""
         with self._released_prices():
             return super().save_weights(*args, **kwargs)
 
@@ -122,6 +122,6 @@ def check_learns_bits(model, name):
     """
     if not isinstance(model, LearnedBitTraining):
         raise TypeError(
-            f"`{name}` needs a LearnedBitModel or LearnedBitSequential, because bits do not "
-            f"move in other models. Received: model={model}"
+            f"`{name}` needs a LearnedBitModel or LearnedBitSequential, because other models do "
+            f"not train bits. Received: model={model}"
         )

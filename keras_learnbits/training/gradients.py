@@ -43,7 +43,7 @@ class Gradients:
         present = [
             tf.convert_to_tensor(getattr(g, "values", g)) for g in self.values if g is not None
         ]
-        # One number that is not finite if any gradient has a NaN: a check of each costs more time.
+        # One number that is not finite if any gradient is not; a check of each takes longer.
         norm = tf.add_n([tf.cast(tf.nn.l2_loss(gradient), tf.float32) for gradient in present])
         found = tf.stack([tf.cast(loss, tf.float32), norm])
         message = (

@@ -106,7 +106,7 @@ class ErrorTerm:
 
 
 def bit_settings(defaults, **given):
-    """The arguments of `compile` on bits, with defaults instead of None.
+    """The arguments of `compile` that concern bits, with defaults instead of None.
 
     Args:
         defaults: Dictionary, the `compile_defaults` of an estimator.

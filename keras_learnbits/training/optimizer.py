@@ -115,8 +115,8 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
             items: List of one item for each variable.
             variables: List of `keras.Variable`s.
         """
-        # That of the weights comes last: its update advances `iterations`, and so the learning rate
-        # of a schedule, which the optimizer of the scales reads in the same step.
+        # The optimizer of the weights comes last: its update advances `iterations`, and so the
+        # learning rate of a schedule, which the optimizer of the scales reads in the same step.
         optimizers = (self.scale_optimizer, self.bit_optimizer, self.weight_optimizer)
         owners = [self._choose(variable) for variable in variables]
         for optimizer in optimizers:
@@ -124,9 +124,9 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
             if share:
                 yield optimizer, share
 
-    # keras/src/optimizers/multi_optimizer.py, `apply`: Keras calls the optimizers in the order in
-    # which it first met them. Here that of the weights must be the last one, see `_split`, and XLA
-    # compiles large updates.
+    # keras/src/optimizers/multi_optimizer.py, `apply`: Keras calls the optimizers in the order of
+    # their first variables. Here the optimizer of the weights must be the last one, see `_split`,
+    # and XLA compiles large updates.
     def apply(self, grads, trainable_variables):
         if not self.built:
             self.build(trainable_variables)
@@ -163,7 +163,7 @@ class LearnedBitOptimizer(keras.optimizers.MultiOptimizer):
     @property
     def optimizers(self):
         # keras/src/callbacks/learning_rate_scheduler.py and others set the learning rate of all
-        # optimizers in this attribute, also that of the bits.
+        # optimizers in this attribute. The bits' optimizer must keep its own rate.
         raise AttributeError("Use `weight_optimizer` and `bit_optimizer`.")
 
     def get_config(self):
@@ -204,10 +204,10 @@ def with_bits(optimizer, bit_optimizer, bit_gradient):
     """Combines an optimizer with one for the bits, inside loss scaling if there is any.
 
     Args:
-        optimizer: Optimizer in any form that `keras.Model.compile` takes, also that of a compiled
-            `LearnedBitModel`.
-        bit_optimizer: Optimizer for the bits in the same forms. None for that of such a model, or
-            else for `SignSGD` with the step of `bit_gradient`.
+        optimizer: Optimizer in any form that `keras.Model.compile` takes, including the optimizer
+            of a compiled `LearnedBitModel`.
+        bit_optimizer: Optimizer for the bits in the same forms. None takes that of such a model, or
+            `SignSGD` with the step of `bit_gradient`.
         bit_gradient: `keras_learnbits.bit_gradients.BitGradient`.
 
     Returns:

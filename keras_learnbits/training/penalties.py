@@ -1,4 +1,4 @@
-"""Terms of the loss besides the task's: penalties on bits, and quantization errors."""
+"""Terms that are added to the task's loss: penalties on bits, and quantization errors."""
 
 import tensorflow as tf
 
@@ -68,9 +68,9 @@ BIT_PENALTIES = {"bits": mean_bits, "levels": levels, "widths": widths}
 def relative_error(squared_errors, squared_norms, shares):
     """Relative quantization error of a model: `||q - W||^2 / ||W||^2`, averaged over layers.
 
-    Layers are weighted by their number of weights. 0 means no error, 1 that nothing is left of the
-    weights. Each layer's ratio is at most 1; for a kernel of zeros the error would exceed the
-    squared norm, because symmetric grids have no level at 0.
+    Layers are weighted by their number of weights. 0 means no error; 1 is the error if all weights
+    were rounded to 0. Each layer's ratio is at most 1; for a kernel of zeros the error would exceed
+    the squared norm, because symmetric grids have no level at 0.
 
     Args:
         squared_errors: Float32 tensor of shape `(layers,)`, `||q - W||^2`.

@@ -48,7 +48,9 @@ def test_outputs_change_by_less_than_nearest_and_not_less_than_the_best_of_all_r
     rng = np.random.default_rng(0)
     inputs, weights = correlated_inputs(rng, size=5), rng.normal(size=(5, 30))
     rounded = Compensation(inputs.T @ inputs)(weights, 1.0, -0.5, 1)
-    levels = np.array(list(itertools.product([-0.5, 0.5], repeat=5))).T  # all kernels of an output
+    levels = np.array(
+        list(itertools.product([-0.5, 0.5], repeat=5))
+    ).T  # all possible kernels of one output
     best = [
         min(error(column[:, None], each[:, None], inputs) for each in levels.T)
         for column in weights.T
@@ -58,7 +60,7 @@ def test_outputs_change_by_less_than_nearest_and_not_less_than_the_best_of_all_r
     assert sum(best) <= found < 0.8 * plain
 
 
-def test_small_inputs_are_compensated_like_large_ones_beside_unused_ones():
+def test_small_inputs_are_compensated_like_large_ones_despite_unused_ones():
     rng = np.random.default_rng(0)
     inputs = np.pad(correlated_inputs(rng), [[0, 0], [0, 2]])
     weights = rng.normal(size=(8, 20))

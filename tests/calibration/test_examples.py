@@ -1,4 +1,4 @@
-"""Example inputs from all that holds data."""
+"""Example inputs from all kinds of data."""
 
 import keras
 import numpy as np
@@ -104,7 +104,7 @@ def test_a_dictionary_for_a_list_of_inputs_is_read_by_name():
         (Y, r"must be inputs of the model.*int64\[40\] for inputs of shape \[\(None, 3\)\]"),
         (X[:, :2], r"Received: float32\[40, 2\]"),
         ([X, Y], "a list or dictionary several inputs"),
-        ([X, X[:30]], "as many of each input"),
+        ([X, X[:30]], "the same number for each input"),
         (iter([X[:9], X[:9, :2]]), "pad sequences to one length"),
         (iter([]), "dataset or generator without any"),
         ((X[i : i + 2] for i in range(2)), "at least 8 examples"),
@@ -119,7 +119,7 @@ def test_data_that_cannot_be_used_are_refused_with_what_was_received(data, messa
         read_examples(data, MODEL, 8192, seed=0)
 
 
-def test_a_model_with_its_own_call_says_why_it_does_not_take_the_data():
+def test_a_model_with_a_custom_call_says_why_it_does_not_take_the_data():
     class Own(keras.Model):
         def __init__(self):
             super().__init__()

@@ -12,7 +12,7 @@ from thorough import thorough
 import keras_learnbits as klb
 from keras_learnbits.callbacks import targets
 
-# Trainings are short here: bits come to a budget at their end.
+# Trainings are short here, so bits reach a budget at their end.
 pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")
 
 
@@ -103,14 +103,14 @@ def test_the_price_neither_winds_up_nor_levels_the_layers(deep_model, data):
     logger = klb.BitLogger()
     history = fit(model, data, klb.BitBudget(target_bits=2.5), logger, klb.FreezeBits(), epochs=16)
     prices = history.history["bit_reg"]
-    assert max(prices) < 10  # early looks are noisy; the task's loss is about 2
+    assert max(prices) < 10  # early probes are noisy; the task's loss is about 2
     assert prices[-1] < 1
     assert len({row.bits for row in klb.bit_table(model).rows}) > 1
     assert logger.bits[1] != logger.bits[6]
 
 
 def test_without_a_freeze_the_target_holds_at_the_end_of_training(deep_model, data):
-    model = deep_model(bit_optimizer=klb.SignSGD(1e-4))  # too slow to get anywhere
+    model = deep_model(bit_optimizer=klb.SignSGD(1e-4))  # too slow to reach the target
     fit(model, data, klb.BitBudget(target_bits=2.0), epochs=1)
     assert klb.bit_table(model).mean_bits <= 2.0
     assert model.bits_are_frozen
@@ -165,7 +165,7 @@ def test_a_wrong_target_is_refused(arguments, message):
 def test_an_infeasible_target_names_the_smallest(deep_model, data):
     with pytest.raises(ValueError, match=r"reach: 1.0 bits. Received: target_bits=0.5"):
         fit(deep_model(), data, klb.BitBudget(target_bits=0.5))
-    with pytest.raises(ValueError, match=r"`target_compression` must be within"):
+    with pytest.raises(ValueError, match=r"`target_compression` must be feasible"):
         fit(deep_model(), data, klb.BitBudget(target_compression=1000))
 
 
@@ -183,7 +183,7 @@ def test_a_budget_in_a_plain_model_is_refused(data):
 
 
 @pytest.mark.thorough
-def test_a_second_fit_meets_a_second_target(deep_model, data):
+def test_a_second_fit_reaches_a_second_target(deep_model, data):
     model = deep_model()
     for target in (4.0, 2.0):
         fit(model, data, klb.BitBudget(target_bits=target), epochs=2)
@@ -290,7 +290,7 @@ def test_epochs_shorter_than_the_interval_of_the_budget_are_steered(deep_model, 
 def test_a_frozen_training_that_goes_on_keeps_its_bits_if_the_target_permits(
     backup_at, deep_model, data, tmp_path
 ):
-    settled = [1, 3, 3, 8]  # which nothing but what was trained so far speaks for
+    settled = [1, 3, 3, 8]  # only the training so far favours these widths
 
     def train(target, folder, epoch_to_stop_at):
         def settle_or_stop(epoch, logs):
@@ -319,7 +319,7 @@ def test_a_frozen_training_that_goes_on_keeps_its_bits_if_the_target_permits(
 def test_every_target_that_names_a_size_permits_it(deep_model, monkeypatch):
     model = deep_model()
     table = klb.bit_table(model)
-    monkeypatch.setattr(targets, "bit_table", lambda model: table)  # which takes its time
+    monkeypatch.setattr(targets, "bit_table", lambda model: table)  # it takes long
     for size in range(table.packed_bytes // 4, table.packed_bytes, 3):
         compression = targets.CompressionTarget(1.0)
         compression.value = compression.describe(model, size)
@@ -335,7 +335,7 @@ def test_frozen_bits_within_the_target_are_kept_where_no_epoch_is_left(
 ):
     model = deep_model()
     callbacks = [klb.BitBudget(3.0), klb.FreezeBits(0.5)][:: 1 if budget_first else -1]
-    model.freeze_bits([2, 1, 2, 4])  # which the target permits, but which do not fill it
+    model.freeze_bits([2, 1, 2, 4])  # the target permits them, and would permit more
     model.fit(*data, initial_epoch=8, epochs=8, callbacks=callbacks, verbose=0)
     assert [float(t.bits) for t in model.quantized_tensors] == [2, 1, 2, 4]
     model.freeze_bits([8, 8, 8, 8])
@@ -360,8 +360,9 @@ def test_a_descent_that_goes_on_does_not_drop_at_once(deep_model, data, tmp_path
                 raise KeyboardInterrupt
 
         keras.utils.set_random_seed(0)
-        looks = klb.bit_gradients.Measured(interval=1)  # and bits that follow the price at once
-        sizes, model = [], deep_model(bit_gradient=looks, bit_optimizer=klb.SignSGD(0.5))
+        # With a probe in each step, bits follow the price at once.
+        estimator = klb.bit_gradients.Measured(interval=1)
+        sizes, model = [], deep_model(bit_gradient=estimator, bit_optimizer=klb.SignSGD(0.5))
         callbacks = [klb.BitBudget(1.5, by=0.75, update_freq=4), klb.FreezeBits(0.875)]
         restore = keras.callbacks.BackupAndRestore(tmp_path / backup, delete_checkpoint=False)
         callbacks.insert(backup_at, restore)

@@ -156,7 +156,7 @@ def test_a_gradient_that_predicts_no_losses_will_do():
 
 
 def test_without_examples_to_measure_on_the_target_is_refused():
-    with pytest.raises(ValueError, match="give `start`, some hundred example inputs"):
+    with pytest.raises(ValueError, match="give `start`, a few hundred example inputs"):
         klb.BitBudget(target_bit_operations=1e6)
 
 

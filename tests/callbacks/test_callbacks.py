@@ -15,7 +15,7 @@ from keras_learnbits.layers.discovery import quantized_kernels
 def compiled(model, optimizer="adam", **settings):
     settings = {
         "bit_reg": 1.0,
-        "bit_gradient": "straight_through",  # which moves every layer at once
+        "bit_gradient": "straight_through",  # it moves every layer from the first step
         "bit_optimizer": klb.SignSGD(0.25),
         **settings,
     }
@@ -87,7 +87,7 @@ def test_bits_of_layers_with_two_kernels_have_two_names(tmp_path):
     assert history["bits/sep/pointwise_kernel"] == [7.75]
 
 
-def test_layers_of_the_same_name_are_told_apart_by_their_paths(data):
+def test_layers_of_the_same_name_are_distinguished_by_their_paths(data):
     class Block(keras.layers.Layer):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -150,7 +150,7 @@ def test_a_short_training_ends_frozen_with_its_last_epoch_for_the_weights(
     )
 
 
-def test_early_stopping_leaves_integers_though_it_restores_bits_of_before(make_model, data):
+def test_early_stopping_ends_with_integers_although_it_restores_earlier_bits(make_model, data):
     model = compiled(make_model(), bit_optimizer=klb.SignSGD(0.1))
     stopping = keras.callbacks.EarlyStopping(
         "loss", patience=2, restore_best_weights=True, min_delta=1e9
@@ -190,7 +190,7 @@ def test_freezing_at_no_time_is_refused(at):
 def test_freezing_a_plain_keras_model_is_refused(data):
     model = keras.Sequential([keras.Input((6,)), klb.LearnedBitDense(2)])
     model.compile("sgd", "mse")
-    with pytest.raises(TypeError, match="bits do not move"):
+    with pytest.raises(TypeError, match="do not train bits"):
         model.fit(*data, callbacks=[klb.FreezeBits()], verbose=0)
 
 
@@ -203,7 +203,7 @@ def test_freezing_works_on_two_replicas(strategy, make_model, data):
     assert bits.history["bits/head"] == [7.5, 8.0]
 
 
-# A user's habits: they work, and act on the weights only.
+# Usual settings of optimizers work, and act on the weights only.
 
 
 def test_learning_rate_scheduler_sets_the_weights_rate_only(make_model, data):
@@ -279,7 +279,7 @@ def test_backup_and_restore_brings_back_bits_and_price(make_model, data, tmp_pat
 
 
 @pytest.mark.thorough
-def test_at_the_freeze_each_layer_takes_the_cheaper_integer_beside_its_latent_bits(
+def test_at_the_freeze_each_layer_takes_the_cheaper_integer_next_to_its_latent_bits(
     make_model, data
 ):
     for price, rounded in ((0.0, 5), (1e6, 4)):

@@ -53,9 +53,9 @@ def test_a_healthy_layer_is_not(bits):
 
 
 @pytest.mark.parametrize(("bits", "bound"), [(1, "lowest"), *thorough((8, "highest"))])
-def test_a_layer_on_its_bound_is_named_on_request(bits, bound):
+def test_a_layer_at_its_bound_is_named_on_request(bits, bound):
     guard = klb.CollapseGuard(bounds=True)
-    with pytest.warns(UserWarning, match=f"'broken' sits on its {bound} bit-width"):
+    with pytest.warns(UserWarning, match=f"'broken' is at its {bound} bit-width"):
         fit(model_of(HEALTHY, bits=bits), guard)
 
 

@@ -1,4 +1,4 @@
-"""Training that begins at the widths that measurements allocate."""
+"""Training that starts at widths allocated from measurements."""
 
 import keras
 import numpy as np
@@ -50,7 +50,7 @@ def train(epochs=4, start=X, **settings):
 def test_the_first_step_has_the_widths_that_quantize_allocates():
     _, widths = train()
     small = klb.quantize(float_net(), X, target_bits=2.5, steps=0, verbose=0)
-    # `quantize` holds an eighth of the examples out, so one layer may differ by a bit.
+    # `quantize` holds out an eighth of the examples, so one layer may differ by a bit.
     expected = [row.bits for row in klb.bit_table(small).rows]
     assert np.abs(np.subtract(widths.widths[0], expected)).max() <= 1
     assert len(set(expected)) > 1
@@ -96,9 +96,9 @@ def test_examples_that_the_model_does_not_take_are_refused():
         train(start=X[:, :3])
 
 
-def test_an_interrupted_start_leaves_the_model_as_it_was(monkeypatch):
+def test_an_interrupted_start_does_not_change_the_model(monkeypatch):
     def interrupted(*args):
-        raise KeyboardInterrupt  # the first kernel is rounded by now, the others have 16 bits
+        raise KeyboardInterrupt  # the first kernel is rounded already, the others have 16 bits
 
     monkeypatch.setattr(OutputDistance, "__call__", interrupted)
     model = klb.to_learned_bits(float_net())

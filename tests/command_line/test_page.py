@@ -1,4 +1,4 @@
-"""`report.html`: its numbers, and that it stands alone."""
+"""`report.html` has the right numbers, and needs no other files."""
 
 import html.parser
 import json

@@ -1,4 +1,4 @@
-"""`quantize`: what it writes, and what it refuses."""
+"""`quantize`: written files and refused arguments."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ def arguments(saved, folder, *more):
 
 
 def only_packed(monkeypatch):
-    """Leaves the converters out, which take seconds."""
+    """Leaves out the converters, which take seconds."""
 
     def refuse(*args, **settings):
         raise ValueError("not tested here")

@@ -1,4 +1,4 @@
-"""Small models of the mechanisms that examples of keras.io/examples have: text, tables and graphs.
+"""Small models with the mechanisms of examples on keras.io/examples: text, tables and graphs.
 
 As in `keras_site_vision`.
 """
@@ -314,7 +314,7 @@ class GraphAttentionNetwork(keras.Model):
 
 
 def graph_attention():
-    """Graph attention network (GAT): a model given the graph as tensors; kernels of its own."""
+    """Graph attention network (GAT): a model given the graph as tensors; custom kernels."""
     nodes = np.random.default_rng(0).normal(size=(6, 5))
     graph = tf.constant(nodes, "float32"), tf.constant([[0, 1, 2, 3, 4, 5], [1, 2, 0, 5, 3, 4]])
     model = GraphAttentionNetwork(*graph, units=4, heads=2, classes=3)

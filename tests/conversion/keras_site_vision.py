@@ -19,7 +19,7 @@ REGRESS = {"optimizer": "adam", "loss": "mse"}
 
 
 class OwnLoop(keras.Model):
-    """A `train_step` and metrics of its own, as many examples have them, for a `loss_of`."""
+    """A custom `train_step` and metrics, as in many examples, for a `loss_of`."""
 
     @property
     def metrics(self):

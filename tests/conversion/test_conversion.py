@@ -46,7 +46,7 @@ def inputs_of(model):
 
 
 def shake(model):
-    """Gives every weight, statistics included, another value than that it starts with."""
+    """Sets every weight, including statistics, to a value other than its initial one."""
     rng = np.random.default_rng(2)
     for variable in model.weights:
         if variable.dtype == "float32":
@@ -170,7 +170,7 @@ class Block(L.Layer):
 
 
 class UserModel(keras.Model):
-    """A user's model with a `call` of its own."""
+    """A user's model with a custom `call`."""
 
     def __init__(self, units=6, **kwargs):
         super().__init__(**kwargs)
@@ -199,7 +199,7 @@ def test_layers_inside_a_users_layer_are_converted_inside(sequences, tmp_path):
     assert_close(klb.to_keras(learned)(sequences), learned(sequences), 1e-5)
 
 
-def test_a_model_with_a_call_of_its_own_is_converted_inside(sequences):
+def test_a_model_with_a_custom_call_is_converted_inside(sequences):
     model = UserModel(name="mine")
     model(sequences)
     shake(model)
@@ -221,7 +221,7 @@ def test_a_model_with_a_call_of_its_own_is_converted_inside(sequences):
     assert_close(plain(sequences), learned(sequences), 1e-5)
 
 
-def test_a_model_with_a_call_of_its_own_comes_back_from_a_file(sequences, tmp_path):
+def test_a_model_with_a_custom_call_is_loaded_from_a_file(sequences, tmp_path):
     model = UserModel()
     model(sequences)
     learned = klb.to_learned_bits(model, bits=3)
@@ -242,7 +242,7 @@ def test_recurrent_layers_are_converted_with_two_kernels_each(sequences):
     assert_close(learned(sequences), model(sequences), 1e-3)
 
 
-def test_what_keras_keeps_beside_weights_is_kept(x):
+def test_state_other_than_weights_that_keras_saves_is_kept(x):
     model = keras.Sequential([keras.Input((8, 8, 3)), L.Normalization(), L.Conv2D(2, 3)])
     model.layers[0].adapt(3 * x + 1)
     assert_close(klb.to_learned_bits(model, bits=16)(x), model(x), 1e-3)
@@ -314,7 +314,7 @@ def test_models_that_cannot_be_converted_are_refused():
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 @pytest.mark.parametrize("item", ["nothing", L.Conv3D])
-def test_a_selection_that_meets_no_layer_is_refused(argument, item):
+def test_a_selection_that_matches_no_layer_is_refused(argument, item):
     with pytest.raises(ValueError, match=f"`{argument}` must name layers of the model. Received"):
         klb.to_learned_bits(residual_net(), **{argument: item})
 
@@ -356,7 +356,7 @@ def test_settings_out_of_range_are_refused():
 
 
 def test_scales_are_fitted_to_weights_of_any_distribution():
-    """Where weights are no Gaussian: uniform ones, and a few large among zeros."""
+    """Weights that are not Gaussian: uniform ones, and a few large ones among zeros."""
     rng = np.random.default_rng(0)
     uniform = rng.uniform(-1, 1, (64, 2)).astype("float32")
     sparse = np.where(rng.random((64, 2)) < 0.05, 3.0, 0.0).astype("float32")
@@ -387,7 +387,7 @@ def test_networks_of_keras_applications_are_converted_and_go_back(
     assert_close(klb.to_keras(learned)(x), learned(x), 1e-5)
     learned.save(tmp_path / "model.keras")
     assert_close(keras.models.load_model(tmp_path / "model.keras")(x), learned(x), 0)
-    if name != "MobileNetV2":  # of which one is enough: XLA takes its time for each shape
+    if name != "MobileNetV2":  # one is enough: XLA compiles for seconds for each shape
         monkeypatch.setattr(rounding, "COMPILED_SIZE", 2**62)
     learned.compile("sgd", "mse", bit_reg=100.0, bit_gradient="straight_through", run_eagerly=True)
     before = mean_bits(quantized_kernels(learned))
@@ -424,7 +424,7 @@ class Cell(L.Layer):
         return {**super().get_config(), "units": self.units}
 
 
-def test_a_cell_of_ones_own_with_dropout_trains():
+def test_a_custom_cell_with_dropout_trains():
     model = keras.Sequential([keras.Input((5, 8)), L.RNN(Cell(4))])
     learned = klb.to_learned_bits(model)
     learned.compile("sgd", "mse", bit_reg=10.0, bit_gradient="straight_through")
@@ -434,7 +434,7 @@ def test_a_cell_of_ones_own_with_dropout_trains():
 
 @keras.saving.register_keras_serializable("tests")
 class TwoDense(L.Layer):
-    """Two layers with names that Keras makes up."""
+    """Two layers with automatic names."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -546,7 +546,7 @@ def test_scales_stand_still_with_kernels_frozen_inside_a_wrapper(sequences, tmp_
         assert each.trainable_weights == []
 
 
-def test_to_keras_refuses_what_it_would_leave_behind():
+def test_to_keras_refuses_layers_that_it_cannot_replace():
     model = klb.LearnedBitSequential(
         [keras.Input((3, 8)), L.TimeDistributed(klb.LearnedBitDense(4, name="deep"))]
     )
@@ -554,14 +554,14 @@ def test_to_keras_refuses_what_it_would_leave_behind():
         klb.to_keras(model)
 
 
-def test_a_model_with_a_call_of_its_own_goes_there_and_back_at_once(sequences):
+def test_a_model_with_a_custom_call_is_converted_and_converted_back(sequences):
     model = UserModel()
     model(sequences)
     learned = klb.to_learned_bits(model, bits=3)
     assert_close(klb.to_keras(learned)(sequences), learned(sequences), 1e-5)
 
 
-def test_a_converted_model_with_a_call_of_its_own_inside_another_keeps_its_bits(sequences):
+def test_a_converted_model_with_a_custom_call_inside_another_keeps_its_bits(sequences):
     model = UserModel()
     model(sequences)
     inner = klb.to_learned_bits(model, bits=3)
@@ -583,7 +583,7 @@ def test_a_weight_that_a_graph_takes_as_an_argument_is_refused():
 
 
 @pytest.mark.thorough
-def test_a_converted_model_with_a_call_of_its_own_is_exported(sequences, tmp_path):
+def test_a_converted_model_with_a_custom_call_is_exported(sequences, tmp_path):
     model = UserModel()
     model(sequences)
     learned = klb.to_learned_bits(model)

@@ -1,4 +1,4 @@
-"""A conversion that would be something else than the model is refused, or says what it leaves."""
+"""A conversion that would differ from the model is refused, or reports what is not kept."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ def net(*layers):
 
 
 class WithState(L.Layer):
-    """Multiplies by a table that Keras does not know of."""
+    """Multiplies by a table that Keras does not track."""
 
     def __init__(self, kind="variable", **kwargs):
         super().__init__(**kwargs)
@@ -33,12 +33,12 @@ class WithState(L.Layer):
 @pytest.mark.parametrize("kind", ["variable", "array"])
 def test_state_that_keras_does_not_copy_is_found_by_comparing_predictions(kind):
     model = net(WithState(kind))
-    with pytest.raises(ValueError, match="predicts something else .* differ by"):
+    with pytest.raises(ValueError, match="must make the predictions of the model.* differ by"):
         klb.to_learned_bits(model)
 
 
 class Added(L.Layer):
-    """What only shows for some inputs: a table indexed by the first input."""
+    """State that affects only some inputs: a table indexed by the first input."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -52,9 +52,9 @@ class Added(L.Layer):
 def test_an_example_of_the_users_is_what_is_compared():
     model = net(L.Dense(8), Added())
     klb.to_learned_bits(net(Added(), L.Dense(8)), x=np.zeros((2, 8)))
-    with pytest.raises(ValueError, match="predicts something else"):
+    with pytest.raises(ValueError, match="must make the predictions of the model"):
         klb.to_learned_bits(net(Added(), L.Dense(8)), x=np.full((2, 8), 7.0))
-    with pytest.raises(ValueError, match="`x` must be what the model can be called with"):
+    with pytest.raises(ValueError, match="`x` must be an input that the model accepts"):
         klb.to_learned_bits(model, x=np.zeros((2, 5)))
 
 
@@ -116,7 +116,7 @@ def test_layers_that_assign_to_their_kernel_are_refused(layer):
 
 
 class Block(L.Layer):
-    """Has the layers that it holds in its configuration, as they are."""
+    """Puts the layers inside it into its configuration without serializing them."""
 
     def __init__(self, inner, **kwargs):
         super().__init__(**kwargs)
@@ -147,7 +147,7 @@ def test_layers_in_a_configuration_are_copied_not_shared(inner):
 
 
 class Shares(Block):
-    """Hands itself the layer that it was made from."""
+    """Passes the layer that it was made from on to its copy."""
 
     kept = {}
 
@@ -288,10 +288,10 @@ class Pairs(keras.Model):
         return []
 
 
-def test_the_report_names_the_methods_that_are_left_behind():
+def test_the_report_names_the_methods_that_are_not_kept():
     inputs = keras.Input((8,))
     learned = klb.to_learned_bits(Pairs(inputs, L.Dense(8)(inputs)))
-    assert "left behind: train_step, metrics of class Pairs" in str(learned.conversion)
+    assert "not kept: train_step, metrics of class Pairs" in str(learned.conversion)
     assert not klb.to_learned_bits(net(L.Dense(8))).conversion.notes
 
 

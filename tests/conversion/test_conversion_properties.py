@@ -56,7 +56,7 @@ def graph(draw, depth=2):
             y = layer([x, draw(st.sampled_from(tensors))] if several else x)
             y = y[0] if isinstance(y, list | tuple) else y
         tensors.append(y)
-    tensors.append(L.Dense(CHANNELS)(tensors[-1]))  # so that there is something to convert
+    tensors.append(L.Dense(CHANNELS)(tensors[-1]))  # so that there is a layer to convert
     outputs = tensors[-1] if depth < 2 else draw(st.sampled_from([tensors[-1], tensors[-2:]]))
     return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs)
 
@@ -71,7 +71,7 @@ def largest_difference(ys, others):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("part", range(4))  # for as many processes
+@pytest.mark.parametrize("part", range(4))  # to be run in as many processes
 def test_a_hundred_random_graphs_are_converted_go_back_and_come_back_from_files(part, tmp_path):
     @seed(part)
     @settings(max_examples=25, deadline=None, database=None,
@@ -95,7 +95,7 @@ def check(model, bits, path):
     assert largest_difference(expected, predictions(klb.to_learned_bits(model, bits=16), x)) < 1e-3
 
     learned = klb.to_learned_bits(model, bits=bits, activations=bits > 4)
-    learned(x, training=True)  # which fits the ranges of activations
+    learned(x, training=True)  # fits the ranges of activations
     predicted = predictions(learned, x)
     assert largest_difference(predicted, predictions(klb.to_keras(learned), x)) < 1e-5
 

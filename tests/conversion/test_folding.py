@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them, against the models that still have them."""
+"""Batch norms folded into the layers before them, compared with the original models."""
 
 import keras
 import numpy as np
@@ -118,7 +118,7 @@ def residual():
     inputs = keras.Input((6, 6, 4))
     x = L.BatchNormalization(name="before_any_layer")(inputs)
     x = L.Conv2D(4, 3, padding="same")(x)
-    shortcut = x  # read twice: its batch norm must stay
+    shortcut = x  # it is read twice, so its batch norm cannot be folded
     x = L.BatchNormalization(name="after_a_branch")(x)
     x = L.Conv2D(4, 3, padding="same", activation="relu")(x)
     x = L.BatchNormalization(name="after_an_activation")(x)
@@ -180,7 +180,7 @@ def test_a_learned_bit_model_keeps_its_bits_and_its_class():
     np.testing.assert_allclose(folded(x), model(x), rtol=1e-2, atol=1e-2)
 
 
-def test_a_model_with_a_call_of_its_own_is_refused():
+def test_a_model_with_a_custom_call_is_refused():
     class Custom(keras.Model):
         def call(self, x):
             return x

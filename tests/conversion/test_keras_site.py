@@ -1,4 +1,4 @@
-"""Models as the examples of keras.io write them."""
+"""Models like those in the examples of keras.io."""
 
 import keras
 import keras_site_models as site
@@ -41,7 +41,7 @@ def converted(model, **settings):
 
 
 def predictions(model, x):
-    """What a model predicts if it draws its random numbers from the start."""
+    """Predictions of a model whose random numbers start again."""
     for variable in model.variables:
         if "seed" in variable.path:
             variable.assign([0, 1])
@@ -75,7 +75,7 @@ def has_a_file(example, path):
     return True
 
 
-# Keras warns of layers that `build` cannot build, and of masks, in some originals, too.
+# For some originals Keras also warns about layers that `build` cannot build, and about masks.
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "example", [EXAMPLE, *thorough(*MORE_EXAMPLES)], ids=lambda example: example.__name__

@@ -54,7 +54,7 @@ def test_measured_changes_are_those_of_the_evaluated_loss(make_model, data):
             assert more == 0
 
 
-def test_a_look_sees_the_loss_of_training_with_the_dropout_of_its_step(data):
+def test_a_probe_measures_the_training_loss_with_the_dropout_of_its_step(data):
     inputs = keras.Input((6,))
     x = keras.layers.BatchNormalization()(klb.LearnedBitDense(8, bits=3)(inputs))
     dropout = keras.layers.Dropout(0.5)
@@ -77,7 +77,7 @@ def test_a_look_sees_the_loss_of_training_with_the_dropout_of_its_step(data):
 
 
 class AtPresentWidths(Measured):
-    """Looks at no other width: all changes are 0 but for what else differs from the step."""
+    """Probes the present widths: a change is 0 unless something else differs from the step."""
 
     def probe(self, step, errors):
         change = step.loss_changes(tf.zeros((1, len(step.tensors))))
@@ -85,7 +85,7 @@ class AtPresentWidths(Measured):
         return tf.where(seen, change, 0.0), seen
 
 
-def test_a_look_in_fit_differs_from_its_step_in_nothing_but_the_bits(data):
+def test_a_probe_in_fit_differs_from_its_step_in_the_bits_only(data):
     inputs = keras.Input((6,))
     x = keras.layers.BatchNormalization()(klb.LearnedBitDense(8, bits=3)(inputs))
     outputs = klb.LearnedBitDense(2, bits=3)(keras.layers.Dropout(0.5)(x))
@@ -150,7 +150,7 @@ def test_on_grid_weights_show_their_bits_worth_to_differences_only(make_model, d
         kernel.kernel.value.assign(kernel.quantized())  # scales stay
         np.testing.assert_allclose(float(kernel.squared_error()), 0, atol=1e-10)
     changes = error_changes(kernels).numpy()
-    assert (changes > 1e-3).all()  # one bit fewer costs, and one more brings nothing
+    assert (changes > 1e-3).all()  # one bit fewer raises the loss, one more does not lower it
     step = step_of(model, data)
     paper = get("paper").predict(step).numpy()
     np.testing.assert_allclose(paper, 0, atol=1e-5)
@@ -162,7 +162,7 @@ def test_on_grid_weights_show_their_bits_worth_to_differences_only(make_model, d
     no_gradients = {k: tf.zeros_like(g) for k, g in step.kernel_gradients.items()}
     noise = {
         k: g + 0.1 for k, g in no_gradients.items()
-    }  # squared 0.01, without a direction that matters
+    }  # its squared effect is 0.01 in any direction
     for gradients, sign in ((no_gradients, 0), (noise, 1)):
         second_order = (
             Difference().predict(dataclasses.replace(step, kernel_gradients=gradients)).numpy()
@@ -236,7 +236,7 @@ def test_at_fixed_sensitivities_moves_end_where_no_single_bit_improves():
 
 
 class Shown(Measured):
-    """Looks of whose losses a test says what they show."""
+    """An estimator whose probes return given changes of the loss."""
 
     def __init__(self, changes, seen):
         super().__init__(interval=1)
@@ -250,22 +250,22 @@ class Shown(Measured):
 
 
 def predicted(model, kernel, bits):
-    """What a model predicts its loss to change by with a kernel at another width."""
+    """The predicted change of a model's loss with a kernel at another width."""
     kernels, losses = model.predicted_losses()
     return losses[kernels.index(kernel), bits - 1]
 
 
-def test_predictions_are_of_the_loss_per_error_that_looks_in_both_directions_show(make_model, data):
+def test_predictions_use_the_loss_per_error_of_probes_in_both_directions(make_model, data):
     changes, seen = [[6.0, -1.0], [-2.0, 0.0]], [[True, True], [True, False]]
     model = compiled(make_model(bits=3), data, Shown(changes, seen), bit_reg=0.0)
     first, second = quantized_kernels(model)
     fewer, more = error_changes([first]).numpy()[0]
     model.optimizer.bit_optimizer.learning_rate = 0.0
-    model.fit(*data, batch_size=8, verbose=0)  # the same in all looks: there is no noise
+    model.fit(*data, batch_size=8, verbose=0)  # the same in all probes: there is no noise
     np.testing.assert_allclose(
         predicted(model, first, 2), (6 + 1) / (fewer - more) * fewer, rtol=1e-3
     )
-    assert 0 <= predicted(model, second, 1) < 1e-6  # a loss that fewer bits lower
+    assert 0 <= predicted(model, second, 1) < 1e-6  # fewer bits lower its loss
 
 
 FEWER, MORE = 0, 1
@@ -275,7 +275,7 @@ FEWER, MORE = 0, 1
     ("bits", "ways"),
     [(3, (FEWER, MORE)), *thorough((1, (MORE, MORE)), (8, (FEWER, FEWER)))],
 )
-def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
+def test_probes_remove_a_bit_and_add_one_alternately_where_bounds_allow(
     bits, ways, make_model, data
 ):
     model = compiled(make_model(bits=3), data, "measured", quantization_reg=0.0)
@@ -285,11 +285,11 @@ def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
         kernel.bits.assign(bits)
     step = step_of(model, data)
     both = Measured().predict(step).numpy()
-    for look, (way, place) in enumerate(itertools.product(ways, (0, 1))):
-        estimator.steps.assign(look * estimator.interval)
+    for number, (way, layer) in enumerate(itertools.product(ways, (0, 1))):
+        estimator.steps.assign(number * estimator.interval)
         changes, seen = map(np.asarray, estimator.probe(step, None))
         expected = np.zeros((2, 2), bool)
-        expected[place, way] = True
+        expected[layer, way] = True
         np.testing.assert_array_equal(seen, expected)
         np.testing.assert_allclose(changes, both * expected, rtol=1e-4, atol=1e-6)
 
@@ -297,7 +297,7 @@ def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
 @pytest.mark.parametrize("bit_gradient", ESTIMATORS)
 def test_without_a_price_the_bits_rise_where_they_help(bit_gradient, make_model, data):
     model = compiled(make_model(), data, bit_gradient, bit_reg=0.0)
-    targets = model.predict(data[0], verbose=0)  # what 8 bits attain, and 2 do not
+    targets = model.predict(data[0], verbose=0)  # 8 bits reach these targets, and 2 do not
     kernel = quantized_kernels(model)[0]
     kernel.bits.assign(2.0)
     model.fit(data[0], targets, batch_size=16, epochs=10, verbose=0)
@@ -311,7 +311,7 @@ def test_at_a_high_price_the_bits_fall_to_their_bound(bit_gradient, make_model, 
     assert [float(kernel.integer_bits()) for kernel in quantized_kernels(model)] == [1.0, 1.0]
 
 
-def test_bits_that_nothing_is_known_of_stay(make_model, data):
+def test_bits_of_unprobed_layers_stay(make_model, data):
     model = compiled(make_model(bits=4), data, Measured(interval=50), bit_reg=1e4)
     model.fit(*data, batch_size=16, epochs=2, verbose=0)
     first, second = quantized_kernels(model)
@@ -319,7 +319,7 @@ def test_bits_that_nothing_is_known_of_stay(make_model, data):
     assert float(second.bits) == 8  # its turn comes at step 50
 
 
-def test_frozen_bits_are_not_looked_at(make_model, data):
+def test_frozen_bits_are_not_probed(make_model, data):
     model = compiled(make_model(bits=4), data, Measured(interval=1), bit_reg=1e4)
     model.freeze_bits()
     model.fit(*data, batch_size=16, verbose=0)
@@ -329,7 +329,7 @@ def test_frozen_bits_are_not_looked_at(make_model, data):
     assert float(quantized_kernels(model)[0].bits) == 4
 
 
-def test_a_look_leaves_metrics_statistics_and_dropout_as_they_are(data):
+def test_a_probe_does_not_change_metrics_statistics_and_dropout(data):
     def trained(bit_gradient):
         keras.utils.set_random_seed(1)
         inputs = keras.Input((6,))
@@ -436,17 +436,17 @@ def test_an_interval_below_one_is_refused():
 
 
 def test_a_decision_holds_for_the_width_that_it_was_made_at(make_model, data):
-    """With a step of a whole bit and ten steps between looks, a layer takes one bit at a time."""
+    """With a step of a whole bit and ten steps between probes, a layer moves one bit at a time."""
     model = make_model(bits=8)
     model.compile(
         keras.optimizers.SGD(0.0), "mse", bit_reg=1e4, bit_optimizer=klb.SignSGD(1.0),
         bit_gradient=Measured(interval=10),
     )  # fmt: skip
-    model.fit(*data, batch_size=8, epochs=2, verbose=0)  # 16 steps: two looks, one a layer
+    model.fit(*data, batch_size=8, epochs=2, verbose=0)  # 16 steps: two probes, one per layer
     assert [float(kernel.bits) for kernel in quantized_kernels(model)] == [6.0, 7.0]
 
 
-def test_a_layer_moves_no_more_than_two_bits_from_one_look_to_the_next(data):
+def test_a_layer_moves_at_most_two_bits_between_probes(data):
     inputs = x = keras.Input((6,))
     for _ in range(4):
         x = klb.LearnedBitDense(6)(x)
@@ -455,7 +455,7 @@ def test_a_layer_moves_no_more_than_two_bits_from_one_look_to_the_next(data):
         keras.optimizers.SGD(0.0), "mse", bit_reg=1e4, bit_optimizer=klb.SignSGD(1.0),
         bit_gradient=Measured(interval=1),
     )  # fmt: skip
-    model.fit(*data, batch_size=13, verbose=0)  # five steps, a look at each layer
+    model.fit(*data, batch_size=13, verbose=0)  # five steps, one probe of each layer
     assert [float(k.bits) for k in quantized_kernels(model)] == [6.0, 6.0, 6.0, 6.0, 7.0]
 
 
@@ -484,7 +484,7 @@ def test_a_kernel_regularizers_pull_is_not_taken_for_the_tasks(make_model, data)
 
 
 class Told(Difference):
-    """An estimator that is told, look by look, what one bit fewer costs in each layer."""
+    """An estimator that is given the cost of one bit fewer in each layer for each probe."""
 
     def __init__(self, costs):
         super().__init__(interval=1)
@@ -497,7 +497,7 @@ class Told(Difference):
 
 
 def turns(model, data, costs, **settings):
-    """How often each layer turned, with a step of a tenth of a bit."""
+    """Number of reversals of each layer, with a step of a tenth of a bit."""
     model = compiled(model, data, "difference", **settings)
     estimator = Told(costs)
     estimator.build(
@@ -507,8 +507,8 @@ def turns(model, data, costs, **settings):
     @tf.function
     def move():
         gradients = estimator(step_of(model, data))
-        for place, kernel in enumerate(quantized_kernels(model)):
-            kernel.bits.assign_sub(0.1 * gradients[place])
+        for index, kernel in enumerate(quantized_kernels(model)):
+            kernel.bits.assign_sub(0.1 * gradients[index])
         return gradients
 
     moves = [move().numpy() for _ in costs]
@@ -517,13 +517,13 @@ def turns(model, data, costs, **settings):
 
 
 @pytest.mark.thorough
-def test_noise_does_not_turn_a_layer(make_model, data):
+def test_noise_does_not_reverse_a_layer(make_model, data):
     noise = np.random.default_rng(0).normal(size=(120, 1, 1)) * np.ones((1, 2, 1))
     few = turns(make_model(bits=4, max_bits=16), data, noise.astype("float32"), bit_reg=1e-3)
-    assert max(few) <= 3  # 20 and more without a margin
+    assert max(few) <= 3  # without a margin there are 20 and more
 
 
-def test_a_layer_turns_when_it_is_certain_to_gain(make_model, data):
+def test_a_layer_reverses_when_it_is_certain_to_gain(make_model, data):
     costs = np.repeat([0.0, 1.0], [20, 60])[:, None, None] * np.ones((1, 2, 1))
     once = turns(make_model(bits=4), data, costs.astype("float32"), bit_reg=0.1)
     assert once == [1, 1]

@@ -20,7 +20,7 @@ def step_of_bits(model, data, **settings):
 
 def test_straight_through_is_the_derivative_at_a_fixed_rounding_residual():
     """Oracle in NumPy: real bits, with each weight's rounding residual in steps held fixed."""
-    normal = keras.initializers.RandomNormal(stddev=0.5, seed=0)  # with tails to be clipped
+    normal = keras.initializers.RandomNormal(stddev=0.5, seed=0)  # it has tails that are clipped
     layer = klb.LearnedBitDense(3, bits=2, use_bias=False, kernel_initializer=normal)
     x = np.random.default_rng(0).normal(size=(20, 30)).astype("float32")
     layer(x)

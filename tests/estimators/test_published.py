@@ -46,7 +46,7 @@ def grid_of(w, bits):
 
 
 def float_twin(model, quantized=False):
-    """The same net of Keras's own layers, at the float kernels or at the quantized ones."""
+    """The same net of Keras layers, with the float kernels or with the quantized ones."""
     twin = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)]
     )
@@ -89,7 +89,7 @@ def test_the_printed_derivative_is_that_of_the_bits_times_ln_2(kernel):
 
 
 def test_the_derivative_is_exactly_zero_on_the_grid_while_a_bit_fewer_costs(kernel):
-    """The reviewer's remark: on the grid the price alone decides, whatever a bit is worth."""
+    """The reviewer's remark: on the grid the price alone decides, whatever the effect of a bit."""
     weights = tf.constant(np.random.default_rng(0).integers(0, 8, (30, 4)) / 7, "float32")
     kernel.kernel.assign(weights)
     kernel.kernel.assign(kernel.quantized())

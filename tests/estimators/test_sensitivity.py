@@ -11,35 +11,35 @@ from keras_learnbits.estimators.sensitivity import (
     updated,
 )
 
-ENERGIES = np.array([4.0, 0.5, 10.0, 2.0], "float32")
-# Relative errors that a look adds: at one width, and where it loses a bit from look to look.
+NORMS = np.array([4.0, 0.5, 10.0, 2.0], "float32")
+# Relative errors that a probe adds: at a constant width, and with one bit fewer in each probe.
 STAYING = np.full(7, 0.1)
 FALLING = 1e-4 * 4.0 ** np.arange(7)
 
 
 def means_after(losses, errors):
-    """The running means after looks of shape `(looks, layers)`."""
-    loss_changes, error_changes, variances, looked_at = np.zeros((4, losses.shape[1]), "float32")
-    for look, (loss, error) in enumerate(zip(losses, errors, strict=True)):
-        if look:
+    """The running means after probes of shape `(probes, layers)`."""
+    loss_changes, error_changes, variances, probed = np.zeros((4, losses.shape[1]), "float32")
+    for probe, (loss, error) in enumerate(zip(losses, errors, strict=True)):
+        if probe:
             before = (loss_changes, error_changes)
             new = probe_variances(*(tf.constant(a, tf.float32) for a in (loss, error, *before)))
             variances = updated(variances, new.numpy())
         loss_changes, error_changes = updated(loss_changes, loss), updated(error_changes, error)
-        looked_at = updated(looked_at, np.ones_like(loss))
-    means = loss_changes, error_changes, variances, looked_at
+        probed = updated(probed, np.ones_like(loss))
+    means = loss_changes, error_changes, variances, probed
     return [tf.constant(mean, tf.float32) for mean in means]
 
 
-def looks(rng, relative, shares, noise):
-    """Means after looks at layers of these losses per relative error."""
-    errors = shares[:, None] * ENERGIES
-    losses = np.divide(relative, ENERGIES) * errors
+def probed_means(rng, relative, shares, noise):
+    """Means after probes of layers with these losses per relative error."""
+    errors = shares[:, None] * NORMS
+    losses = np.divide(relative, NORMS) * errors
     losses = losses + noise * np.sqrt(shares)[:, None] * rng.normal(size=errors.shape)
     return means_after(losses, errors)
 
 
-def found_by(means, squared_norms=ENERGIES):
+def found_by(means, squared_norms=NORMS):
     """Sensitivities per relative error and their standard errors, NumPy arrays."""
     return (each.numpy() * squared_norms for each in sensitivities(*means, squared_norms))
 
@@ -49,14 +49,14 @@ TRUTH = np.array([0.4, 2.0, 0.3, 0.7])
 
 @pytest.mark.parametrize("shares", [STAYING, FALLING], ids=["staying", "falling"])
 def test_without_noise_a_layer_is_what_it_has_shown(shares):
-    found, error = found_by(looks(np.random.default_rng(0), TRUTH, shares, 0.0))
+    found, error = found_by(probed_means(np.random.default_rng(0), TRUTH, shares, 0.0))
     np.testing.assert_allclose(found, TRUTH, rtol=1e-3)
     assert np.max(error) < 1e-2
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_before_three_looks_a_layer_is_as_sensitive_to_relative_error_as_all(number):
-    found, error = found_by(looks(np.random.default_rng(0), TRUTH, STAYING[:number], 0.0))
+def test_before_three_probes_a_layer_is_as_sensitive_to_relative_error_as_all(number):
+    found, error = found_by(probed_means(np.random.default_rng(0), TRUTH, STAYING[:number], 0.0))
     np.testing.assert_allclose(found, np.mean(TRUTH), rtol=1e-5)
     assert np.all(error >= 0.1 * UNKNOWN)
 
@@ -68,8 +68,8 @@ def test_with_noise_layers_are_nearer_to_the_truth_than_what_each_has_shown(shar
     of_shown, of_found = [], []
     for _ in range(200):
         truth = np.exp(rng.normal(-0.5, 0.8, 4))
-        means = looks(rng, truth, shares, noise * np.sqrt(shares[-1]))
-        shown = means[0] / means[1] * ENERGIES
+        means = probed_means(rng, truth, shares, noise * np.sqrt(shares[-1]))
+        shown = means[0] / means[1] * NORMS
         found, _ = found_by(means)
         of_shown.append((np.maximum(shown, 0) - truth) ** 2)
         of_found.append((found - truth) ** 2)
@@ -82,8 +82,8 @@ def test_the_standard_error_is_not_below_that_of_what_a_layer_has_shown(shares):
     rng = np.random.default_rng(2)
     shown, squares = [], []
     for _ in range(400):
-        means = looks(rng, TRUTH, shares, 0.3)
-        shown.append(means[0] / means[1] * ENERGIES)
+        means = probed_means(rng, TRUTH, shares, 0.3)
+        shown.append(means[0] / means[1] * NORMS)
         squares.append(list(found_by(means))[1] ** 2)
     ratio = np.mean(squares, axis=0) / np.var(shown, axis=0)
     assert np.all(ratio > 1)
@@ -105,16 +105,16 @@ def test_a_layer_that_fewer_bits_help_does_not_hide_what_another_is_sure_of():
     np.testing.assert_allclose(found, [7.0, 0.0], rtol=1e-3)
 
 
-def test_layers_without_energy_or_looks_have_a_sensitivity_all_the_same():
-    looked_at = tf.constant([0.5, 0.0, 0.5])
-    means = 0.2 * looked_at, looked_at, 0.01 * looked_at, looked_at
+def test_layers_with_zero_norm_or_without_probes_have_a_sensitivity_too():
+    probed = tf.constant([0.5, 0.0, 0.5])
+    means = 0.2 * probed, probed, 0.01 * probed, probed
     found, error = sensitivities(*means, tf.constant([2.0, 2.0, 0.0]))
     assert np.all(np.isfinite(found))
     assert np.min(found) > 0
     np.testing.assert_array_equal(error >= 0.1 * UNKNOWN, [False, True, False])
 
 
-def test_before_any_look_nothing_is_known():
+def test_before_any_probe_nothing_is_known():
     found, error = sensitivities(*(tf.zeros(2) for _ in range(4)), tf.ones(2))
     np.testing.assert_array_equal(found, 0)
     assert np.all(error >= 0.1 * UNKNOWN)

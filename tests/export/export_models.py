@@ -60,7 +60,7 @@ def image_model(kernel_quantizer="learned_scale", transposed=True):
 
 
 def normalized_model():
-    """With constants that are no weights, and with quantized activations."""
+    """A model with constants that are not weights, and with quantized activations."""
     inputs = keras.Input((6,), name="x")
     x = keras.layers.Normalization(mean=0.3, variance=2.0)(inputs)
     x = klb.LearnedBitActivation(bits=4)(x)
@@ -73,7 +73,7 @@ def normalized_model():
 
 
 def branched_model():
-    """Of two branches; in plain Keras the one with an activation is the deeper one."""
+    """A model of two branches; in plain Keras the one with an activation is deeper."""
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
     x = klb.LearnedBitActivation(bits=8)(klb.LearnedBitDense(4, name="b1")(b))
     x = klb.LearnedBitDense(4, name="b2")(x)

@@ -1,4 +1,4 @@
-"""Models traced by alkaid, whose own interpreter runs the circuit, against the models."""
+"""Models traced by alkaid, whose interpreter runs the circuit, compared with the models."""
 
 import keras
 import numpy as np

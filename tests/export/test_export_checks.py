@@ -1,4 +1,4 @@
-"""A file is run before it is kept: what is refused, what passes, and what is tried."""
+"""A file is run before it is kept: refused files, accepted files, and the inputs that are tried."""
 
 import functools
 
@@ -92,7 +92,7 @@ def test_a_size_that_tf2onnx_has_fixed_is_noticed(tmp_path):
 
 @keras.saving.register_keras_serializable("test_export_checks")
 class OnlyEleven(L.Layer):
-    """Whose inputs must have a length of 11, which its graph does not say."""
+    """A model whose inputs must have a length of 11, which its graph does not state."""
 
     def call(self, x):
         return keras.ops.reshape(x, (-1, 11))
@@ -111,7 +111,7 @@ def test_without_inputs_that_the_model_accepts_a_warning_says_that_nothing_was_c
     export(model, tmp_path / "model", input_signature=tf.TensorSpec((None, 11)))
 
 
-def test_a_check_begins_with_states_of_zero_and_leaves_them_as_they_are(tmp_path):
+def test_a_check_begins_with_states_of_zero_and_does_not_change_them(tmp_path):
     cell = L.LSTM(3, stateful=True, unroll=True)
     inputs = keras.Input(batch_shape=(2, 4, 5))
     x = L.Dropout(0.5)(klb.LearnedBitWrapper(cell, bits=3)(inputs))
@@ -137,7 +137,7 @@ def test_predictions_that_are_no_numbers_must_be_the_same(tmp_path):
 
 
 def fake(model, off=lambda call: 0.0):
-    """What `check_file` takes: a function whose file is off by so much of its largest output."""
+    """Arguments of `check_file`: a function whose file is off by a share of its largest output."""
     function = ModelFunction(model)
     calls = []
 
@@ -191,7 +191,7 @@ def test_a_runtime_that_fails_is_quoted():
 
 
 def drawn(model, specs):
-    """Inputs that are tried of a model."""
+    """The inputs that are tried for a model."""
 
     def predict(inputs):
         structure = inputs[0] if len(inputs) == 1 else inputs
@@ -262,7 +262,7 @@ def test_models_without_open_dimensions_are_tried_once():
     assert [each.shape for (each,) in drawn(model, [tf.TensorSpec((2, 3))])] == [(2, 3)]
 
 
-def test_a_difference_is_told_in_words():
+def test_a_difference_is_described_in_words():
     one = np.array([1.0, np.nan, np.inf])
     assert difference(one, one, 0.0) is None
     assert difference(one[:, None], one, 9.0) == "of shape (3, 1), not (3,)"

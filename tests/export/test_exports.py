@@ -1,4 +1,4 @@
-"""What all writers of files have in common: their packages, files, names and refusals."""
+"""Behaviour that all writers of files share: packages, files, names and refusals."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ every_writer = pytest.mark.parametrize("write", WRITERS)
 
 
 @pytest.mark.parametrize(("export", "package"), EXPORTERS.items())
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(
     export, package, tmp_path, monkeypatch
 ):
     def missing(name):
@@ -186,7 +186,7 @@ def test_the_metadata_have_the_version_and_the_bits_of_the_table(export, tmp_pat
 
 @keras.saving.register_keras_serializable("test_exports")
 class Own(keras.Model):
-    """With a `call` of its own, built where it is called."""
+    """A model with a custom `call`, built when it is called."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -213,7 +213,7 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("given", ["a dictionary", *thorough("a tensor", "a list", "a sequence")])
-def test_a_model_with_a_call_of_its_own_is_exported_for_the_shapes_that_it_was_called_with(
+def test_a_model_with_a_custom_call_is_exported_for_the_shapes_that_it_was_called_with(
     given, tmp_path
 ):
     own = Own()
@@ -238,7 +238,7 @@ def test_a_model_with_a_call_of_its_own_is_exported_for_the_shapes_that_it_was_c
 
 @keras.saving.register_keras_serializable("test_exports")
 class Silent(Own):
-    """Which does not say for which shapes it was built."""
+    """A model that does not report the shapes for which it was built."""
 
     def get_build_config(self):
         return {"shape": 4}

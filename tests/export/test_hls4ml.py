@@ -1,4 +1,4 @@
-"""C++ of circuits, compiled by g++, against the models: equal in every output."""
+"""The C++ of circuits, compiled by g++, equals the models in every output."""
 
 import itertools
 import os
@@ -110,7 +110,7 @@ def nested_and_shared():
 
 
 def read_output():
-    """An output that another layer reads, too, and one that is the input moved."""
+    """An output that another layer also reads, and one that is the rearranged input."""
     inputs = keras.Input((4,), name="input")
     hidden = dense(3, activation="relu")(activation()(inputs))
     last = dense(2)(activation(2)(hidden))
@@ -118,7 +118,7 @@ def read_output():
 
 
 def read_output_of_a_nested_model():
-    """The same within a model inside, of which the outer one has the outputs."""
+    """The same within a nested model, whose outputs are those of the outer one."""
     block, inputs = read_output(), keras.Input((4,))
     return klb.LearnedBitModel(inputs, block(inputs))
 
@@ -211,7 +211,7 @@ BLOCKS = st.lists(
 
 
 def random_net(blocks, bits, input_bits):
-    """Blocks with widths of their own, some with a shortcut, and a dense layer."""
+    """Blocks with separate widths, some with a shortcut, and a dense layer."""
     inputs = x = keras.Input((6, 6, 2))
     for block in blocks:
         x = before = activation(block["input_bits"])(x)
@@ -360,7 +360,7 @@ def test_a_circuit_that_predicts_something_else_replaces_nothing(tmp_path, monke
     from hls4ml.model import ModelGraph
 
     model, _ = fitted(sequential((4,), activation(), dense(2)))
-    (tmp_path / "project").mkdir()
+    klb.export_hls4ml(model, tmp_path / "project", check=False)
     (tmp_path / "project" / "mine.txt").write_text("kept")
     right = ModelGraph.predict
     monkeypatch.setattr(ModelGraph, "predict", lambda graph, x: right(graph, x) + 2.0**-20)
@@ -368,6 +368,21 @@ def test_a_circuit_that_predicts_something_else_replaces_nothing(tmp_path, monke
         klb.export_hls4ml(model, tmp_path / "project")
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
     assert (tmp_path / "project" / "mine.txt").read_text() == "kept"
+
+
+def test_only_a_project_of_hls4ml_is_replaced(tmp_path):
+    model, _ = fitted(sequential((4,), activation(), dense(2)))
+    (tmp_path / "thesis.tex").write_text("kept")
+    with pytest.raises(FileExistsError, match="or an earlier project.* with thesis.tex"):
+        klb.export_hls4ml(model, tmp_path, check=False)
+    with pytest.raises(FileExistsError, match="thesis.tex"):
+        klb.export_hls4ml(model, tmp_path / "thesis.tex", check=False)
+    assert (tmp_path / "thesis.tex").read_text() == "kept"
+    for name in ("first", "second"):
+        klb.export_hls4ml(model, tmp_path / "project", check=False, project_name=name)
+    assert (tmp_path / "project" / "firmware" / "second.cpp").exists()
+    assert not (tmp_path / "project" / "firmware" / "first.cpp").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["project", "thesis.tex"]
 
 
 def test_a_model_in_mixed_precision_becomes_the_circuit_of_its_float32_copy(tmp_path):

@@ -110,7 +110,7 @@ def test_files_shrink_by_the_width_of_the_integers(tmp_path):
         model = dense_model(bits, units=4096)
         report = export_litert(model, tmp_path / "model.tflite", arithmetic=arithmetic)
         sizes[bits, arithmetic] = report.size
-    scales = (4 + 8) * (4096 + 3)  # LiteRT wants a zero point of 8 bytes beside each scale
+    scales = (4 + 8) * (4096 + 3)  # LiteRT wants a zero point of 8 bytes for each scale
     saved = sizes[8, "float"] - sizes[7, "float"]
     assert saved == pytest.approx(3 * weights - scales, rel=0.02)
     assert sizes[7, "int8"] == pytest.approx(sizes[7, "float"], rel=0.02)

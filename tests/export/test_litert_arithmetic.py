@@ -1,4 +1,4 @@
-"""What LiteRT computes with: the integers of the file, and predictions in its own runtime."""
+"""LiteRT's integer arithmetic: the integers of the file, and predictions in its runtime."""
 
 import warnings
 
@@ -27,7 +27,7 @@ def run(path, x):
 
 def decoded(path, kernel):
     """The weights of a kernel as LiteRT's interpreter reads them: integers times their scales."""
-    with warnings.catch_warnings(action="ignore"):  # it is for debugging, as here
+    with warnings.catch_warnings(action="ignore"):  # the option is meant for debugging, as here
         interpreter = Interpreter(str(path), experimental_preserve_all_tensors=True)
     interpreter.allocate_tensors()
     (found,) = (e for e in interpreter.get_tensor_details() if e["name"] == f"{kernel}/codes")
@@ -137,7 +137,7 @@ def test_in_integer_arithmetic_outputs_are_off_by_the_rounding_of_8_bit_inputs(t
     klb.export_litert(model, tmp_path / "model.tflite", arithmetic="int8")
     found, expected = run(tmp_path / "model.tflite", X), model.predict(X, verbose=0)
     error = np.abs(found - expected).max() / np.abs(expected).max()
-    assert 1e-4 < error < 0.03  # the first: it is not computed in float after all
+    assert 1e-4 < error < 0.03  # the lower bound: it is not computed in float
 
 
 @pytest.mark.parametrize("bits", [3, *thorough(2, 5, 7, 8)])
@@ -152,7 +152,7 @@ def test_between_quantized_activations_a_layer_computes_in_integers(tmp_path, bi
         int8
     ] * 3
     found, expected = run(tmp_path / "model.tflite", X), model.predict(X, verbose=0)
-    # A value half-way between two levels may go to either: few do, and by one step.
+    # Values half-way between two levels may be rounded to either; a few differ, by one step.
     off = np.abs(found - expected).max(axis=1) / np.abs(expected).max()
     assert np.median(off) < 0.02
     assert off.max() < 0.2

@@ -231,7 +231,7 @@ def test_erfc_is_exported_with_its_values_where_it_is_small_and_large(tmp_path):
     model = klb.LearnedBitModel(inputs, [keras.activations.gelu(inputs), layer(inputs)])
     export_onnx(model, tmp_path / "model.onnx")
     x = np.linspace(-8, 8, 161, dtype="float32")[:, None]
-    # By the definition: x times the probability that a standard normal value is below x.
+    # The definition: x times the probability that a standard normal value is below x.
     expected = [value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x[:, 0].tolist()]
     np.testing.assert_allclose(run(tmp_path / "model.onnx", x)[:, 0], expected, rtol=0, atol=1e-6)
 

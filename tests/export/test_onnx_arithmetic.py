@@ -1,4 +1,4 @@
-"""What onnxruntime computes with, in its own optimized graph."""
+"""onnxruntime's integer arithmetic, in its optimized graph."""
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ def image_net(activation_bits, activation="relu"):
     net = keras.Model(inputs, L.Dense(5, name="head")(x))
     model = klb.to_learned_bits(net, bits=4, activations={"bits": activation_bits})
     model = with_random_weights(model)
-    # Positive factors alone commute with the pooling before them.
+    # Only positive factors commute with the pooling before them.
     model.get_layer("norm").gamma.assign(np.linspace(0.5, 1.5, 16))
     model(np.random.default_rng(1).normal(size=(64, 16, 16, 3)), training=True)  # fits the ranges
     return model

@@ -26,7 +26,7 @@ EXAMPLES = 4
 
 
 def exported(model, tmp_path, **arguments):
-    """What `qonnx` reads of an export with a batch of `EXAMPLES`."""
+    """The model that `qonnx` reads from an export with a batch of `EXAMPLES`."""
     shape = (EXAMPLES, *model.input.shape[1:])
     signature = tf.TensorSpec(shape, name="in")
     export_qonnx(model, tmp_path / "model.onnx", input_signature=signature, **arguments)

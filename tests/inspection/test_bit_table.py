@@ -37,7 +37,7 @@ def test_optimizer_state_and_prices_do_not_count(model):
     assert klb.bit_table(model).packed_bytes == before
 
 
-def test_errors_are_relative_to_the_kernels_energy(model):
+def test_errors_are_relative_to_the_squared_norm_of_the_kernel(model):
     row = klb.bit_table(model).rows[0]
     kernel = model.get_layer("conv").quantized_kernels["kernel"]
     w, q = kernel.kernel.numpy(), kernel.quantized().numpy()
@@ -48,9 +48,10 @@ def test_the_table_prints_aligned(model):
     lines = str(klb.bit_table(model)).splitlines()
     for name in ("layer", "conv", "fc", "quantized", "float32"):
         assert any(line.startswith(name) for line in lines)
-    ends = {len(line) for line in lines if not line.startswith("-")} - {len(lines[-1])}
-    assert len(ends) == 1
-    assert "bytes packed" in lines[-1]
+    *table, explained, summary = lines
+    assert len({len(line) for line in table if not line.startswith("-")}) == 1
+    assert explained.startswith("error: ")
+    assert "bytes packed" in summary
 
 
 def test_an_affine_grid_stores_step_and_offset():

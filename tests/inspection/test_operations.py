@@ -110,7 +110,7 @@ def test_what_is_not_known_is_left_out():
     assert macs_of(tokens) == [0]
 
 
-def test_operations_of_a_model_with_a_call_of_its_own_are_not_known():
+def test_operations_of_a_model_with_a_custom_call_are_not_known():
     class Custom(klb.LearnedBitModel):
         def __init__(self):
             super().__init__()

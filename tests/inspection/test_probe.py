@@ -81,12 +81,13 @@ def test_estimators_see_the_data_they_are_given(model, data):
 def test_a_table_has_a_row_for_each_change_and_each_move(model, data):
     dataset = tf.data.Dataset.from_tensor_slices(data).batch(16)
     lines = str(klb.probe_bits(model, dataset, layers=["hidden"])).splitlines()
-    head, _, fewer, more, _, move, _ = lines
+    head, _, fewer, more, _, move, _, *explained = lines
     assert head.split()[:4] == ["layer", "bits", "loss", "+-"]
     assert "3 -> 2" in fewer
     assert "3 -> 4" in more
     assert move.split()[:2] == ["hidden", "move"]
     assert len({len(line) for line in (head, fewer, more)}) == 1
+    assert [line.split(":")[0] for line in explained] == ["loss", "other columns"]
 
 
 def test_an_unknown_layer_is_refused(model, data):

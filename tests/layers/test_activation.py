@@ -125,7 +125,7 @@ def test_the_gradient_of_the_scale_is_the_same_where_dimensions_are_not_fixed(va
 
 
 def test_gradients_are_those_of_lsq(values):
-    """Straight through within the range, 0 excess it; the scale's over the root of the values."""
+    """Straight through within the range, 0 beyond it; that of the scale is divided by a root."""
     layer = calibrated(values, bits=3)
     with tf.GradientTape() as tape:
         inputs = tf.constant(values)
@@ -150,7 +150,7 @@ def test_bad_settings_are_refused(arguments):
 
 
 @pytest.mark.parametrize("bit_gradient", ["measured", *thorough("straight_through")])
-def test_bits_of_activations_fall_where_they_are_dear_and_stay_where_they_are_free(
+def test_bits_of_activations_fall_at_a_high_price_and_stay_at_no_price(
     make_net, data, bit_gradient
 ):
     ends = []
@@ -315,7 +315,7 @@ def test_conversion_quantizes_the_inputs_of_converted_layers_once_the_models_amo
     left = learned.get_layer("left_input")
     assert (float(left.bits), left.max_bits) == (4, 6)
     report = {row[0]: row[3] for row in learned.conversion.rows}
-    assert report["left_input"] == "LearnedBitActivation put in"
+    assert report["left_input"] == "inserted LearnedBitActivation"
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     uncalibrated = klb.to_learned_bits(model, bits=16, activations=True)
     np.testing.assert_allclose(uncalibrated(x), model(x), rtol=1e-3, atol=1e-3)
@@ -372,7 +372,7 @@ def taken_name():
 
 
 @pytest.mark.parametrize(("make", "number"), [(siamese, 2), (attention, 2), (taken_name, 1)])
-def test_each_activation_that_is_put_in_has_a_name_of_its_own(make, number):
+def test_each_inserted_activation_has_a_unique_name(make, number):
     learned = klb.to_learned_bits(keras.Model(*make()), activations=True)
     assert len({row.layer for row in klb.bit_table(learned).activations}) == number
 
@@ -409,7 +409,7 @@ def test_a_model_whose_call_takes_no_training_is_refused(data):
 def test_bits_stay_until_a_range_was_fitted(make_net, data):
     model = make_net({"bit_reg": 100.0, "bit_gradient": "straight_through"})
     x, y = data
-    model.fit(0 * x, y, batch_size=8, verbose=0)  # nothing but zeros flow
+    model.fit(0 * x, y, batch_size=8, verbose=0)  # all inputs are zeros
     assert float(model.get_layer("act").bits) == 8
     model.fit(x, y, batch_size=8, verbose=0)
     assert float(model.get_layer("act").bits) < 8
@@ -499,7 +499,7 @@ def test_an_image_of_256_levels_is_exact_at_8_bits():
     np.testing.assert_allclose(layer(image), image, rtol=0, atol=1e-6)
 
 
-def test_activations_of_a_model_with_a_call_of_its_own_are_refused():
+def test_activations_of_a_model_with_a_custom_call_are_refused():
     class Own(keras.Model):
         def __init__(self):
             super().__init__()
@@ -516,7 +516,7 @@ def test_activations_of_a_model_with_a_call_of_its_own_are_refused():
 
 @pytest.mark.thorough
 def test_all_activations_share_what_is_traced(data):
-    """What one model has traced serves all its layers, and the next model of other shapes."""
+    """One trace serves all layers of a model, and the next model of other shapes."""
     shared = (activation._calibrated, activation._quantized_forward, activation._quantized_backward)
     counts = []
     for units in (3, 5, 7):

@@ -1,4 +1,4 @@
-"""What users of Keras write by habit works on learned-bit layers, or says what to write."""
+"""Keras idioms work on learned-bit layers, or an error says what to write."""
 
 import keras
 import numpy as np

@@ -260,7 +260,7 @@ def test_fit_scale_follows_weights_that_were_assigned():
     layer = klb.LearnedBitDense(2, bits=8)
     layer.build((None, 4))
     kernel = layer.quantized_kernels["kernel"]
-    kernel.kernel.value.assign(kernel.kernel * 100)  # which scales do not follow
+    kernel.kernel.value.assign(kernel.kernel * 100)  # scales do not follow this assignment
     assert kernel.squared_error() / kernel.squared_norm() > 0.5
     kernel.fit_scale()
     assert kernel.squared_error() / kernel.squared_norm() < 1e-3

@@ -1,4 +1,4 @@
-"""Nets on sequences that the tests make, converted from trained float ones."""
+"""Sequence models, converted from trained float models, on generated data."""
 
 import keras
 import numpy as np
@@ -14,22 +14,22 @@ def marked(number, seed):
     """Which token follows the marker? Tokens of shape (number, 12), and that token."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, TOKENS, (number, LENGTH))
-    places = rng.integers(0, LENGTH - 1, number)
-    tokens[np.arange(number), places] = MARKER
-    return tokens, tokens[np.arange(number), places + 1]
+    indices = rng.integers(0, LENGTH - 1, number)
+    tokens[np.arange(number), indices] = MARKER
+    return tokens, tokens[np.arange(number), indices + 1]
 
 
 def pointed_at(number, seed):
-    """Which token stands where the first one points? Likewise."""
+    """Which token is at the index in the first one? Tokens and that token, as in `marked`."""
     tokens = np.random.default_rng(seed).integers(1, TOKENS, (number, LENGTH))
     return tokens, tokens[np.arange(number), tokens[:, 0]]
 
 
 def transformer():
     inputs = keras.Input((LENGTH,), dtype="int32")
-    places = L.Embedding(LENGTH, 32, name="places")(keras.ops.cumsum(
+    positions = L.Embedding(LENGTH, 32, name="positions")(keras.ops.cumsum(
         keras.ops.ones_like(inputs), axis=1) - 1)  # fmt: skip
-    x = L.Embedding(TOKENS, 32, name="tokens")(inputs) + places
+    x = L.Embedding(TOKENS, 32, name="tokens")(inputs) + positions
     for block in range(2):
         attended = L.MultiHeadAttention(2, 16, name=f"attention{block}")(x, x)
         x = L.LayerNormalization()(x + attended)

@@ -1,4 +1,4 @@
-"""A kernel as files store it decodes to what the layer computes with."""
+"""A stored kernel decodes to the weights that the layer computes with."""
 
 import keras
 import numpy as np

@@ -52,7 +52,7 @@ def x():
 
 
 def with_quantized_kernels(wrapper, x):
-    """What the layer computes if its kernels hold the quantized weights: oracle by assignment."""
+    """The layer's outputs with the quantized weights assigned to its kernels, as an oracle."""
     kernels = quantized_kernels(wrapper)
     floats = [k.kernel.numpy() for k in kernels]
     for kernel in kernels:
@@ -157,7 +157,7 @@ def test_losses_inside_are_those_of_the_float_kernel(x):
 
 
 class Noted(L.Layer):
-    """Two dense layers that add the mean square of what flows between them to the loss."""
+    """Two dense layers that add the mean square of the activations between them to the loss."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -174,7 +174,7 @@ class Noted(L.Layer):
         return self.second(x)
 
 
-def test_a_look_counts_what_a_layer_adds_to_the_loss_once(data):
+def test_a_probe_counts_the_losses_that_a_layer_adds_once(data):
     model = klb.LearnedBitSequential([keras.Input((6,)), LearnedBitWrapper(Noted())])
     model.compile("sgd", "mse", bit_reg=0.0)
     evaluated = model.evaluate(*data, batch_size=64, verbose=0, return_dict=True)["loss"]

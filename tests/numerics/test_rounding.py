@@ -83,7 +83,7 @@ def test_gradient_of_squared_error_is_the_true_derivative():
     np.testing.assert_allclose(error, ((q - kernel) ** 2).sum(), rtol=1e-5)
     np.testing.assert_allclose(to_kernel, 2 * (kernel - q), atol=1e-6)
 
-    def error_at(step):  # codes free to change
+    def error_at(step):  # codes may change
         return ((nearest_level(kernel, step, 2) - kernel) ** 2).sum()
 
     slope = (error_at(0.4 + 1e-6) - error_at(0.4 - 1e-6)) / 2e-6
@@ -91,7 +91,7 @@ def test_gradient_of_squared_error_is_the_true_derivative():
 
 
 # Shapes of a kernel, and of its scales: dense, convolution, per tensor, transposed, attention,
-# and one whose rows fall into no equal parts.
+# and one whose rows cannot be divided into equal parts.
 SHAPES = [
     ((50, 7), (1, 7)),
     ((3, 3, 4, 5), (1, 1, 1, 5)),
@@ -123,10 +123,10 @@ def test_levels_and_error_are_those_of_plain_tensorflow(shape, scales, size, bit
         with tf.GradientTape() as tape:
             tape.watch([kernel, step, *by_bits])
             if together:
-                quantized, error, energy = rounding.quantize_with_error(kernel, grid, by_bits)
-                assert float(energy) == pytest.approx(np.square(kernel).sum(), rel=1e-5)
+                quantized, error, norm = rounding.quantize_with_error(kernel, grid, by_bits)
+                assert float(norm) == pytest.approx(np.square(kernel).sum(), rel=1e-5)
             else:
-                # The step once for the scales, and once for the bits.
+                # The step with gradients for the scales, and for the bits.
                 both = by_bits._replace(step=step + by_bits.step - tf.stop_gradient(step))
                 quantized = rounding.fake_quantize(kernel, both)
                 codes = tf.stop_gradient(grids.encode(kernel, grid))
@@ -166,7 +166,7 @@ def test_bfloat16_levels_and_gradients_are_those_of_float32_rounded(size, monkey
 
 
 def test_compiled_loops_round_weights_at_the_border_of_two_levels_alike(monkeypatch):
-    """Fused multiplications and additions would move some, and files differ from training."""
+    """Fused multiply-adds would change some codes, so that files would differ from training."""
     monkeypatch.setattr(rounding, "COMPILED_SIZE", 0)
     rng = np.random.default_rng(0)
     step = tf.constant(rng.uniform(0.01, 1, (1, 256)), tf.float32)
@@ -191,7 +191,7 @@ def test_rows_of_an_embedding_that_were_not_read_get_no_gradient(size, monkeypat
 
 
 class AffineQuantizer(klb.quantizers.Quantizer):
-    """A user's: its step follows the largest weight, its zero point the trained scale."""
+    """A user's quantizer: its step follows the largest weight, its zero point the trained scale."""
 
     def grid(self, kernel, bits, log_scale=None):
         max_code = grids.max_code(bits)

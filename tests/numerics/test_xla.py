@@ -28,7 +28,7 @@ MORE_MAKERS = [
 
 
 class Custom(keras.optimizers.SGD):
-    """No optimizer of Keras's own."""
+    """An optimizer that is not one of Keras's."""
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_optimizer_is_afterwards_as_it_was_also_after_an_error(gradients):
 
 
 def test_the_learning_rate_meets_weights_of_few_bits():
-    """Muon multiplies it with the weights' dtype as it is."""
+    """Muon multiplies the learning rate with tensors of the weights' dtype without a cast."""
     variable = keras.Variable(np.zeros((512, 600)), dtype="bfloat16")
     optimizer = keras.optimizers.Muon(0.1)
     optimizer.build([variable])

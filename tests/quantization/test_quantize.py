@@ -1,4 +1,4 @@
-"""`quantize`: sizes, what comes out, and what is refused."""
+"""`quantize`: sizes, results, and refused arguments."""
 
 import keras
 import numpy as np
@@ -140,7 +140,7 @@ def test_the_original_does_not_change():
     assert not NET.compiled
 
 
-def test_an_interrupt_leaves_the_original_as_it_was(monkeypatch):
+def test_an_interrupt_does_not_change_the_original(monkeypatch):
     before = [weight.copy() for weight in NET.get_weights()]
     for work in ("round_in_order", "loss_table"):
 

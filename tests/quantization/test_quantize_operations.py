@@ -1,4 +1,4 @@
-"""`quantize` within a number of bit operations: widths of weights and of activations."""
+"""`quantize` with a target of bit operations: widths of weights and of activations."""
 
 import keras
 import numpy as np
@@ -69,7 +69,7 @@ def test_ranges_at_each_width_are_those_of_float_activations():
         np.testing.assert_allclose(second.layer.grid().step, alone.grid().step, rtol=0.05)
 
 
-def test_what_was_trained_of_a_range_is_forgotten_and_frozen_ranges_stay():
+def test_trained_ranges_are_replaced_and_frozen_ranges_stay():
     model = klb.to_learned_bits(net(), activations=True)
     ActivationRanges(model, X, all_widths=False)
     first, second, _ = (each for each in model.layers if isinstance(each, klb.LearnedBitActivation))

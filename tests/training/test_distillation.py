@@ -93,7 +93,7 @@ def test_bytes_are_those_of_the_student(make_model, data):
 
 
 @pytest.mark.thorough
-def test_of_a_teacher_with_learned_bits_nothing_is_shown_or_changed(data):
+def test_a_teacher_with_learned_bits_is_not_shown_or_changed(data):
     def net(name, bits):
         dense = klb.LearnedBitDense(2, bits=bits, name=name)
         return klb.LearnedBitSequential([keras.Input((6,)), dense])

@@ -16,7 +16,7 @@ from keras_learnbits.training.step import TrainingStep
 
 
 class Subclassed(klb.LearnedBitModel):
-    """A model with a `call` of its own, which takes no `training`."""
+    """A model with a custom `call`, which takes no `training`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -28,7 +28,7 @@ class Subclassed(klb.LearnedBitModel):
 
 
 class FunctionalSubclass(klb.LearnedBitModel):
-    """A functional model made by a class of its own."""
+    """A functional model of a custom class."""
 
     def __init__(self):
         inputs = keras.Input((6,))
@@ -147,7 +147,7 @@ def test_the_parts_of_the_loss_sum_to_the_loss_in_fit_and_evaluate(
         "sgd", "mse", bit_reg=0.3, quantization_reg=0.7, bit_penalty=penalty,
         quantization_error=error, metrics=["mae"],
     )  # fmt: skip
-    # Batches of unequal size, which means over examples must weigh.
+    # Batches of unequal size, which means over examples must take into account.
     logs = model.fit(*data, batch_size=24, validation_data=data, verbose=0).history
     logs = {name: values[0] for name, values in logs.items()}
     np.testing.assert_allclose(logs["bit_reg"], 0.3, rtol=1e-6)
@@ -256,7 +256,7 @@ def test_weights_move_between_a_learned_bit_model_and_a_plain_one(make_model, da
     )
 
 
-def test_compiling_anew_sets_the_price_anew_and_keeps_bits_frozen(make_model, data):
+def test_compiling_again_sets_the_price_again_and_keeps_bits_frozen(make_model, data):
     model = make_model()
     model.compile("adam", "mse", bit_reg=5.0)
     model.freeze_bits()
@@ -335,7 +335,7 @@ def test_trainable_may_be_toggled_without_compiling(run_eagerly, make_model, dat
 
 
 @pytest.mark.parametrize("built", [False, *thorough(True)])
-def test_a_model_with_a_build_of_its_own_learns_bits(built, data):
+def test_a_model_with_a_custom_build_learns_bits(built, data):
     class Lazy(Subclassed):
         def build(self, input_shape):
             self.built = True
@@ -556,11 +556,11 @@ def test_fit_traces_a_training_step_once(
         model = make_model()
         model.compile("adam", "mse", metrics=metrics)
     model.fit(*data, batch_size=16, epochs=2, verbose=0)
-    assert len(traces) == (2 if distributed else 1)  # a replica each
+    assert len(traces) == (2 if distributed else 1)  # one per replica
 
 
 @pytest.mark.thorough
-def test_a_train_step_that_makes_the_labels_anew_keeps_its_metrics(data):
+def test_a_train_step_that_makes_new_labels_keeps_its_metrics(data):
     class OneHot(klb.LearnedBitSequential):
         def train_step(self, batch):
             x, y = batch
@@ -574,7 +574,7 @@ def test_a_train_step_that_makes_the_labels_anew_keeps_its_metrics(data):
 
 
 class Counting(klb.LearnedScaleQuantizer):
-    """Counts how often it rounds."""
+    """A quantizer that counts how often it rounds."""
 
     count = 0
 

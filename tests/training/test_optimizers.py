@@ -98,7 +98,7 @@ def train_without_prices(model, data, optimizer):
 def test_weight_decay_acts_on_weights_and_neither_on_scales_nor_on_bits(make_model, data):
     model = make_model()
     x, y = data
-    zero = (np.zeros_like(x), np.zeros_like(y))  # no gradient anywhere: decay alone
+    zero = (np.zeros_like(x), np.zeros_like(y))  # no gradients, only decay
     before = {v.path: v.numpy() for v in model.variables}
     train_without_prices(model, zero, keras.optimizers.AdamW(0.01, weight_decay=0.1))
     for kernel in quantized_kernels(model):

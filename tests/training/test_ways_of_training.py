@@ -19,8 +19,8 @@ SETTINGS = {"bit_reg": 0.05, "bit_gradient": Measured(interval=1)}
 
 
 @pytest.mark.thorough
-def test_layers_whose_activations_are_computed_anew_learn_as_others_do():
-    """Under `keras.RematScope` a layer is called once more on the way back."""
+def test_layers_whose_activations_are_computed_again_learn_like_others():
+    """Under `keras.RematScope` a layer is called again in the backward pass."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(32, 6, 6, 2)).astype("float32"), rng.normal(size=(32, 3))
 
@@ -36,8 +36,8 @@ def test_layers_whose_activations_are_computed_anew_learn_as_others_do():
         kernel = convolution.quantized_kernels["kernel"]
         return kernel.kernel.numpy(), kernel.log_scale.numpy()
 
-    for anew, kept in zip(learned("full"), learned(None), strict=True):
-        np.testing.assert_allclose(anew, kept, rtol=1e-4, atol=1e-5)
+    for again, kept in zip(learned("full"), learned(None), strict=True):
+        np.testing.assert_allclose(again, kept, rtol=1e-4, atol=1e-5)
 
 
 def compiled(model, optimizer="adam", loss="mse", **settings):
@@ -114,7 +114,7 @@ def test_data_may_come_as_arrays_datasets_and_generators(make_model, data):
 
 @pytest.mark.thorough
 def test_sample_weights_of_zero_leave_out_examples(make_model, data):
-    """With half of the weights 0 and the others 2, as with the other half alone."""
+    """Half of the weights 0 and the others 2 give the same result as the other half alone."""
     x, y = data
     half = {"batch_size": 64, "shuffle": False}
     weights = np.repeat([2.0, 0.0], 32)
@@ -155,11 +155,11 @@ def test_several_losses_are_measured_by_their_weighted_sum(data):
     compiled(model, loss={"a": "mse", "b": "mae"}, loss_weights={"a": 1.0, "b": 0.0}, bit_reg=1e-3)
     targets = {"a": y[:, :1], "b": y[:, 1:]}
     model.freeze_bits()
-    model.fit(x, targets, batch_size=16, epochs=40, verbose=0)  # where bits are worth something
+    model.fit(x, targets, batch_size=16, epochs=40, verbose=0)  # targets for which bits matter
     model.unfreeze_bits()
     model.fit(x, targets, batch_size=16, epochs=20, verbose=0)
     bits = dict(zip(("hidden", "a", "b"), bits_of(model), strict=True))
-    assert round(bits["b"]) == 1  # its loss counts nothing, so its bits are worth nothing
+    assert round(bits["b"]) == 1  # its loss has no weight, so its bits do not matter
     assert round(bits["a"]) > 1
 
 

@@ -1,7 +1,7 @@
 """The packed file: integer codes at their own bit-widths in the safetensors container.
 
 `docs/packed_format.md` has the layout; `reader.py` reads it without TensorFlow and without the
-rest of this library. `python -m keras_learnbits.export.packed FILE` shows what a file holds.
+rest of this library. `python -m keras_learnbits.export.packed FILE` prints the contents of a file.
 """
 
 from typing import TYPE_CHECKING

@@ -8,6 +8,11 @@ import sys
 from keras_learnbits.export.packed import reader
 from keras_learnbits.tables import aligned_table
 
+# The line that explains the columns of the table.
+LEGEND = (
+    "codes [B]: bytes of integers; scales [B]: bytes of steps, and of offsets if grid is affine"
+)
+
 
 def bit_table_of(path):
     """The bit table of a packed file, as text.
@@ -65,6 +70,7 @@ def bit_table_of(path):
     return "\n".join(
         [
             aligned_table([[head], rows, totals], left=2),
+            LEGEND,
             f"{os.path.getsize(path):,} bytes in the file, {4 * parameters:,} in float32",
         ]
     )

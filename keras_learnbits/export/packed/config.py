@@ -179,7 +179,7 @@ def _difference(model, made):
     for (layer, path), other in zip(layer_paths(model).items(), made_paths, strict=True):
         state = _vocabulary if isinstance(layer, VOCABULARIES) else _assets
         if state(layer) != state(by_path.get(path, other)):
-            return f"whose layer {path!r} has a state that is no weight, and would lose it"
+            return f"whose layer {path!r} has state that is not a weight and would be lost"
     try:
         signature = input_signature_of(model)
     except ValueError:

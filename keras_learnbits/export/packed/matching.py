@@ -29,7 +29,7 @@ def matched(found, names, older_names):
         >>> matched(["head/bias", "dense_3/bias"], names, names)
         [1, 0]
     """
-    # Exact names first, then numbers by rank; names of today first, then those of older files.
+    # Exact names first, then numbers by rank; current names first, then those of older files.
     for form in (list, _renumbered):
         for model_names in (names, older_names):
             indices = _by_name(form(found), form(model_names))

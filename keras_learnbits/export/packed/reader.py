@@ -305,7 +305,9 @@ def _tensors(content):
     try:
         found = dict(library.deserialize(content))
     except library.SafetensorError as error:
-        raise PackedFileError(f"it is no complete safetensors file. Received: {error}") from error
+        raise PackedFileError(
+            f"it must be a complete safetensors file. Received: {error}"
+        ) from error
     length = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     _check(FORMAT in metadata, f"its metadata must have the key {FORMAT!r}", metadata)

@@ -21,11 +21,11 @@ FLOAT_DTYPES = ("float32", "bfloat16")
 def save_packed(model, path, float_dtype="float32", include_config=False):
     """Writes a model to a file of about `bit_table(model).packed_bytes` bytes.
 
-    Each kernel is stored as integer codes of its own bit-width, with its steps and offsets. Biases,
-    normalization and layers that are not quantized are stored as `float_dtype`, integer weights in
-    their own type. States of optimizers, metrics and random seeds are not stored. The file has the
-    safetensors format; `docs/packed_format.md` describes its layout. It is written under another
-    name and then renamed, so that it is complete even if the process is killed.
+    Each kernel is stored as integer codes of its bit-width, with its steps and offsets. Biases,
+    normalization and layers that are not quantized are stored as `float_dtype`, integer weights
+    with their dtype. States of optimizers, metrics and random seeds are not stored. The file has
+    the safetensors format; `docs/packed_format.md` describes its layout. It is written under
+    another name and then renamed, so that it is complete even if the process is killed.
 
     Args:
         model: A built Keras model with learned-bit layers.
@@ -92,7 +92,7 @@ def load_packed(path, into=None):
 
     Returns:
         Dictionary of name to array: float32 for quantized kernels, equal to the model's quantized
-        weights bit for bit, and for other float weights; integer weights in their own type.
+        weights bit for bit, and for other float weights; integer weights have their dtype.
 
     Raises:
         PackedFileError: The file is not a packed file, has an unknown version, is truncated or
@@ -122,8 +122,8 @@ def load_packed(path, into=None):
 def load_packed_model(path, custom_objects=None):
     """Makes the model of a packed file that was saved with its configuration.
 
-    Keras makes the model as `keras.models.load_model` does, in safe mode: it may import the
-    modules that the file names, so load models of those whom you trust. (`load_packed` executes
+    Keras makes the model as `keras.models.load_model` does, in safe mode: it may import the modules
+    that the file names, so load only files from sources that you trust. (`load_packed` executes
     nothing.)
 
     Args:
@@ -131,7 +131,7 @@ def load_packed_model(path, custom_objects=None):
         custom_objects: Dictionary of name to class or function that Keras does not know.
 
     Returns:
-        A model that predicts what the packed one did. It is not compiled.
+        A model that makes the predictions of the packed one. It is not compiled.
 
     Raises:
         PackedFileError: The file has no configuration, or cannot be read.

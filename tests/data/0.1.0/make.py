@@ -1,4 +1,4 @@
-"""Wrote the files beside it with version 0.1.0, commit fde5b9f: `python make.py DIRECTORY`."""
+"""Wrote the files in this folder with version 0.1.0, commit fde5b9f: `python make.py DIRECTORY`."""
 
 import os
 import sys

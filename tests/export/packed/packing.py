@@ -1,4 +1,4 @@
-"""What tests of packed files share."""
+"""Functions that tests of packed files share."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ from keras_learnbits.layers.discovery import quantized_kernels
 
 
 def disturb(model, seed=0):
-    """Other weights and scales, so that no value is one that a layer begins with."""
+    """Sets other weights and scales, so that no value is an initial one."""
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         if "float" in variable.dtype and variable.name.rpartition("_")[2] != "bits":

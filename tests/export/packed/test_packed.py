@@ -1,4 +1,4 @@
-"""What a model packs to, and what comes back."""
+"""Models are packed, and loaded from packed files."""
 
 import functools
 import gzip

@@ -1,4 +1,4 @@
-"""What the configuration in a packed file makes: vocabularies, tied layers, custom classes."""
+"""Models made from the configuration in packed files: vocabularies, tied layers, custom classes."""
 
 import re
 
@@ -87,7 +87,7 @@ def test_a_vocabulary_is_refused_where_there_is_no_configuration(path):
     with pytest.raises(ValueError, match=r"include_config=True.*layer 'text' .*vocabulary\.txt"):
         save_packed(model, path)
     assert not path.exists()
-    model, given = VOCABULARIES["given"]()  # which whoever makes the model gives it
+    model, given = VOCABULARIES["given"]()  # given by the program that makes the model
     save_packed(model, path)
     other, _ = VOCABULARIES["given"]()
     load_packed(path, into=other)
@@ -120,7 +120,7 @@ def test_vocabularies_of_layers_with_one_name_are_refused_where_they_differ(path
 
 @keras.saving.register_keras_serializable("test_packed_config")
 class Tied(L.Layer):
-    """Computes with the weights of another layer, which its configuration has a copy of."""
+    """Computes with the weights of another layer, of which its configuration has a copy."""
 
     def __init__(self, source, **kwargs):
         super().__init__(**kwargs)
@@ -146,7 +146,7 @@ def tied():
 
 @keras.saving.register_keras_serializable("test_packed_config")
 class Forgetful(L.Layer):
-    """Whose configuration does not have what it computes with."""
+    """A layer whose configuration lacks a value that it computes with."""
 
     def __init__(self, factor=1.0, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Faults of packed files, and what becomes of damaged and lying ones."""
+"""Faults of packed files: damaged and forged ones are refused."""
 
 import contextlib
 import json
@@ -95,14 +95,14 @@ def with_container(edit):
 
 
 FAULTS = {
-    "empty": (lambda c: b"", "no complete safetensors file"),
-    "cut in the container": (lambda c: c[:100], "no complete safetensors file"),
-    "cut in the data": (lambda c: c[:-1], "no complete safetensors file"),
-    "longer": (lambda c: c + b"\0", "no complete safetensors file"),
-    "huge container": (lambda c: struct.pack("<Q", 2**63) + c[8:], "no complete safetensors file"),
+    "empty": (lambda c: b"", "a complete safetensors file"),
+    "cut in the container": (lambda c: c[:100], "a complete safetensors file"),
+    "cut in the data": (lambda c: c[:-1], "a complete safetensors file"),
+    "longer": (lambda c: c + b"\0", "a complete safetensors file"),
+    "huge container": (lambda c: struct.pack("<Q", 2**63) + c[8:], "a complete safetensors file"),
     "huge tensor": (
         with_container(lambda c: c["codes"].update(shape=[2**62], data_offsets=[0, 2**62])),
-        "no complete safetensors file",
+        "a complete safetensors file",
     ),
     "not ours": (with_container(lambda c: c.pop("__metadata__")), "its metadata must have the key"),
     "other version": (

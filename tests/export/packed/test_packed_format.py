@@ -1,4 +1,4 @@
-"""The file itself: what its page says, how it is written, and how it is read."""
+"""The packed file: its documented format, writing and reading."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def path(packed, tmp_path):
 
 
 def decoded_by_the_page(content):
-    """The weights by name: written from docs/packed_format.md alone."""
+    """The weights by name; a decoder written from docs/packed_format.md alone."""
     (n,) = struct.unpack_from("<Q", content)
     container, data = json.loads(content[8 : 8 + n]), content[8 + n :]
     assert container.pop("__metadata__") == {"keras_learnbits.packed": "1"}
@@ -180,7 +180,7 @@ def test_a_process_killed_in_mid_write_leaves_the_old_file(packed, path):
     process = subprocess.run([sys.executable, "-c", KILLED, _files.__file__, path])
     assert process.returncode == -signal.SIGKILL
     assert path.read_bytes() == packed[1]
-    assert len(os.listdir(path.parent)) == 2  # what it had begun lies beside it
+    assert len(os.listdir(path.parent)) == 2  # the unfinished temporary file is still there
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -214,7 +214,7 @@ runpy.run_module("keras_learnbits.export.packed", run_name="__main__")
 heavy = {"tensorflow", "keras"} & sys.modules.keys()
 assert not heavy, heavy
 
-# What is asked for afterwards is there.
+# Names that are requested later are available.
 import keras_learnbits
 from keras_learnbits import bit_table
 

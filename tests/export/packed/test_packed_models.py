@@ -1,4 +1,4 @@
-"""Models of every kind that are packed, filled and made anew; and those that are refused."""
+"""Models of every kind that are packed, filled and made again; and those that are refused."""
 
 import os
 
@@ -47,7 +47,7 @@ def converted():
 
 
 @pytest.mark.parametrize("make", [nested, *thorough(subclassed, converted)])
-def test_models_of_every_kind_fill_one_another_and_are_made_anew(make, path):
+def test_models_of_every_kind_fill_one_another_and_are_made_again(make, path):
     x = np.random.default_rng(0).normal(size=(5, 4))
     model, other = make(), make()
     disturb(model)

@@ -201,7 +201,7 @@ def chain(*names):
         (("block_1", "head"), ("block_2", "block_1")),
     ],
 )
-def test_names_that_agree_in_part_are_not_matched_by_their_places(packed, filled, path):
+def test_names_that_agree_in_part_are_not_matched_by_their_order(packed, filled, path):
     save_packed(chain(*packed), path)
     model = chain(*filled)
     before = [variable.numpy() for variable in model.weights]
@@ -226,8 +226,8 @@ def test_names_are_matched_whatever_keras_has_numbered_layers_with(packed, fille
     disturb(model)
     save_packed(model, path)
     load_packed(path, into=other)
-    for layer, place in zip(other.layers[1:], order, strict=True):
-        ours, theirs = model.layers[1 + place].quantized_kernels, layer.quantized_kernels
+    for layer, index in zip(other.layers[1:], order, strict=True):
+        ours, theirs = model.layers[1 + index].quantized_kernels, layer.quantized_kernels
         assert_same_bits(ours["kernel"].quantized().numpy(), theirs["kernel"].quantized().numpy())
 
 

@@ -1,0 +1,90 @@
+"""A net of the experiments as a Keras model: in float, or with learned bits."""
+
+import inspect
+
+import keras
+
+import keras_learnbits as klb
+
+
+def float_model(net, name):
+    """The net of Keras layers.
+
+    Args:
+        net: Function `build(Conv2D, Dense)` to inputs and outputs; it may also take
+            `DepthwiseConv2D`.
+        name: Name of the model.
+    """
+    return keras.Model(*net(**_layers(net, lambda layer: getattr(keras.layers, layer))), name=name)
+
+
+def quantized_model(net, name, recipe, fixed_bits=None, end_bits=None):
+    """The net of learned-bit layers.
+
+    Args:
+        net: As for `float_model`.
+        name: Name of the model.
+        recipe: `recipes.Recipe`, with the quantizer and the bounds of the bits.
+        fixed_bits: Integer, fixed bits of all layers; None if they are learned.
+        end_bits: Integer, fixed bits of the first and the last layer instead.
+    """
+    plain = float_model(net, name).layers if end_bits else []
+    names = [layer.name for layer in plain if hasattr(layer, "kernel")]
+
+    def with_bits(layer):
+        cls = getattr(klb, f"LearnedBit{layer}")
+
+        def build(*args, name, **kwargs):
+            bits = end_bits if name in names[:1] + names[-1:] else fixed_bits
+            return cls(*args, name=name, **_widths(recipe, bits), **kwargs)
+
+        return build
+
+    return klb.LearnedBitModel(*net(**_layers(net, with_bits)), name=name)
+
+
+def with_quantized_activations(net, name, recipe, activation_bits, fixed_bits=None):
+    """The net with learned bits, and with quantized inputs of all layers.
+
+    The input of the first layer and the operands of sums have 8 bits.
+
+    Args:
+        net, name, recipe, fixed_bits: As for `quantized_model`.
+        activation_bits: Integer, fixed bits of the other inputs.
+    """
+    plain = float_model(net, name)
+    first = next(layer.name for layer in plain.layers if hasattr(layer, "kernel"))
+    widths = _widths(recipe, fixed_bits)
+    # The first conversion also quantizes the operands of sums.
+    model = klb.to_learned_bits(plain, include=first, activations=_fixed(8), **widths)
+    return klb.to_learned_bits(model, exclude=first, activations=_fixed(activation_bits), **widths)
+
+
+def distillation(distance):
+    """The distance of a model's logits from those of its teacher.
+
+    Args:
+        distance: `"divergence"` or `"squared_error"`.
+    """
+    # Keras computes a divergence that is given by name from the logits themselves (Keras 3.15.1).
+    temperature, loss = {
+        "divergence": (2.0, keras.losses.KLDivergence(reduction=None)),
+        "squared_error": (1.0, keras.losses.MeanSquaredError(reduction=None)),
+    }[distance]
+    return keras.distillation.LogitsDistillation(temperature, loss=loss)
+
+
+def _layers(net, make):
+    """Dictionary of the layer classes that a net takes to what `make` makes of their names."""
+    names = {"Conv2D", "Dense", "DepthwiseConv2D"} & {*inspect.signature(net).parameters}
+    return {name: make(name) for name in names}
+
+
+def _widths(recipe, bits):
+    """Arguments of layers: the quantizer, and fixed bits or those of the recipe."""
+    fixed = _fixed(bits) if bits else {}
+    return {"kernel_quantizer": recipe.kernel_quantizer, **recipe.widths, **fixed}
+
+
+def _fixed(bits):
+    return dict.fromkeys(("bits", "min_bits", "max_bits"), bits)
