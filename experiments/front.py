@@ -45,7 +45,7 @@ def main():
     # Small, so that the text stays readable at the width of a phone.
     figure, axes = plt.subplots(1, 3, figsize=(6.4, 2.1), sharey=True, layout="constrained")
     panels = [
-        ("file [kB]", [size / 1000 for size in sizes], "{:,.0f}"),
+        ("packed file [kB]", [size / 1000 for size in sizes], "{:,.0f}"),
         ("test accuracy [%]", [100 * each for each in accuracies], "{:.1f}"),
         ("latency / float", ratios, "{:.2f}"),
     ]
