@@ -49,7 +49,7 @@ class LiteRT:
         interpreter.resize_tensor_input(given["index"], x.shape)
         interpreter.allocate_tensors()
         interpreter.set_tensor(given["index"], x)
-        (found,) = interpreter.get_output_details()
+        found = interpreter.get_output_details()[0]
 
         def predict():
             interpreter.invoke()

@@ -177,6 +177,23 @@ def test_activations_are_cut_off_at_their_lowest_and_highest_level(tmp_path, bit
     np.testing.assert_allclose(found, np.tile(expected, (200, 1)), rtol=0, atol=tolerance)
 
 
+def test_transposed_convolutions_stay_in_float_arithmetic(tmp_path):
+    """With float inputs and integer weights LiteRT 2.3 takes ten times as long, and longer."""
+    inputs = keras.Input((7, 7, 32), name="x")
+    x = klb.LearnedBitConv2D(32, 3, bits=4, name="conv")(inputs)
+    outputs = klb.LearnedBitConv2DTranspose(16, 3, strides=2, bits=4, name="transposed")(x)
+    model = with_random_weights(klb.LearnedBitModel(inputs, outputs))
+    report = klb.export_litert(model, tmp_path / "model.tflite", arithmetic="int8")
+    assert report.rows == [
+        ("conv", 4, "int8", "int8", ""),
+        ("transposed", 4, "int8", "float32", "decoded when loaded"),
+    ]
+    graph = LiteRTGraph((tmp_path / "model.tflite").read_bytes())
+    (transposed,) = graph.operators_of("TRANSPOSE_CONV")
+    (decoding,) = graph.operators_of("DEQUANTIZE")
+    assert transposed.inputs[1] == decoding.outputs[0]
+
+
 def test_an_unknown_arithmetic_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`arithmetic` must be one of \['float', 'int8'\]"):
         klb.export_litert(dense_model(3), tmp_path / "model.tflite", arithmetic="int4")
