@@ -32,8 +32,8 @@ FILTERS = {
 }
 # For each arithmetic, the operators that multiply integer weights with float inputs, and the widths
 # of weights that XNNPACK supports; 4-bit and 2-bit convolutions are slow or wrong in LiteRT 2.3.
-# XNNPACK has no transposed convolution of float inputs and integer weights: that of LiteRT 2.3 takes
-# at least ten times as long as XNNPACK's in float.
+# XNNPACK has no transposed convolution of float inputs and integer weights; the kernel that LiteRT
+# 2.3 has takes at least ten times as long as XNNPACK's in float.
 INTEGER_OPERATORS = {
     "float": {},
     "int8": {"CONV_2D": (8,), "FULLY_CONNECTED": (4, 8)},
