@@ -62,6 +62,7 @@ def main(argv):
         for policy, found in seconds.items()
     ]  # fmt: skip
     print(aligned_table([[["policy", "Keras [ms]", "fused [ms]", "ratio"]], rows], left=1))
+    print("milliseconds per training step, of the fastest rounds")
     os.makedirs(FLAGS.output_dir, exist_ok=True)
     command = " ".join(["python", "experiments/fused.py", *sys.argv[1:]])
     with open(os.path.join(FLAGS.output_dir, "fused.json"), "w") as file:

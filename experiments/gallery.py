@@ -1,4 +1,4 @@
-"""A gallery: nets that are no image classifiers, quantized after training without labels.
+"""A gallery of nets other than image classifiers, quantized after training without labels.
 
 TFDS_DATA_DIR=... python experiments/gallery.py
 TFDS_DATA_DIR=... python experiments/gallery.py --tasks=transformer --targets=3
@@ -7,13 +7,13 @@ TFDS_DATA_DIR=... python experiments/gallery.py --tasks=transformer --targets=3
 keyword spotting (DS-CNN; needs the command `espeak-ng`), an autoencoder and a transformer. Each net
 is trained for a minute or two (`<output_dir>/<task>.keras`), and quantized from `--sample` of its
 training inputs for each of `--targets` mean bits and each of `--draws`, with the defaults of
-`klb.quantize`: no setting was chosen here. Metrics are of test data.
+`klb.quantize`; no setting was chosen for these tasks. Metrics are those of test data.
 
-Latency is a step of its own, which `--latency_only` measures again: nets of random weights with
-the widths that were found, in LiteRT, batch 1, one thread. All files take turns in one
-process, and the fastest call counts. `--note` says what else the machine did.
+Latencies are measured separately, and again with `--latency_only`, on nets of random weights with
+the widths that were found, in LiteRT, batch 1, one thread. Calls of all files are interleaved in
+one process, and the fastest call counts. `--note` states the other load of the machine.
 
-Every result goes to `<output_dir>/gallery.json` at once and is not computed again.
+Every result is written to `<output_dir>/gallery.json` at once and is not computed again.
 """
 
 import json
@@ -34,13 +34,13 @@ import keras_learnbits as klb
 from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("tasks", list(TASKS), "Tasks.")
+flags.DEFINE_list("tasks", list(TASKS), "Names of tasks.")
 flags.DEFINE_list("targets", ["3", "2"], "Mean bits per quantized weight.")
 flags.DEFINE_list("draws", ["0"], "Seeds of the sample of inputs and of `quantize`.")
 flags.DEFINE_integer("sample", 1024, "Number of unlabelled inputs.", lower_bound=8)
 flags.DEFINE_integer("quantize_steps", None, "Training steps of `quantize`; its default if None.")
-flags.DEFINE_bool("latency_only", False, "Measure the latencies again, and nothing else.")
-flags.DEFINE_string("note", None, "What else the machine did during the latencies.")
+flags.DEFINE_bool("latency_only", False, "Only measure the latencies again.")
+flags.DEFINE_string("note", None, "Other load of the machine while latencies were measured.")
 
 # Latencies are those of the widths at this target.
 LATENCY_TARGET = "3"
@@ -48,7 +48,7 @@ FILES = ("float", "own dynamic range", 'arithmetic="int8"')
 
 
 def trained(name, task, data, path):
-    """The float net of a task, trained if there is no file of it."""
+    """The float model of a task, which is trained if there is no file of it."""
     if os.path.exists(path):
         return keras.models.load_model(path)
     keras.utils.set_random_seed(0)
@@ -70,7 +70,7 @@ def scores(net, task, data):
 
 
 def conversion(report):
-    """What is converted, and what keeps float weights and why."""
+    """Dictionary of the converted layers, and of those that keep float weights with reasons."""
     return {
         "learned_weights": report.learned_weights,
         "float_weights": report.float_weights,
@@ -134,7 +134,7 @@ def latency(task, bits, directory):
 
 
 def measure_latency(name, results, save):
-    """Measures a task whose widths are known."""
+    """Measures the latency of a task whose widths are known."""
     for found in results.get(name, {}).get("quantized", {}).get(LATENCY_TARGET, {}).values():
         with tempfile.TemporaryDirectory() as directory:
             results[name]["latency"] = latency(TASKS[name], found["bits"], directory)
@@ -143,7 +143,7 @@ def measure_latency(name, results, save):
 
 
 def study(name, results, save):
-    """Trains, quantizes and scores what is missing of a task."""
+    """Trains, quantizes and scores the missing parts of a task."""
     task, start = TASKS[name], time.perf_counter()
     entry = results.setdefault(name, {})
     done = entry.setdefault("quantized", {})
@@ -221,7 +221,9 @@ def summary(results):
                  f"{size:,.0f}", f"{size / entry['float']['bytes']:.1%}",
                  "" if ratio is None else f"{ratio:.2f}")
             )  # fmt: skip
-    return aligned_table([[head], body], left=2)
+    return aligned_table([[head], body], left=2) + (
+        "\ntarget: mean bits; of float: ratio of bytes; latency: int8 file relative to float"
+    )
 
 
 if __name__ == "__main__":

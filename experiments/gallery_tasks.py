@@ -1,7 +1,7 @@
-"""Tasks of the gallery: a net, its data, what it is trained for and how it is scored.
+"""Tasks of the gallery: nets, data, losses and metrics.
 
-Data are made of MNIST and CIFAR-10, so they are no benchmark: no published figure compares with
-theirs. Test data are made of the test sets. `speech.py` makes the words.
+Data are made from MNIST and CIFAR-10, so they are not a benchmark: results cannot be compared with
+published figures. Test data are made from the test sets. `speech.py` makes the words.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Task:
 
 
 def digits_and_scenes(data_dir):
-    """For training and test: MNIST's digits without their margin, their classes, CIFAR images."""
+    """MNIST's digits without margin, their classes, and CIFAR images, for training and for test."""
     digits, scenes = load_tfds("mnist", data_dir), load_tfds("cifar10", data_dir)
     return [
         (x[:, 4:24, 4:24, 0].astype("float32") / 255, y, images.astype("float32") / 255)
@@ -49,7 +49,7 @@ def digits_and_scenes(data_dir):
 
 
 def pasted(canvas, digit, rng, opacity, darkest=0.0):
-    """Pastes a digit of a random color at a random place; returns its place."""
+    """Pastes a digit of a random color at a random position; returns its slices."""
     row, column = (
         rng.integers(0, size - edge + 1)
         for size, edge in zip(canvas.shape[:2], digit.shape, strict=True)
@@ -210,7 +210,7 @@ def images_as_labels(examples, data_dir):
 
 
 def autoencoder():
-    """A convolutional autoencoder with 32 numbers in the middle."""
+    """A convolutional autoencoder with a code of 32 numbers."""
     x = inputs = keras.Input((28, 28, 1))
     x = L.Conv2D(16, 3, strides=2, padding="same", activation="relu")(x)
     x = L.Conv2D(32, 3, strides=2, padding="same", activation="relu")(x)

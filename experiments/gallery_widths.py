@@ -24,7 +24,7 @@ COLORS = {"3": "#2f6fb3", "2": "#d08c3c"}
 
 
 def readable(layers):
-    """Names without the numbers that Keras counts over all nets, each with its place."""
+    """Names without the numbers that Keras counts over all nets; repeated names are numbered."""
     stems = [re.sub(r"_\d+$", "", name.removesuffix("/kernel")) for name in layers]
     seen = {}
     for stem in stems:

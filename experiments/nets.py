@@ -12,7 +12,7 @@ def float_model(net, name):
     """The net of Keras layers.
 
     Args:
-        net: Function `build(Conv2D, Dense)` to inputs and outputs; it may also take
+        net: Function `build(Conv2D, Dense)` that returns inputs and outputs; it may also take
             `DepthwiseConv2D`.
         name: Name of the model.
     """
@@ -23,7 +23,7 @@ def quantized_model(net, name, recipe, fixed_bits=None, end_bits=None):
     """The net of learned-bit layers.
 
     Args:
-        net: As for `float_model`.
+        net: Function `build(Conv2D, Dense)`, as for `float_model`.
         name: Name of the model.
         recipe: `recipes.Recipe`, with the quantizer and the bounds of the bits.
         fixed_bits: Integer, fixed bits of all layers; None if they are learned.
@@ -89,7 +89,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
-# Keras saves a class under the module and the name that it has. So files do not need this module.
+# Keras saves the module and the name of a class. With Keras's module, files do not need this one.
 BatchNormalization.__module__ = "keras.layers"
 
 
@@ -99,7 +99,7 @@ def distillation(distance):
     Args:
         distance: `"divergence"` or `"squared_error"`.
     """
-    # Keras computes a divergence that is given by name from the logits themselves (Keras 3.15.1).
+    # If a divergence is given by name, Keras 3.15.1 applies it to logits instead of probabilities.
     temperature, loss = {
         "divergence": (2.0, keras.losses.KLDivergence(reduction=None)),
         "squared_error": (1.0, keras.losses.MeanSquaredError(reduction=None)),
@@ -108,7 +108,7 @@ def distillation(distance):
 
 
 def _layers(net, make):
-    """Dictionary of the layer classes that a net takes to what `make` makes of their names."""
+    """Dictionary of the names of the layer classes that a net takes to the results of `make`."""
     names = {"Conv2D", "Dense", "DepthwiseConv2D"} & {*inspect.signature(net).parameters}
     return {name: make(name) for name in names}
 

@@ -38,7 +38,7 @@ def spoken(word, voice, speed, pitch):
 
 
 def clip(samples, rng):
-    """One second with an utterance at a random place, at a random level, in white noise."""
+    """One second with an utterance at a random time and level, in white noise."""
     samples = samples[:RATE]
     start = rng.integers(0, RATE - len(samples) + 1)
     clip = np.zeros(RATE)

