@@ -14,7 +14,7 @@ WAYS = {
     "learned": "learned bits",
     "uniform": "equal bits",
     "post": "quantized without labels",
-    "post_trained": "the same, then trained",
+    "post_trained": "quantized, then trained",
     "hgq2": "HGQ2",
 }
 
