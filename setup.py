@@ -66,7 +66,15 @@ docs = [
     "mkdocstrings-python>=2.0",
     "ruff>=0.14",  # wraps signatures
 ]
-dev = ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "build>=1.3", "twine>=7.0"]
+dev = [
+    "pytest>=8.4",
+    "pytest-xdist>=3.8",
+    "hypothesis>=6.140",
+    "build>=1.3",
+    "twine>=7.0",
+    "nbclient>=0.11",  # executes the notebooks
+    "ipykernel>=7.4",
+]
 
 setup(
     name="keras_learnbits",

@@ -73,3 +73,13 @@ def test_the_examples_of_the_reference_are_set_as_code(site):
         text = page.read_text()
         assert "&gt;&gt;&gt;" in text
         assert "<blockquote>" not in text, page
+
+
+@pytest.mark.thorough
+def test_pages_of_notebooks_have_pictures_and_load_nothing_from_other_servers(site):
+    pages = sorted((site / "docs" / "notebooks").rglob("*.html"))
+    assert len(pages) == len(list((ROOT / "docs" / "notebooks").glob("*.ipynb"))) > 0
+    for page in pages:
+        text = page.read_text()
+        assert '<img alt="' in text
+        assert not re.findall(r'(?:src=|from )"(?:https?:)?//[^"]*"', text), page
