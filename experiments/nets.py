@@ -54,10 +54,12 @@ def with_quantized_activations(net, name, recipe, activation_bits, fixed_bits=No
         activation_bits: Integer, fixed bits of the other inputs.
     """
     plain = float_model(net, name)
-    first = next(layer.name for layer in plain.layers if hasattr(layer, "kernel"))
+    first, *others = (layer.name for layer in plain.layers if hasattr(layer, "kernel"))
     widths = _widths(recipe, fixed_bits)
     # The first conversion also quantizes the operands of sums.
     model = klb.to_learned_bits(plain, include=first, activations=_fixed(8), **widths)
+    if not others:
+        return model
     return klb.to_learned_bits(model, exclude=first, activations=_fixed(activation_bits), **widths)
 
 

@@ -14,6 +14,7 @@ the prices of `--hgq2` (`pip install hgq2==0.2.0`).
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -32,6 +33,9 @@ flags.DEFINE_list("ends", ["1", "2"], "Bits of every layer but the first and las
 flags.DEFINE_list("hgq2", [], "Prices of HGQ2 as `<unit that has one bit-width>:<price>`.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("start_seed", None, "Start all seeds from the float model of this seed.")
+flags.DEFINE_string(
+    "start_from", None, "Directory with `model.keras` and `result.json` of that float model."
+)
 flags.DEFINE_integer("float_epochs", None, "Epochs of the float model; the program's by default.")
 flags.DEFINE_integer("finetune_epochs", 8, "Epochs that follow the training of the float model.")
 flags.DEFINE_list(
@@ -57,6 +61,11 @@ LABELS = {
     "paper": "published method",
 }
 flags.DEFINE_list("ways", list(LABELS), "Methods to compare.")
+flags.register_multi_flags_validator(
+    ["start_from", "start_seed"],
+    lambda given: not given["start_from"] or given["start_seed"],
+    "--start_from needs --start_seed, the seed of its model.",
+)
 flags.register_validator(
     "ways", lambda ways: {*ways} <= {*LABELS}, f"--ways must be among {', '.join(LABELS)}."
 )
@@ -274,6 +283,9 @@ def main(argv):
     name = f"{FLAGS.program}-{FLAGS.model or MODELS[FLAGS.program]}"
     output_dir = FLAGS.output_dir or os.path.join("runs", f"pareto-{name}")
     os.makedirs(output_dir, exist_ok=True)
+    if FLAGS.start_from:
+        start = os.path.join(output_dir, f"start-seed{FLAGS.start_seed}")
+        shutil.copytree(FLAGS.start_from, start, dirs_exist_ok=True)
     for run, seed, kind, _, settings in runs():
         if FLAGS.train and not os.path.exists(os.path.join(output_dir, run, "result.json")):
             do(run, seed, kind, settings, output_dir)

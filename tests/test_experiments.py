@@ -208,6 +208,14 @@ def test_the_pareto_study_does_what_is_missing_and_no_more(run, tmp_path):
     assert code is None
     assert printed.out.count("digits.py") == 1
     assert json.loads((tmp_path / "pareto.json").read_text())["points"] == study["points"]
+    other = tmp_path / "other"
+    arguments[-1] = f"--output_dir={other}"
+    more = f"--start_from={tmp_path / 'start-seed3'}", "--quantized=activation_bits=4"
+    code, printed = run("pareto", *arguments, *more)
+    assert code is None
+    assert printed.out.count("digits.py") == printed.out.count(str(other / "start-seed3")) == 3
+    assert result_of(other / "learned2-seed0")["activation_bits"] == 4
+    assert result_of(other / "float-seed0")["activation_bits"] is None
 
 
 def test_a_way_is_compared_with_uniform_nets_on_the_line_between_them():
