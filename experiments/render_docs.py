@@ -12,7 +12,7 @@ import functools
 import re
 
 from absl import app, flags
-from rendering import agreement, exports, hardware, post_training, speed, training
+from rendering import agreement, exports, gallery, hardware, post_training, speed, training
 from rendering.figures import FIGURES
 from rendering.formats import ROOT
 
@@ -41,6 +41,9 @@ TABLES = {
     "decisions": exports.decisions,
     **_tables(exports.sizes, ("mnist",), ("cifar10",)),
     "latencies": exports.latencies,
+    "gallery": gallery.gallery,
+    "gallery conversion": gallery.conversion,
+    "gallery latency": gallery.latency,
     "hardware": hardware.hardware,
     **_tables(
         training.pareto,
@@ -63,6 +66,7 @@ TABLES = {
     "growth": speed.growth,
     "dense ratios": speed.dense_ratios,
     "pipelines": speed.pipelines,
+    "sequences": lambda: "",
 }
 
 
