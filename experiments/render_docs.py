@@ -12,7 +12,15 @@ import functools
 import re
 
 from absl import app, flags
-from rendering import agreement, exports, hardware, post_training, speed, training
+from rendering import (
+    agreement,
+    exports,
+    hardware,
+    post_training,
+    sequences,
+    speed,
+    training,
+)
 from rendering.figures import FIGURES
 from rendering.formats import ROOT
 
@@ -63,6 +71,7 @@ TABLES = {
     "growth": speed.growth,
     "dense ratios": speed.dense_ratios,
     "pipelines": speed.pipelines,
+    "sequences": sequences.sequences,
 }
 
 
