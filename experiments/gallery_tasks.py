@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-import tensorflow as tf
 from loading import load_tfds
 from speech import spoken_words
 
@@ -116,67 +115,6 @@ def segmentation_score(outputs, masks):
     }
 
 
-# Detection
-
-
-def detection_data(examples, data_dir):
-    """One bright digit of 20 to 36 pixels on a CIFAR image of 64; labels are its class and box."""
-    rng = np.random.default_rng(1)
-    sets = []
-    for number, (digits, classes, scenes) in zip(
-        (examples, 2000), digits_and_scenes(data_dir), strict=True
-    ):
-        images = tf.image.resize(scenes[rng.integers(len(scenes), size=number)], (64, 64)).numpy()
-        chosen = rng.integers(len(digits), size=number)
-        sizes = rng.choice(np.arange(20, 37, 4), size=number)
-        boxes = np.zeros((number, 4), "float32")
-        for size in np.unique(sizes):
-            indices = np.flatnonzero(sizes == size)
-            scaled = tf.image.resize(digits[chosen[indices]][..., None], (size, size)).numpy()
-            for index, digit in zip(indices, scaled[..., 0], strict=True):
-                place = pasted(images[index], digit, rng, opacity=1.0, darkest=0.7)
-                for axis in (0, 1):
-                    inked = np.flatnonzero((digit > 0.5).any(axis=1 - axis)) + place[axis].start
-                    boxes[index, [axis, axis + 2]] = inked[0] / 64, (inked[-1] + 1) / 64
-        labels = {"class": classes[chosen].astype("int32"), "box": boxes}
-        sets.append((noisy(images, rng), labels))
-    return sets
-
-
-def detector():
-    """A backbone of strided convolutions with two heads."""
-    x = inputs = keras.Input((64, 64, 3))
-    for filters, strides in ((16, 2), (32, 2), (64, 2), (64, 1), (96, 2)):
-        x = L.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(x)
-        x = L.Activation("relu")(L.BatchNormalization()(x))
-    x = L.Flatten()(L.Conv2D(32, 1, activation="relu")(x))
-    x = L.Dense(64, activation="relu")(x)
-    outputs = {
-        "class": L.Dense(10, activation="softmax", name="class")(x),
-        "box": L.Dense(4, name="box")(x),
-    }
-    return keras.Model(inputs, outputs, name="detector")
-
-
-def box_overlap(a, b):
-    """Intersection over union of boxes `(top, left, bottom, right)`."""
-    edges = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    common = np.maximum(edges, 0).prod(axis=1)
-    areas = [np.maximum(box[:, 2:] - box[:, :2], 0).prod(axis=1) for box in (a, b)]
-    return common / (areas[0] + areas[1] - common)
-
-
-def detection_score(outputs, labels):
-    """Share of digits with the right class and a box that overlaps by half, and the parts."""
-    right = outputs["class"].argmax(axis=1) == labels["class"]
-    overlap = box_overlap(outputs["box"], labels["box"])
-    return {
-        "detected": float((right & (overlap >= 0.5)).mean()),
-        "class accuracy": float(right.mean()),
-        "mean box IoU": float(overlap.mean()),
-    }
-
-
 # Keyword spotting
 
 
@@ -275,17 +213,6 @@ TASKS = {
         segmentation_score,
         epochs=8,
         examples=5000,
-    ),
-    "detection": Task(
-        detector,
-        detection_data,
-        {
-            "loss": {"class": CLASSES["loss"], "box": "mean_absolute_error"},
-            "loss_weights": {"class": 1.0, "box": 10.0},
-        },
-        detection_score,
-        epochs=12,
-        examples=8000,
     ),
     "keywords": Task(
         keyword_net,

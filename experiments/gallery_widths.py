@@ -15,7 +15,6 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parent.parent
 TITLES = {
     "segmentation": "U-Net, segmentation",
-    "detection": "detector, two heads",
     "keywords": "DS-CNN, keyword spotting",
     "autoencoder": "autoencoder",
     "transformer": "vision transformer",

@@ -58,21 +58,6 @@ def test_masks_overlap_by_the_intersection_over_the_union_of_all_their_pixels(ta
     assert found == {"IoU": pytest.approx(1 / 3), "pixel accuracy": 0.5}
 
 
-def test_a_box_encloses_the_pixels_that_a_digit_changes(tasks, monkeypatch):
-    scenes = np.full((1, 32, 32, 3), 0.5, "float32")
-    digits = np.zeros((1, 20, 20), "float32")
-    digits[0, 4:16, 7:12] = 1
-    monkeypatch.setattr(tasks, "digits_and_scenes", lambda _: [(digits, np.ones(1), scenes)] * 2)
-    monkeypatch.setattr(tasks, "noisy", lambda images, rng: images)
-    (images, labels), _ = tasks.detection_data(20, None)
-    for image, box in zip(images, labels["box"], strict=True):
-        changed = (image != 0.5).any(axis=-1)
-        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
-        edges = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
-        # A scaled digit has soft edges, of which the box leaves out less than half.
-        np.testing.assert_allclose(64 * box, edges, atol=1)
-
-
 def test_the_words_without_their_program_say_how_to_get_it(tasks, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="apt-get install espeak-ng"):
@@ -80,7 +65,7 @@ def test_the_words_without_their_program_say_how_to_get_it(tasks, monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["segmentation", "detection", "autoencoder", "transformer"])
+@pytest.mark.parametrize("name", ["segmentation", "autoencoder", "transformer"])
 def test_the_gallery_does_what_is_missing_and_no_more(name, run, tasks, tmp_path):
     arguments = [f"--tasks={name}", f"--output_dir={tmp_path}", "--targets=3", "--epochs=1"]
     arguments += ["--train_examples=64", "--sample=32", "--quantize_steps=2", "--calls=2"]
