@@ -4,10 +4,10 @@ TFDS_DATA_DIR=... python experiments/gallery.py
 TFDS_DATA_DIR=... python experiments/gallery.py --tasks=transformer --targets=3
 
 `gallery_tasks.py` has the nets and their data: segmentation (a U-Net), keyword spotting (DS-CNN;
-needs the command `espeak-ng`), an autoencoder and a transformer. Each net
-is trained for a minute or two (`<output_dir>/<task>.keras`), and quantized from `--sample` of its
-training inputs for each of `--targets` mean bits and each of `--draws`, with the defaults of
-`klb.quantize`; no setting was chosen for these tasks. Metrics are those of test data.
+needs the command `espeak-ng`), an autoencoder and a transformer. Each net is trained for a minute
+or two (`<output_dir>/<task>.keras`), and quantized from `--sample` of its training inputs for each
+of `--targets` mean bits and each of `--draws`, with the defaults of `klb.quantize`; no setting was
+chosen for these tasks. Metrics are those of test data.
 
 Latencies are measured separately, and again with `--latency_only`, on nets of random weights with
 the widths that were found, in LiteRT, batch 1, one thread. Calls of all files are interleaved in

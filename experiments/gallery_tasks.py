@@ -47,7 +47,7 @@ def digits_and_scenes(data_dir):
     ]
 
 
-def pasted(canvas, digit, rng, opacity, darkest=0.0):
+def pasted(canvas, digit, rng, opacity):
     """Pastes a digit of a random color at a random position; returns its slices."""
     row, column = (
         rng.integers(0, size - edge + 1)
@@ -55,7 +55,7 @@ def pasted(canvas, digit, rng, opacity, darkest=0.0):
     )
     place = slice(row, row + digit.shape[0]), slice(column, column + digit.shape[1])
     share = opacity * digit[..., None]
-    canvas[place] = (1 - share) * canvas[place] + share * rng.uniform(darkest, 1, 3)
+    canvas[place] = (1 - share) * canvas[place] + share * rng.uniform(0, 1, 3)
     return place
 
 

@@ -46,12 +46,6 @@ def run(tasks, monkeypatch):
     return run
 
 
-def test_boxes_overlap_by_their_intersection_over_their_union(tasks):
-    boxes = np.array([[0, 0, 2, 2]] * 4)
-    others = np.array([[0, 0, 2, 2], [1, 0, 3, 2], [2, 0, 4, 2], [3, 3, 4, 4]])
-    np.testing.assert_allclose(tasks.box_overlap(boxes, others), [1, 1 / 3, 0, 0])
-
-
 def test_masks_overlap_by_the_intersection_over_the_union_of_all_their_pixels(tasks):
     masks = np.array([[1, 1, 0, 0]])
     found = tasks.segmentation_score(np.array([[0.9, 0.1, 0.8, 0.2]]), masks)
