@@ -59,7 +59,7 @@ def test_the_words_without_their_program_say_how_to_get_it(tasks, monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["segmentation", "autoencoder", "transformer"])
+@pytest.mark.parametrize("name", ["segmentation", "transformer"])
 def test_the_gallery_does_what_is_missing_and_no_more(name, run, tasks, tmp_path):
     arguments = [f"--tasks={name}", f"--output_dir={tmp_path}", "--targets=3", "--epochs=1"]
     arguments += ["--train_examples=64", "--sample=32", "--quantize_steps=2", "--calls=2"]
