@@ -75,7 +75,7 @@ PARTS["channel_steps"] = {
     )
 }
 PROGRAMS = {"lenet": "mnist"}
-EPOCHS = {"lenet": 6, "cnn_quarter": 14, "depthwise": 10, "resnet20": 10, "cnn": 6}
+EPOCHS = {"lenet": 6, "cnn_quarter": 14, "depthwise": 10, "resnet20": 100, "cnn": 6}
 HELD_OUT = 5000
 
 

@@ -37,6 +37,20 @@ def _float_after_45_epochs():
     return f"{start['test_accuracy']:.2%}"
 
 
+def _resnet_float():
+    return f"{load('cifar10-resnet20/start/result.json')['test_accuracy']:.2%}"
+
+
+def _resnet_lost(bits):
+    """Points that the ResNet-20 of 100 epochs loses without labels, mean of its samples."""
+    found = [
+        each["accuracy"]
+        for key, each in study("post-training").items()
+        if key.startswith(f"resnet20-quantize-{bits}-") and key.endswith("-1024-test")
+    ]
+    return f"{100 * (_post('resnet20-float-test')['accuracy'] - mean(found)):.2f}"
+
+
 def _finetuned(optimizer):
     of_float, learned = (
         load(f"cifar10-quarter/finetuning/{optimizer}-{kind}.json")
@@ -95,6 +109,8 @@ FIGURES = {
         f"{pareto_point('cifar10', 'learned', '1.25')['bytes'] / 1e3:.0f} kB"
     ),
     "cnn float 45 epochs": _float_after_45_epochs,
+    "resnet float": _resnet_float,
+    **{f"resnet {bits} bits lost": lambda bits=bits: _resnet_lost(bits) for bits in "432"},
     "narrow gains": _gains_on_the_narrow_net,
     "narrow finetuned sgd": lambda: _finetuned("sgd"),
     "narrow finetuned adamw": lambda: _finetuned("adamw"),
