@@ -268,15 +268,12 @@ def test_predictions_are_of_the_loss_per_error_that_looks_in_both_directions_sho
     assert 0 <= predicted(model, second, 1) < 1e-6  # a loss that fewer bits lower
 
 
-FEWER, MORE = 0, 1
-
-
 @pytest.mark.parametrize(
-    ("bits", "ways"),
-    [(3, (FEWER, MORE)), *thorough((1, (MORE, MORE)), (8, (FEWER, FEWER)))],
+    ("bits", "probed"),
+    [(8, (2, 2)), (3, (2, 4)), *thorough((4, (2, 2)), (2, (1, 3)), (1, (2, 2)))],
 )
-def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
-    bits, ways, make_model, data
+def test_probes_are_at_two_bits_and_from_three_on_at_one_fewer_and_one_more_in_turn(
+    bits, probed, make_model, data
 ):
     model = compiled(make_model(bits=3), data, "measured", quantization_reg=0.0)
     model.optimizer.build(model.trainable_variables)
@@ -284,14 +281,39 @@ def test_looks_take_a_bit_away_and_add_one_in_turns_where_bounds_allow(
     for kernel in kernels:
         kernel.bits.assign(bits)
     step = step_of(model, data)
-    both = Measured().predict(step).numpy()
-    for look, (way, place) in enumerate(itertools.product(ways, (0, 1))):
-        estimator.steps.assign(look * estimator.interval)
-        changes, seen = map(np.asarray, estimator.probe(step, None))
+    for turn, (width, place) in enumerate(itertools.product(probed, (0, 1))):
+        estimator.steps.assign(turn * estimator.interval)
+        changes, seen, _ = map(np.asarray, estimator.probe(step, None))
         expected = np.zeros((2, 2), bool)
-        expected[place, way] = True
+        expected[place, int(width > bits)] = True
         np.testing.assert_array_equal(seen, expected)
-        np.testing.assert_allclose(changes, both * expected, rtol=1e-4, atol=1e-6)
+        here, there = (loss_at(model, data, kernels[place], b) for b in (bits, width))
+        np.testing.assert_allclose(changes, expected * (there - here), rtol=1e-3, atol=1e-6)
+
+
+def test_a_probe_goes_no_lower_than_the_least_bits(make_model, data):
+    model = compiled(make_model(bits=8, min_bits=6), data, Measured(), quantization_reg=0.0)
+    model.optimizer.build(model.trainable_variables)
+    changes, _, errors = model.optimizer.bit_gradient.probe(step_of(model, data), None)
+    kernel = quantized_kernels(model)[0]
+    change = loss_at(model, data, kernel, 6) - loss_at(model, data, kernel, 8)
+    np.testing.assert_allclose(changes[0, 0], change, rtol=1e-2)
+    error = kernel.squared_error_at(tf.constant(6.0)) - kernel.squared_error()
+    np.testing.assert_allclose(errors[0, 0], error, rtol=1e-3)
+
+
+def test_what_a_probe_at_two_bits_shows_is_predicted_of_other_widths(make_model, data):
+    model = compiled(
+        make_model(bits=6), data, Measured(interval=1), quantization_reg=0.0, bit_reg=0.0
+    )
+    model.optimizer.bit_optimizer.learning_rate = 0.0
+    kernel = quantized_kernels(model)[0]
+    data = data[0], model.predict(data[0], verbose=0)  # fewer bits raise the loss
+    added = loss_at(model, data, kernel, 2) - loss_at(model, data, kernel, 6)
+    errors = {b: float(kernel.squared_error_at(tf.constant(float(b)))) for b in (2, 4, 6)}
+    model.fit(*data, batch_size=64, epochs=8, verbose=0)  # one batch: there is no noise
+    expected = added / (errors[2] - errors[6]) * (errors[4] - errors[6])
+    np.testing.assert_allclose(predicted(model, kernel, 4), expected, rtol=1e-2)
 
 
 @pytest.mark.parametrize("bit_gradient", ESTIMATORS)
