@@ -103,9 +103,10 @@ def test_a_look_in_fit_differs_from_its_step_in_nothing_but_the_bits(data):
 def test_state_that_moves_with_each_pass_is_not_charged_to_a_bit(data):
     """Renormalization has moving statistics in its outputs, and updates them."""
     inputs = keras.Input((6,))
-    x = klb.LearnedBitDense(8, bits=16, max_bits=16)(inputs)
+    widths = {"bits": 16, "min_bits": 15, "max_bits": 16}
+    x = klb.LearnedBitDense(8, **widths)(inputs)
     x = keras.layers.BatchNormalization(renorm=True)(x)
-    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, bits=16, max_bits=16)(x))
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, **widths)(x))
     estimator = Measured(interval=1)
     model.compile("sgd", "mse", bit_gradient=estimator, bit_optimizer=klb.SignSGD(0.0))
     model.fit(*data, batch_size=16, epochs=2, verbose=0)
