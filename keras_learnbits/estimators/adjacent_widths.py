@@ -23,8 +23,8 @@ TRACE = 1e-12
 class AdjacentWidths(BitGradient):
     """Base class of the estimators that compare with one bit fewer and one bit more.
 
-    Every `interval` steps they probe some layers: they measure the change of the loss with one bit
-    fewer or with one more. The change of the squared quantization error is computed exactly. Means
+    Every `interval` steps they probe some layers: they measure the change of the loss with fewer
+    bits or with more. The change of the squared quantization error is computed exactly. Means
     over the latest probes estimate each layer's *sensitivity* `s`, the loss per squared error,
     which is shrunk towards that of all layers according to its noise
     (`keras_learnbits.estimators.sensitivity`). The predicted change of the loss is `s` times the
