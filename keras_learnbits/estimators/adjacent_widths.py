@@ -23,8 +23,8 @@ TRACE = 1e-12
 class AdjacentWidths(BitGradient):
     """Base class of the estimators that compare with one bit fewer and one bit more.
 
-    Every `interval` steps they probe some layers: they measure the change of the loss with one bit
-    fewer or with one more. The change of the squared quantization error is computed exactly. Means
+    Every `interval` steps they probe some layers: they measure the change of the loss with fewer
+    bits or with more. The change of the squared quantization error is computed exactly. Means
     over the latest probes estimate each layer's *sensitivity* `s`, the loss per squared error,
     which is shrunk towards the mean of all layers according to its noise
     (`keras_learnbits.estimators.sensitivity`). The predicted change of the loss is `s` times the
@@ -74,14 +74,16 @@ class AdjacentWidths(BitGradient):
         self.decisions = _Rows(Decision, add)
 
     def probe(self, step, errors):
-        """Changes of the loss with one bit fewer and one more, and which of them were measured.
+        """Changes of the loss with fewer bits and with more, and which of them were measured.
 
         Args:
             step: `BitStep`.
-            errors: Changes of the squared errors, shape `(layers, 2)`.
+            errors: Changes of the squared errors with one bit fewer and with one more, shape
+                `(layers, 2)`.
 
         Returns:
-            Float32 and boolean tensor of shape `(layers, 2)`.
+            Float32 and boolean tensor of shape `(layers, 2)`. If it measures at other widths than
+            one bit fewer and one more, also the changes of the squared errors at those.
         """
         raise NotImplementedError
 
@@ -93,12 +95,12 @@ class AdjacentWidths(BitGradient):
         due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
         # Computed outside of the branch, where the step has rounded all kernels already.
         errors = [tensor.squared_error() for tensor in step.tensors]
-        changes, measured, errors = tf.cond(
+        changes, measured, errors, probed_errors = tf.cond(
             due, lambda: self._probed(step, errors), lambda: _not_probed(len(indices))
         )
         bits = integer_widths(step.tensors)
         # Variables are assigned outside of `tf.cond`: replicas cannot synchronize in a branch.
-        statistics = learned(self.statistics.read(indices), changes, errors, measured, bits)
+        statistics = learned(self.statistics.read(indices), changes, probed_errors, measured, bits)
         statistics = self.statistics.write(indices, statistics)
         prediction = predicted(statistics, squared_norms(step.tensors), errors, bits)
         old = self.decisions.read(indices)
@@ -118,10 +120,10 @@ class AdjacentWidths(BitGradient):
         return tf.where(tf.equal(decision.bits, bits), decision.gradients, 0.0)
 
     def _probed(self, step, errors):
-        errors = error_changes(step.tensors, errors)
-        changes, measured = self.probe(step, errors)
+        adjacent = error_changes(step.tensors, errors)
+        changes, measured, *errors = self.probe(step, adjacent)
         usable = tf.logical_and(measured, tf.math.is_finite(changes))
-        return tf.where(usable, changes, 0.0), usable, errors
+        return tf.where(usable, changes, 0.0), usable, adjacent, *(errors or [adjacent])
 
     def predict(self, step):
         return self.probe(step, error_changes(step.tensors))[0]
@@ -224,7 +226,8 @@ def allowed_moves(tensors):
 
 
 def _not_probed(layers):
-    return tf.zeros((layers, 2)), tf.zeros((layers, 2), tf.bool), tf.zeros((layers, 2))
+    nothing = tf.zeros((layers, 2))
+    return nothing, tf.zeros((layers, 2), tf.bool), nothing, nothing
 
 
 def _loss_row(tensor, sensitivity):
