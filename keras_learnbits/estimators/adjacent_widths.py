@@ -78,14 +78,20 @@ class AdjacentWidths(BitGradient):
 
         Args:
             step: `BitStep`.
-            errors: Changes of the squared errors with one bit fewer and with one more, shape
-                `(layers, 2)`.
+            errors: Changes of the squared errors at these widths, shape `(layers, 2)`.
 
         Returns:
-            Float32 and boolean tensor of shape `(layers, 2)`. If it measures at other widths than
-            one bit fewer and one more, also the changes of the squared errors at those.
+            Float32 and boolean tensor of shape `(layers, 2)`.
         """
         raise NotImplementedError
+
+    def lower_widths(self, tensors):
+        """Widths at which `probe` measures with fewer bits, shape `(layers,)`; None for one fewer.
+
+        Args:
+            tensors: List of `QuantizedTensor`.
+        """
+        return None
 
     def __call__(self, step):
         if not movable(step.tensors):
@@ -120,10 +126,14 @@ class AdjacentWidths(BitGradient):
         return tf.where(tf.equal(decision.bits, bits), decision.gradients, 0.0)
 
     def _probed(self, step, errors):
-        adjacent = error_changes(step.tensors, errors)
-        changes, measured, *errors = self.probe(step, adjacent)
+        widths, lower = adjacent_widths(step.tensors), self.lower_widths(step.tensors)
+        widths = widths if lower is None else tf.concat([widths, lower[None]], axis=0)
+        errors = error_changes(step.tensors, errors, widths)
+        adjacent = errors[:, :2]
+        probed = adjacent if lower is None else tf.stack([errors[:, 2], errors[:, 1]], axis=1)
+        changes, measured = self.probe(step, probed)
         usable = tf.logical_and(measured, tf.math.is_finite(changes))
-        return tf.where(usable, changes, 0.0), usable, adjacent, *(errors or [adjacent])
+        return tf.where(usable, changes, 0.0), usable, adjacent, probed
 
     def predict(self, step):
         return self.probe(step, error_changes(step.tensors))[0]
@@ -176,15 +186,16 @@ class _Rows:
         return self.read(indices)
 
 
-def error_changes(tensors, errors=None):
-    """Changes of `||q - W||^2` with one bit fewer and with one more.
+def error_changes(tensors, errors=None, widths=None):
+    """Changes of `||q - W||^2` at other widths, by default with one bit fewer and with one more.
 
     Args:
         tensors: List of `QuantizedTensor`.
         errors: List of their squared errors, or None to compute them.
+        widths: Float32 tensor of shape `(widths, layers)`, or None for `adjacent_widths`.
 
     Returns:
-        Float32 tensor of shape `(layers, 2)`.
+        Float32 tensor of shape `(layers, widths)`.
     """
 
     def errors_at(widths):
@@ -193,9 +204,9 @@ def error_changes(tensors, errors=None):
 
     errors = tf.stack(errors or [tensor.squared_error() for tensor in tensors])
     # TensorFlow traces the body of a loop once.
-    widths = adjacent_widths(tensors)
+    widths = adjacent_widths(tensors) if widths is None else widths
     changed = tf.map_fn(errors_at, widths, parallel_iterations=1) - errors
-    # Exactly 0 where there is no adjacent width, however the two errors were compiled.
+    # Exactly 0 where there is no other width, however the two errors were compiled.
     changed = tf.where(tf.equal(widths, integer_widths(tensors)), 0.0, changed)
     return tf.stop_gradient(tf.transpose(changed))
 

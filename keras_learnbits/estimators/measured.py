@@ -1,7 +1,5 @@
 """`Measured`: loss changes at other bit-widths, measured."""
 
-import functools
-
 import tensorflow as tf
 
 from keras_learnbits.estimators.adjacent_widths import AdjacentWidths, allowed_moves, movable
@@ -22,10 +20,10 @@ class Measured(AdjacentWidths):
     noise; one of 3 bits or fewer is probed at one bit fewer and at one more in turn. The change of
     its squared error at that width tells how sensitive the loss is to it.
 
-    A probe costs one forward pass, in which all kernels are rounded again, and two passes over all
-    kernels for the changes of their errors. It runs as the training step ran: with its dropout, and
-    with the batch's statistics in batch normalization. Layers take turns, so a model of `L` layers
-    needs about `3 * L * interval` steps to go from 8 bits to 2. With synchronized batch
+    A probe costs one forward pass, in which all kernels are rounded again, and three passes over
+    all kernels for the changes of their errors. It runs as the training step ran: with its dropout,
+    and with the batch's statistics in batch normalization. Layers take turns, so a model of `L`
+    layers needs about `3 * L * interval` steps to go from 8 bits to 2. With synchronized batch
     normalization a probe runs twice, in inference mode, because replicas cannot communicate within
     `tf.cond`. Random numbers of `tf.random` differ from pass to pass: use `keras.random`.
     """
@@ -37,23 +35,19 @@ class Measured(AdjacentWidths):
         index = tf.gather(turns, probes % len(turns))
         for_fewer = probes // len(turns) % 2 == 0
         at_turn = tf.one_hot(index, layers)
-        bits = integer_widths(step.tensors)[index]
-        low = tf.constant([float(tensor.layer.min_bits) for tensor in step.tensors])[index]
+        bits, lower = integer_widths(step.tensors)[index], self.lower_widths(step.tensors)[index]
         may_fall, may_rise = (tf.gather(each, index) for each in allowed_moves(step.tensors))
         is_far = bits > PROBED_BITS + 1
         down = tf.logical_and(may_fall, for_fewer | is_far | ~may_rise)
-        width = tf.where(down, tf.maximum(tf.minimum(bits - 1, PROBED_BITS), low), bits + 1)
+        width = tf.where(down, lower, bits + 1)
         change = step.loss_changes((at_turn * (width - bits))[None])
-        error = tf.switch_case(
-            index, [functools.partial(_error_change, tensor, width) for tensor in step.tensors]
-        )
         measured = tf.logical_and(at_turn[:, None] > 0, tf.stack([down, ~down]))
-        return tf.where(measured, change, 0.0), measured, tf.where(measured, error, 0.0)
+        return tf.where(measured, change, 0.0), measured
+
+    def lower_widths(self, tensors):
+        low = tf.constant([float(tensor.layer.min_bits) for tensor in tensors])
+        return tf.maximum(tf.minimum(integer_widths(tensors) - 1, PROBED_BITS), low)
 
     def predict(self, step):
         identity = tf.eye(len(step.tensors))
         return tf.stack([step.loss_changes(-identity), step.loss_changes(identity)], axis=1)
-
-
-def _error_change(tensor, bits):
-    return tensor.squared_error_at(bits) - tensor.squared_error()
