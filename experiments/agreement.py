@@ -9,7 +9,9 @@ bits, all else as it is. There the loss on held-out training examples is measure
 fewer and with one more; the estimators predict the same changes from some training batches. Writes
 every change, and how well they agree, to `agreement.json`, and a picture. `in training` is what the
 trained model itself predicts of these changes, `model.predicted_losses()`: from the single probes
-of its training, each at a layer's width of then, weighed with those at the other layers.
+of its training, each at one width, weighed with those of the other layers. `one number per layer`
+is the best that it could know: what `measured` shows of a layer, all changes of its loss over those
+of its squared error, times the change of the squared error.
 
 With `--bit_gradient=paper` the net is trained as published, on its grids; it predicts no losses
 itself.
@@ -57,6 +59,7 @@ flags.DEFINE_integer("estimate_batches", 10, "Training batches that the estimato
 
 LOSSES = ("fit", "evaluate")  # what is measured
 IN_TRAINING = "in training"
+ONE_NUMBER = "one number per layer"
 
 
 class SecondOrder(Difference):
@@ -157,6 +160,8 @@ def _changes_at(moment, model, probers, expected, measured_on, batches):
     present, losses, found = float(kernel.bits), expected.get(kernel), []
     share = kernel.size / sum(each.size for each in model.quantized_tensors)
     seen = batches.take(FLAGS.estimate_batches)
+    widths = range(1, WIDTHS[-1] + 2)
+    errors = {bits: float(kernel.squared_error_at(tf.constant(float(bits)))) for bits in widths}
     for width in WIDTHS:
         if width < kernel.layer.min_bits:
             continue
@@ -175,9 +180,20 @@ def _changes_at(moment, model, probers, expected, measured_on, batches):
                 row[key] = {
                     loss: getattr(change, key) for loss, change in zip(LOSSES, changes, strict=True)
                 }
+            row["squared_error"] = errors[width + row["step"]] - errors[width]
             found.append({"epoch": moment, **row, "size": share * row["step"]})
     kernel.bits.assign(present)
+    _add_one_number(found)
     return found
+
+
+def _add_one_number(changes):
+    """Adds what the changes of one layer predict if they are all in proportion to its error."""
+    errors = np.array([change["squared_error"] for change in changes])
+    measured = np.array([change["predicted"]["measured"] for change in changes])
+    sensitivity = max(measured @ np.sign(errors) / np.abs(errors).sum(), 0.0)
+    for change, error in zip(changes, errors, strict=True):
+        change["predicted"][ONE_NUMBER] = float(sensitivity * error)
 
 
 def _summary(changes, loss):

@@ -23,8 +23,8 @@ TRACE = 1e-12
 class AdjacentWidths(BitGradient):
     """Base class of the estimators that compare with one bit fewer and one bit more.
 
-    Every `interval` steps they probe some layers: they measure the change of the loss with one bit
-    fewer or with one more. The change of the squared quantization error is computed exactly. Means
+    Every `interval` steps they probe some layers: they measure the change of the loss with fewer
+    bits or with more. The change of the squared quantization error is computed exactly. Means
     over the latest probes estimate each layer's *sensitivity* `s`, the loss per squared error,
     which is shrunk towards the mean of all layers according to its noise
     (`keras_learnbits.estimators.sensitivity`). The predicted change of the loss is `s` times the
@@ -74,16 +74,24 @@ class AdjacentWidths(BitGradient):
         self.decisions = _Rows(Decision, add)
 
     def probe(self, step, errors):
-        """Changes of the loss with one bit fewer and one more, and which of them were measured.
+        """Changes of the loss with fewer bits and with more, and which of them were measured.
 
         Args:
             step: `BitStep`.
-            errors: Changes of the squared errors, shape `(layers, 2)`.
+            errors: Changes of the squared errors at these widths, shape `(layers, 2)`.
 
         Returns:
             Float32 and boolean tensor of shape `(layers, 2)`.
         """
         raise NotImplementedError
+
+    def lower_widths(self, tensors):
+        """Widths at which `probe` measures with fewer bits, shape `(layers,)`; None for one fewer.
+
+        Args:
+            tensors: List of `QuantizedTensor`.
+        """
+        return None
 
     def __call__(self, step):
         if not movable(step.tensors):
@@ -93,12 +101,12 @@ class AdjacentWidths(BitGradient):
         due = tf.logical_and(tf.equal(self.steps % self.interval, 0.0), step.bits_move)
         # Computed outside of the branch, where the step has rounded all kernels already.
         errors = [tensor.squared_error() for tensor in step.tensors]
-        changes, measured, errors = tf.cond(
+        changes, measured, errors, probed_errors = tf.cond(
             due, lambda: self._probed(step, errors), lambda: _not_probed(len(indices))
         )
         bits = integer_widths(step.tensors)
         # Variables are assigned outside of `tf.cond`: replicas cannot synchronize in a branch.
-        statistics = learned(self.statistics.read(indices), changes, errors, measured, bits)
+        statistics = learned(self.statistics.read(indices), changes, probed_errors, measured, bits)
         statistics = self.statistics.write(indices, statistics)
         prediction = predicted(statistics, squared_norms(step.tensors), errors, bits)
         old = self.decisions.read(indices)
@@ -118,10 +126,14 @@ class AdjacentWidths(BitGradient):
         return tf.where(tf.equal(decision.bits, bits), decision.gradients, 0.0)
 
     def _probed(self, step, errors):
-        errors = error_changes(step.tensors, errors)
-        changes, measured = self.probe(step, errors)
+        widths, lower = adjacent_widths(step.tensors), self.lower_widths(step.tensors)
+        widths = widths if lower is None else tf.concat([widths, lower[None]], axis=0)
+        errors = error_changes(step.tensors, errors, widths)
+        adjacent = errors[:, :2]
+        probed = adjacent if lower is None else tf.stack([errors[:, 2], errors[:, 1]], axis=1)
+        changes, measured = self.probe(step, probed)
         usable = tf.logical_and(measured, tf.math.is_finite(changes))
-        return tf.where(usable, changes, 0.0), usable, errors
+        return tf.where(usable, changes, 0.0), usable, adjacent, probed
 
     def predict(self, step):
         return self.probe(step, error_changes(step.tensors))[0]
@@ -174,15 +186,16 @@ class _Rows:
         return self.read(indices)
 
 
-def error_changes(tensors, errors=None):
-    """Changes of `||q - W||^2` with one bit fewer and with one more.
+def error_changes(tensors, errors=None, widths=None):
+    """Changes of `||q - W||^2` at other widths, by default with one bit fewer and with one more.
 
     Args:
         tensors: List of `QuantizedTensor`.
         errors: List of their squared errors, or None to compute them.
+        widths: Float32 tensor of shape `(widths, layers)`, or None for `adjacent_widths`.
 
     Returns:
-        Float32 tensor of shape `(layers, 2)`.
+        Float32 tensor of shape `(layers, widths)`.
     """
 
     def errors_at(widths):
@@ -191,9 +204,9 @@ def error_changes(tensors, errors=None):
 
     errors = tf.stack(errors or [tensor.squared_error() for tensor in tensors])
     # TensorFlow traces the body of a loop once.
-    widths = adjacent_widths(tensors)
+    widths = adjacent_widths(tensors) if widths is None else widths
     changed = tf.map_fn(errors_at, widths, parallel_iterations=1) - errors
-    # Exactly 0 where there is no adjacent width, however the two errors were compiled.
+    # Exactly 0 where there is no other width, however the two errors were compiled.
     changed = tf.where(tf.equal(widths, integer_widths(tensors)), 0.0, changed)
     return tf.stop_gradient(tf.transpose(changed))
 
@@ -224,7 +237,8 @@ def allowed_moves(tensors):
 
 
 def _not_probed(layers):
-    return tf.zeros((layers, 2)), tf.zeros((layers, 2), tf.bool), tf.zeros((layers, 2))
+    nothing = tf.zeros((layers, 2))
+    return nothing, tf.zeros((layers, 2), tf.bool), nothing, nothing
 
 
 def _loss_row(tensor, sensitivity):

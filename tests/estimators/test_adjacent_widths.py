@@ -103,9 +103,10 @@ def test_a_probe_in_fit_differs_from_its_step_in_the_bits_only(data):
 def test_state_that_moves_with_each_pass_is_not_charged_to_a_bit(data):
     """Renormalization has moving statistics in its outputs, and updates them."""
     inputs = keras.Input((6,))
-    x = klb.LearnedBitDense(8, bits=16, max_bits=16)(inputs)
+    widths = {"bits": 16, "min_bits": 15, "max_bits": 16}
+    x = klb.LearnedBitDense(8, **widths)(inputs)
     x = keras.layers.BatchNormalization(renorm=True)(x)
-    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, bits=16, max_bits=16)(x))
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(2, **widths)(x))
     estimator = Measured(interval=1)
     model.compile("sgd", "mse", bit_gradient=estimator, bit_optimizer=klb.SignSGD(0.0))
     model.fit(*data, batch_size=16, epochs=2, verbose=0)
@@ -268,15 +269,12 @@ def test_predictions_use_the_loss_per_error_of_probes_in_both_directions(make_mo
     assert 0 <= predicted(model, second, 1) < 1e-6  # fewer bits lower its loss
 
 
-FEWER, MORE = 0, 1
-
-
 @pytest.mark.parametrize(
-    ("bits", "ways"),
-    [(3, (FEWER, MORE)), *thorough((1, (MORE, MORE)), (8, (FEWER, FEWER)))],
+    ("bits", "probed"),
+    [(8, (2, 2)), (3, (2, 4)), *thorough((4, (2, 2)), (2, (1, 3)), (1, (2, 2)))],
 )
-def test_probes_remove_a_bit_and_add_one_alternately_where_bounds_allow(
-    bits, ways, make_model, data
+def test_probes_are_at_two_bits_and_from_three_on_at_one_fewer_and_one_more_in_turn(
+    bits, probed, make_model, data
 ):
     model = compiled(make_model(bits=3), data, "measured", quantization_reg=0.0)
     model.optimizer.build(model.trainable_variables)
@@ -284,14 +282,38 @@ def test_probes_remove_a_bit_and_add_one_alternately_where_bounds_allow(
     for kernel in kernels:
         kernel.bits.assign(bits)
     step = step_of(model, data)
-    both = Measured().predict(step).numpy()
-    for number, (way, layer) in enumerate(itertools.product(ways, (0, 1))):
-        estimator.steps.assign(number * estimator.interval)
+    for turn, (width, layer) in enumerate(itertools.product(probed, (0, 1))):
+        estimator.steps.assign(turn * estimator.interval)
         changes, seen = map(np.asarray, estimator.probe(step, None))
         expected = np.zeros((2, 2), bool)
-        expected[layer, way] = True
+        expected[layer, int(width > bits)] = True
         np.testing.assert_array_equal(seen, expected)
-        np.testing.assert_allclose(changes, both * expected, rtol=1e-4, atol=1e-6)
+        here, there = (loss_at(model, data, kernels[layer], b) for b in (bits, width))
+        np.testing.assert_allclose(changes, expected * (there - here), rtol=1e-3, atol=1e-6)
+
+
+def test_a_probe_goes_no_lower_than_the_least_bits(make_model, data):
+    model = compiled(make_model(bits=8, min_bits=6), data, Measured(), quantization_reg=0.0)
+    model.optimizer.build(model.trainable_variables)
+    estimator, kernel = model.optimizer.bit_gradient, quantized_kernels(model)[0]
+    changes, _ = estimator.probe(step_of(model, data), None)
+    change = loss_at(model, data, kernel, 6) - loss_at(model, data, kernel, 8)
+    np.testing.assert_allclose(changes[0, 0], change, rtol=1e-2)
+    assert estimator.lower_widths([kernel]).numpy() == [6]
+
+
+def test_what_a_probe_at_two_bits_shows_is_predicted_of_other_widths(make_model, data):
+    model = compiled(
+        make_model(bits=6), data, Measured(interval=1), quantization_reg=0.0, bit_reg=0.0
+    )
+    model.optimizer.bit_optimizer.learning_rate = 0.0
+    kernel = quantized_kernels(model)[0]
+    data = data[0], model.predict(data[0], verbose=0)  # fewer bits raise the loss
+    added = loss_at(model, data, kernel, 2) - loss_at(model, data, kernel, 6)
+    errors = {b: float(kernel.squared_error_at(tf.constant(float(b)))) for b in (2, 4, 6)}
+    model.fit(*data, batch_size=64, epochs=8, verbose=0)  # one batch: there is no noise
+    expected = added / (errors[2] - errors[6]) * (errors[4] - errors[6])
+    np.testing.assert_allclose(predicted(model, kernel, 4), expected, rtol=1e-2)
 
 
 @pytest.mark.parametrize("bit_gradient", ESTIMATORS)
