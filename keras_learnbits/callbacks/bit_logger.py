@@ -24,8 +24,8 @@ class BitLogger(keras.callbacks.Callback):
             number draws them over steps, and `steps` and `bits` are recorded.
         log_dir: Directory of the `TensorBoard` callback. TensorBoard then shows the bits of all
             layers in one chart, `bit-width [bits]`, over training steps. Each layer is a separate
-            run `bits/<layer>`, because a chart draws one curve per run. With None there are only
-            separate charts per layer.
+            run `bits/<layer>`, because a chart draws one curve per run; its event file is open
+            during training. With None there are only separate charts per layer.
 
     Attributes:
         names: Names of the quantized kernels, then of the activations.
@@ -110,5 +110,6 @@ class BitLogger(keras.callbacks.Callback):
             if name not in self._writers:
                 directory = os.path.join(self.log_dir, "bits", name)
                 self._writers[name] = tf.summary.create_file_writer(directory)
-            with self._writers[name].as_default(step=self._step):
+            # `TensorBoard(update_freq=...)` allows writing in some steps only.
+            with tf.summary.record_if(True), self._writers[name].as_default(step=self._step):
                 tf.summary.scalar(CHART, each)

@@ -235,15 +235,18 @@ def test_a_layer_frozen_within_a_fit_counts_towards_the_budget(model, data):
     assert klb.bit_table(model).mean_bits <= 3.0
 
 
-def test_one_chart_of_tensorboard_has_the_bits_of_all_layers(model, data, tmp_path):
+@pytest.mark.parametrize("update_freq", ["epoch", 3])
+def test_one_chart_of_tensorboard_has_the_bits_of_all_layers(update_freq, model, data, tmp_path):
     from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
-    logger = klb.BitLogger(log_dir=str(tmp_path))
-    callbacks = [logger, keras.callbacks.TensorBoard(str(tmp_path))]
-    model.fit(*data, epochs=3, verbose=0, callbacks=callbacks)
+    logger = klb.BitLogger(2, log_dir=str(tmp_path))
+    # TensorBoard may write at other steps than the logger.
+    tensorboard = keras.callbacks.TensorBoard(str(tmp_path), update_freq=update_freq)
+    callbacks = [logger, tensorboard]
+    model.fit(*data, batch_size=8, epochs=3, initial_epoch=1, verbose=0, callbacks=callbacks)
     events = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
     for name, bits in zip(logger.names, zip(*logger.bits, strict=True), strict=True):
         curve = events.Tensors(f"bits/{name}", "bit-width [bits]")
         assert [event.step for event in curve] == logger.steps
         assert [float(tf.make_ndarray(event.tensor_proto)) for event in curve] == list(bits)
-    assert len(logger.steps) == 3
+    assert len(logger.steps) > 3
