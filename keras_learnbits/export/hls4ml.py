@@ -16,7 +16,7 @@ from keras_learnbits.export._weights import check_finite
 from keras_learnbits.export.fixed_point import FixedPoint, to_fixed_point
 from keras_learnbits.layers.traversal import layers_inside
 
-# The file by which hls4ml finds a project again.
+# The file by which hls4ml finds a project again (`hls4ml.converters.link_existing_project`).
 PROJECT_FILE = "hls4ml_config.yml"
 # Number of random examples on which the compiled project is compared with the model.
 EXAMPLES = 64
@@ -39,8 +39,8 @@ def export_hls4ml(
         model: A built Sequential or functional model of dense layers, convolutions along one or two
             axes, also depthwise and separable ones, ReLU, pooling, padding, merging and reshaping
             layers. Sizes of all inputs are fixed.
-        output_dir: Path of the project's directory. An empty directory and an earlier project of
-            hls4ml are replaced, other files never.
+        output_dir: Path of the project's directory. An empty directory is replaced, and so is an
+            earlier project of hls4ml, with everything in it; other directories are refused.
         backend: Name of a backend of hls4ml, such as `"Vitis"`, `"Vivado"` or `"oneAPI"`.
         check: Whether to compile the C++ with g++ and to compare its predictions for random inputs
             with the model's. If they differ, nothing is written.
@@ -94,6 +94,7 @@ def export_hls4ml(
             graph.compile() if check else graph.write()
         if check:
             _compare(model, plain, graph)
+        _rename_in(os.path.join(new, PROJECT_FILE), new, output_dir)
     graph.config.config["OutputDir"] = output_dir
     return graph
 
@@ -108,6 +109,14 @@ def _check_free(path):
             "`output_dir` must be a new or an empty directory, or an earlier project of hls4ml, "
             f"which is replaced. Received: output_dir={path!r} with {', '.join(found[:3])}"
         )
+
+
+def _rename_in(path, old, new):
+    """Replaces the path of a directory in a text file."""
+    with open(path) as file:
+        content = file.read()
+    with open(path, "w") as file:
+        file.write(content.replace(old, new))
 
 
 def _compare(model, plain, graph):

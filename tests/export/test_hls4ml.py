@@ -385,6 +385,18 @@ def test_only_a_project_of_hls4ml_is_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["project", "thesis.tex"]
 
 
+# hls4ml leaves the file open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_hls4ml_finds_a_project_again(tmp_path):
+    import hls4ml
+
+    model, x = fitted(sequential((4,), activation(), dense(2)))
+    klb.export_hls4ml(model, tmp_path / "project")
+    graph = hls4ml.converters.link_existing_project(str(tmp_path / "project"))
+    graph.compile()
+    np.testing.assert_array_equal(graph.predict(x), model.predict(x, verbose=0))
+
+
 def test_a_model_in_mixed_precision_becomes_the_circuit_of_its_float32_copy(tmp_path):
     model, x = fitted(sequential((4,), activation(), dense(3)))
     expected = model.predict(x, verbose=0)
