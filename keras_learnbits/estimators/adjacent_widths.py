@@ -21,7 +21,7 @@ TRACE = 1e-12
 
 
 class AdjacentWidths(BitGradient):
-    """Base class of the estimators that compare with one bit fewer and one bit more.
+    """Base class of the estimators that decide between one bit fewer, one more, and neither.
 
     Every `interval` steps they probe some layers: they measure the change of the loss with fewer
     bits or with more. The change of the squared quantization error is computed exactly. Means
@@ -36,8 +36,8 @@ class AdjacentWidths(BitGradient):
 
     in the direction with the greater gain; otherwise its gradient is 0 and its bits stay. A layer
     reverses direction only if the gain exceeds 0 by two standard errors of what its probes show,
-    so noise alone rarely does it. Between two probes a layer moves at most two bits, because the
-    extrapolation error grows about fourfold per bit. At fixed weights and sensitivities this ends
+    so noise alone rarely does it. Between two probes a layer moves at most two bits, because what
+    rounding adds grows about fourfold per bit. At fixed weights and sensitivities this ends
     where no change by a single bit lowers the sum of loss and price.
 
     A subclass defines `probe`.
@@ -87,6 +87,8 @@ class AdjacentWidths(BitGradient):
 
     def lower_widths(self, tensors):
         """Widths at which `probe` measures with fewer bits, shape `(layers,)`; None for one fewer.
+
+        A subclass that overrides it also overrides `predict`, which is about one bit fewer.
 
         Args:
             tensors: List of `QuantizedTensor`.

@@ -6,7 +6,7 @@ from keras_learnbits.estimators.adjacent_widths import AdjacentWidths, allowed_m
 from keras_learnbits.layers.quantized_tensors import integer_widths
 from keras_learnbits.serialization import register
 
-# Bit-width at which layers of more bits are probed. A bit fewer quadruples the squared error, and
+# Bit-width at which kernels of more bits are probed. A bit fewer quadruples the squared error, and
 # what it adds to the loss, but only doubles the noise: the slope `g (q' - q)` of the batch, whose
 # variance is proportional to the squared error. At 1 bit the loss grows faster than the error.
 PROBED_BITS = 2
@@ -16,9 +16,10 @@ PROBED_BITS = 2
 class Measured(AdjacentWidths):
     """Measures the change of the loss on the current batch, one layer per probe.
 
-    A layer of more than 3 bits is probed at 2 bits, because one bit fewer would show little but
-    noise; one of 3 bits or fewer is probed at one bit fewer and at one more in turn. The change of
-    its squared error at that width tells how sensitive the loss is to it.
+    A kernel of more than 3 bits is probed at 2 bits, or at `min_bits` if that is more, because one
+    bit fewer would show little but noise. Kernels of 3 bits or fewer, and activations, are probed
+    at one bit fewer and at one more in turn. The change of the squared error at that width tells
+    how sensitive the loss is to it.
 
     A probe costs one forward pass, in which all kernels are rounded again, and three passes over
     all kernels for the changes of their errors. It runs as the training step ran: with its dropout,
@@ -37,7 +38,7 @@ class Measured(AdjacentWidths):
         at_turn = tf.one_hot(index, layers)
         bits, lower = integer_widths(step.tensors)[index], self.lower_widths(step.tensors)[index]
         may_fall, may_rise = (tf.gather(each, index) for each in allowed_moves(step.tensors))
-        is_far = bits > PROBED_BITS + 1
+        is_far = lower < bits - 1
         down = tf.logical_and(may_fall, for_fewer | is_far | ~may_rise)
         width = tf.where(down, lower, bits + 1)
         change = step.loss_changes((at_turn * (width - bits))[None])
@@ -46,7 +47,10 @@ class Measured(AdjacentWidths):
 
     def lower_widths(self, tensors):
         low = tf.constant([float(tensor.layer.min_bits) for tensor in tensors])
-        return tf.maximum(tf.minimum(integer_widths(tensors) - 1, PROBED_BITS), low)
+        # The squared error of activations is a model without clipping, which fails at 2 bits.
+        of_kernels = tf.constant([hasattr(tensor, "kernel") for tensor in tensors])
+        fewer = integer_widths(tensors) - 1
+        return tf.maximum(tf.where(of_kernels, tf.minimum(fewer, PROBED_BITS), fewer), low)
 
     def predict(self, step):
         identity = tf.eye(len(step.tensors))

@@ -112,7 +112,8 @@ def over_directions(loss_changes, error_changes):
     """Changes with fewer bits minus changes with more: losses and errors, shape `(layers,)`.
 
     Weights adapt to their width: just after a change, fewer bits seem to cost more, and more bits
-    to gain less, than after further training. Averaging both directions balances the two biases.
+    to gain less, than after further training. Averaging both directions balances the two biases
+    where a layer is probed in both.
     """
     losses = tf.reduce_sum(loss_changes * tf.sign(error_changes), axis=1)
     return losses, tf.reduce_sum(tf.abs(error_changes), axis=1)

@@ -273,7 +273,7 @@ def test_predictions_use_the_loss_per_error_of_probes_in_both_directions(make_mo
     ("bits", "probed"),
     [(8, (2, 2)), (3, (2, 4)), *thorough((4, (2, 2)), (2, (1, 3)), (1, (2, 2)))],
 )
-def test_probes_are_at_two_bits_and_from_three_on_at_one_fewer_and_one_more_in_turn(
+def test_probes_are_at_two_bits_and_of_at_most_three_at_one_fewer_and_one_more_in_turn(
     bits, probed, make_model, data
 ):
     model = compiled(make_model(bits=3), data, "measured", quantization_reg=0.0)
@@ -300,6 +300,15 @@ def test_a_probe_goes_no_lower_than_the_least_bits(make_model, data):
     change = loss_at(model, data, kernel, 6) - loss_at(model, data, kernel, 8)
     np.testing.assert_allclose(changes[0, 0], change, rtol=1e-2)
     assert estimator.lower_widths([kernel]).numpy() == [6]
+
+
+def test_activations_are_probed_at_one_bit_fewer(make_model, data):
+    inputs = keras.Input((4,))
+    x = klb.LearnedBitActivation(8)(inputs)
+    model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(1)(x))
+    widths = Measured().lower_widths(model.quantized_tensors).numpy()
+    kinds = [hasattr(tensor, "kernel") for tensor in model.quantized_tensors]
+    assert sorted(zip(kinds, widths, strict=True)) == [(False, 7), (True, 2)]
 
 
 def test_what_a_probe_at_two_bits_shows_is_predicted_of_other_widths(make_model, data):
