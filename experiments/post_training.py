@@ -18,6 +18,7 @@ on the test set, once settings are chosen.
 """
 
 import contextlib
+import gzip
 import importlib
 import json
 import os
@@ -224,7 +225,36 @@ def run(net, model, method, bits, seed):
             predict = in_inference(small)
         result["seconds"] = round(time.perf_counter() - start, 1)
         result["accuracy"] = accuracy(predict, *images_and_labels(net, FLAGS.evaluate))
+        if method == "litert":
+            result["litert"] = litert_file(net, path)
+        elif method == "quantize":
+            path = os.path.join(directory, "model.tflite")
+            klb.export_litert(small, path, arithmetic="int8")
+            result["litert"] = litert_file(net, path)
     return result
+
+
+def float_result(net, model):
+    """Accuracy and sizes of the float model."""
+    data = images_and_labels(net, FLAGS.evaluate)
+    result = {"accuracy": accuracy(in_inference(model), *data), "bytes": 4 * model.count_params()}
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "model.tflite")
+        with open(path, "wb") as file:
+            file.write(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+        return result | {"litert": litert_file(net, path)}
+
+
+def litert_file(net, path):
+    """Accuracy of a LiteRT file, its bytes, and its bytes compressed as in an app's package."""
+    with open(path, "rb") as file:
+        content = file.read()
+    data = images_and_labels(net, FLAGS.evaluate)
+    return {
+        "accuracy": accuracy(lambda x: LiteRT.load(path, x)(), *data),
+        "bytes": len(content),
+        "gzip_bytes": len(gzip.compress(content)),
+    }
 
 
 def key_of(net, method, bits, seed):
@@ -257,11 +287,7 @@ def main(argv):
         results = load(path)
         key = f"{net}-float-{FLAGS.evaluate}"
         if key not in results:
-            data = images_and_labels(net, FLAGS.evaluate)
-            results[key] = {
-                "accuracy": accuracy(in_inference(model), *data),
-                "bytes": 4 * model.count_params(),
-            }
+            results[key] = float_result(net, model)
         for method in FLAGS.methods:
             budgets = {"litert": ["8"], "onnxruntime": ["8"], "drop": ["any"]}
             for bits in budgets.get(method, FLAGS.budgets):
