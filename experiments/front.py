@@ -2,7 +2,8 @@
 
 python experiments/front.py
 
-Draws docs/images/front.png from results/studies/post-training.json and latency.json.
+Draws docs/images/front.png from results/studies/post-training.json and latency.json. All bars of a
+row are of one file: the `.tflite` file that runs, its size that of a compressed download.
 """
 
 import json
@@ -15,39 +16,45 @@ STUDIES = ROOT / "experiments" / "results" / "studies"
 BASE, OTHER, OURS = "#8a8f98", "#d08c3c", "#2f6fb3"
 
 
-def latencies():
-    """Dictionary of the net's files in LiteRT to their rows of the study of latencies."""
+def ratios():
+    """Latency of the net's files in LiteRT compared with float."""
     rows = json.loads((STUDIES / "latency.json").read_text())["rows"]
-    of_net = ("CIFAR-10 net", "LiteRT")
-    return {each["file"]: each for each in rows if (each["net"], each["runtime"]) == of_net}
+    of_net = ("ResNet-20", "LiteRT")
+    return {
+        row["file"]: row["ratio"]["1"] for row in rows if (row["net"], row["runtime"]) == of_net
+    }
 
 
 def rows():
-    """Name, color, bytes, accuracy and latency compared with float, for each bar from the top."""
+    """Name, color, bytes, accuracy and latency compared with float, for each bar from above."""
     results = json.loads((STUDIES / "post-training.json").read_text())
-    ratios = {file: each["ratio"]["1"] for file, each in latencies().items()}
-    of_float, own = results["cnn-float-test"], results["cnn-litert-8-0-1024-test"]
+    ours, key = ratios()['arithmetic="int8"'], "resnet20-quantize-{}-0-1024-test"
     found = [
-        ("float", BASE, of_float, ratios["float"]),
-        ("LiteRT's 8 bits", OTHER, own, ratios["own full integer"]),
+        ("float", BASE, "resnet20-float-test", 1.0),
+        ("LiteRT's 8 bits", OTHER, "resnet20-litert-8-0-1024-test", ratios()["own full integer"]),
+        *((f"ours, {bits} bits", OURS, key.format(bits), ours) for bits in (4, 3, 2)),
     ]
-    for bits in (4, 3, 2):
-        quantized = results[f"cnn-quantize-{bits}-0-1024-test"]
-        found.append((f"ours, {bits} bits", OURS, quantized, ratios['arithmetic="int8"']))
     return [
-        (name, color, each["bytes"], each["accuracy"], ratio) for name, color, each, ratio in found
+        (
+            name,
+            color,
+            results[key]["litert"]["gzip_bytes"],
+            results[key]["litert"]["accuracy"],
+            ratio,
+        )
+        for name, color, key, ratio in found
     ]
 
 
 def main():
     found = rows()[::-1]
-    names, colors, sizes, accuracies, ratios = zip(*found, strict=True)
+    names, colors, sizes, accuracies, latencies = zip(*found, strict=True)
     # Small, so that the text stays readable at the width of a phone.
     figure, axes = plt.subplots(1, 3, figsize=(6.4, 2.1), sharey=True, layout="constrained")
     panels = [
-        ("packed file [kB]", [size / 1000 for size in sizes], "{:,.0f}"),
+        ("download [kB]", [size / 1000 for size in sizes], "{:,.0f}"),
         ("test accuracy [%]", [100 * each for each in accuracies], "{:.1f}"),
-        ("latency / float", ratios, "{:.2f}"),
+        ("latency / float", latencies, "{:.2f}"),
     ]
     for axis, (title, values, form) in zip(axes, panels, strict=True):
         bars = axis.barh(names, values, color=colors)

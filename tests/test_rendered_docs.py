@@ -73,7 +73,7 @@ def test_an_unknown_figure_is_refused_with_the_names_there_are(copy):
     page.write_text(page.read_text() + "\nIt is <!-- = no such figure -->1<!-- / -->.\n")
     process = render(copy, "--check")
     assert process.returncode != 0
-    assert "cnn float size" in process.stderr
+    assert "download float" in process.stderr
     assert "Received: 'no such figure'" in process.stderr
 
 

@@ -9,9 +9,15 @@ def _post(key):
     return study("post-training")[key]
 
 
-def _lost(kind):
-    """Points that the 1.1 M net loses at 3 bits without labels."""
-    return 100 * (_post("cnn-float-test")["accuracy"] - _post(kind)["accuracy"])
+def _download(key):
+    """Size of a compressed LiteRT file of ResNet-20."""
+    return f"{_post(f'resnet20-{key}-test')['litert']['gzip_bytes'] / 1e3:,.0f} kB"
+
+
+def _file_lost(key):
+    """Points that a LiteRT file of ResNet-20 loses."""
+    of_float, file = (_post(f"resnet20-{each}-test")["litert"] for each in ("float", key))
+    return f"{100 * (of_float['accuracy'] - file['accuracy']):.1f} points"
 
 
 def _trained_loss():
@@ -42,7 +48,14 @@ def _resnet_float():
 
 
 def _resnet_lost(bits):
-    """Points that the ResNet-20 of 100 epochs loses without labels, mean of its samples."""
+    """Points that the ResNet-20 of 100 epochs loses without labels, mean of its samples.
+
+    Raises:
+        ValueError: The results are those of another float model.
+    """
+    start = load("cifar10-resnet20/start/result.json")["test_accuracy"]
+    if abs(_post("resnet20-float-test")["accuracy"] - start) > 5e-4:  # bfloat16 there
+        raise ValueError("Results of post-training quantization must be of the model in start/.")
     found = [
         each["accuracy"]
         for key, each in study("post-training").items()
@@ -101,13 +114,11 @@ def _fuzzing(key):
 
 
 FIGURES = {
-    "cnn float size": lambda: f"{_post('cnn-float-test')['bytes'] / 1e6:.2f} MB",
-    "cnn 3 bits size": lambda: f"{_post('cnn-quantize-3-0-1024-test')['bytes'] / 1e3:.0f} kB",
-    "cnn 3 bits lost": lambda: f"{_lost('cnn-quantize-3-0-1024-test'):.1f} points",
+    "download float": lambda: _download("float"),
+    "download 3 bits": lambda: _download("quantize-3-0-1024"),
+    "download 8 bits": lambda: _download("litert-8-0-1024"),
+    "download lost": lambda: _file_lost("quantize-3-0-1024"),
     "cnn trained lost": lambda: f"{_trained_loss():.1f} points",
-    "cnn trained size": lambda: (
-        f"{pareto_point('cifar10', 'learned', '1.25')['bytes'] / 1e3:.0f} kB"
-    ),
     "cnn float 45 epochs": _float_after_45_epochs,
     "resnet float": _resnet_float,
     **{f"resnet {bits} bits lost": lambda bits=bits: _resnet_lost(bits) for bits in "432"},
