@@ -4,12 +4,13 @@ import collections
 import importlib
 import json
 import pathlib
+import re
 import sys
 
 import keras
 import numpy as np
 import pytest
-from absl import app
+from absl import app, flags
 from absl.testing import flagsaver
 
 import keras_learnbits as klb
@@ -25,9 +26,20 @@ KERNELS = {
 
 @pytest.fixture
 def text(monkeypatch):
-    """The program as a module."""
+    """The program as a module, with its flags in place of those of other programs."""
+    source = (ROOT / "experiments" / "text.py").read_text()
+    names = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
+    others = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
+    for name in others:
+        delattr(flags.FLAGS, name)
     monkeypatch.syspath_prepend(ROOT / "experiments")
-    return importlib.import_module("text")
+    monkeypatch.delitem(sys.modules, "text", raising=False)
+    yield importlib.import_module("text")
+    for name in names:
+        delattr(flags.FLAGS, name)
+    for name, flag in others.items():
+        flags.FLAGS[name] = flag
+    sys.modules.pop("text")
 
 
 @pytest.fixture

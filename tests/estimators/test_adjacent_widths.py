@@ -276,7 +276,7 @@ def test_predictions_use_the_loss_per_error_of_probes_in_both_directions(make_mo
 def test_probes_are_at_two_bits_and_of_at_most_three_at_one_fewer_and_one_more_in_turn(
     bits, probed, make_model, data
 ):
-    model = compiled(make_model(bits=3), data, "measured", quantization_reg=0.0)
+    model = compiled(make_model(bits=3), data, Measured(probed_bits=2), quantization_reg=0.0)
     model.optimizer.build(model.trainable_variables)
     kernels, estimator = quantized_kernels(model), model.optimizer.bit_gradient
     for kernel in kernels:
@@ -293,7 +293,9 @@ def test_probes_are_at_two_bits_and_of_at_most_three_at_one_fewer_and_one_more_i
 
 
 def test_a_probe_goes_no_lower_than_the_least_bits(make_model, data):
-    model = compiled(make_model(bits=8, min_bits=6), data, Measured(), quantization_reg=0.0)
+    model = compiled(
+        make_model(bits=8, min_bits=6), data, Measured(probed_bits=2), quantization_reg=0.0
+    )
     model.optimizer.build(model.trainable_variables)
     estimator, kernel = model.optimizer.bit_gradient, quantized_kernels(model)[0]
     changes, _ = estimator.probe(step_of(model, data), None)
@@ -306,14 +308,14 @@ def test_activations_are_probed_at_one_bit_fewer(make_model, data):
     inputs = keras.Input((4,))
     x = klb.LearnedBitActivation(8)(inputs)
     model = klb.LearnedBitModel(inputs, klb.LearnedBitDense(1)(x))
-    widths = Measured().lower_widths(model.quantized_tensors).numpy()
+    widths = Measured(probed_bits=2).lower_widths(model.quantized_tensors).numpy()
     kinds = [hasattr(tensor, "kernel") for tensor in model.quantized_tensors]
     assert sorted(zip(kinds, widths, strict=True)) == [(False, 7), (True, 2)]
 
 
 def test_what_a_probe_at_two_bits_shows_is_predicted_of_other_widths(make_model, data):
     model = compiled(
-        make_model(bits=6), data, Measured(interval=1), quantization_reg=0.0, bit_reg=0.0
+        make_model(bits=6), data, Measured(1, probed_bits=2), quantization_reg=0.0, bit_reg=0.0
     )
     model.optimizer.bit_optimizer.learning_rate = 0.0
     kernel = quantized_kernels(model)[0]
