@@ -96,7 +96,7 @@ def test_no_word_is_in_two_splits_and_letters_are_those_of_the_dictionary(text):
 
 @pytest.mark.thorough
 def test_the_program_keeps_each_result_and_computes_none_again(run, text, tmp_path):
-    arguments = ["--seeds=0", "--words=256", "--epochs=1", "--finetune_epochs=1", "--examples=16",
+    arguments = ["--seeds=0", "--words=256", "--epochs=1", "--finetune_epochs=3", "--examples=16",
                  "--settling_steps=2", "--post_bits=3", "--trained_bits=2",
                  f"--output_dir={tmp_path}"]  # fmt: skip
     run("--ways=quantize,nearest", "--evaluate=validation", *arguments)
