@@ -30,7 +30,7 @@ def long_description():
 
 
 def project_urls():
-    """Addresses beside the page on the package index."""
+    """Addresses that the package index shows next to the page."""
     if not repository:
         return {}
     blob = f"{repository}/blob/v{version}"

@@ -26,10 +26,7 @@ def post_training():
     """Accuracy and size of each net by each method, from 1,024 images."""
     results = study("post-training")
     rows = []
-    for net, title in NETS.items():
-        base = results.get(f"{net}-float-test")
-        if base is None:
-            continue
+    for net, title, base in _floats(results):
         rows.append([title, "float", "32", f"{base['accuracy']:.2%}", "", f"{base['bytes']:,}", ""])
         for method, name in METHODS.items():
             for bits in ("8", "4", "3", "2"):
@@ -45,10 +42,7 @@ def post_training_in_short():
     """Change of accuracy of each net at 4, 3 and 2 bits, a mean over samples."""
     results = study("post-training")
     rows = []
-    for net, title in NETS.items():
-        base = results.get(f"{net}-float-test")
-        if base is None:
-            continue
+    for net, title, base in _floats(results):
         cells = []
         for bits in ("4", "3", "2"):
             runs = _runs(results, net, "quantize", bits)
@@ -58,6 +52,13 @@ def post_training_in_short():
         rows.append([title, f"{base['accuracy']:.2%}", *cells, f"{base['bytes']:,}", f"{size:,}"])
     head = ["net", "float", "4 bits", "3 bits", "2 bits", "bytes, float", "bytes, 2 bits"]
     return markdown(head, rows)
+
+
+def _floats(results):
+    """Name, title and float result of each net that was measured."""
+    for net, title in NETS.items():
+        if f"{net}-float-test" in results:
+            yield net, title, results[f"{net}-float-test"]
 
 
 def _runs(results, net, method, bits):

@@ -304,6 +304,12 @@ def test_a_probe_goes_no_lower_than_the_least_bits(make_model, data):
     assert estimator.lower_widths([kernel]).numpy() == [6]
 
 
+@pytest.mark.parametrize("bits", [0, 1.5, "2"])
+def test_bits_to_probe_at_that_are_no_width_are_refused(bits):
+    with pytest.raises(ValueError, match=rf"`probed_bits` must be.*Received.*{bits!r}"):
+        Measured(probed_bits=bits)
+
+
 def test_activations_are_probed_at_one_bit_fewer(make_model, data):
     inputs = keras.Input((4,))
     x = klb.LearnedBitActivation(8)(inputs)
