@@ -67,8 +67,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's layer, with TensorFlow's fused operation in training, for inputs `(N, H, W, C)`.
 
     Keras computes moments and normalization by a dozen operations in float32 that are bound by
-    memory. In a step of ResNet-20 on two cores they take as long as everything else
-    (`python experiments/fused.py`). Files hold Keras's layer.
+    memory; `python experiments/fused.py` measures what this saves. Files hold Keras's layer.
     """
 
     def call(self, inputs, training=None, mask=None):
