@@ -366,8 +366,8 @@ def _bit_gradient():
 
 
 def _accuracy(model, test):
-    """Accuracy of a trained model, however it was compiled."""
-    model.compile(metrics=["accuracy"])
+    """Accuracy of a trained model, however it was compiled, or if it was not."""
+    model.compile(loss="categorical_crossentropy", metrics=["accuracy"])
     return model.evaluate(dataset(*test, 1000), return_dict=True, verbose=0)["accuracy"]
 
 

@@ -146,6 +146,12 @@ def test_a_float_net_goes_on_from_a_float_net(run, tmp_path):
     assert first["command"].startswith("python experiments/digits.py --float ")
 
 
+def test_a_float_model_need_not_be_compiled_for_a_start():
+    common = importlib.import_module("common")
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Softmax()])
+    assert common._accuracy(model, (np.eye(10, dtype="float32"), np.arange(10))) == 1.0
+
+
 @pytest.mark.thorough
 def test_inputs_of_layers_are_quantized_and_outputs_learned_from_the_float_model(run, tmp_path):
     code, _ = run("digits", "--float", "--epochs=3", f"--output_dir={tmp_path / 'float'}")
