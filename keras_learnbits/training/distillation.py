@@ -48,6 +48,9 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        # Keras's distiller has no weights but those of the two models, and is unbuilt until its
+        # first step. `BackupAndRestore` refuses that.
+        self.built = self.teacher.built and self.student.built
         self._add_bit_metrics()
 
     def bit_learner(self):

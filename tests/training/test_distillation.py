@@ -45,6 +45,29 @@ def test_the_students_bits_fall_and_the_teacher_stays(make_model, data):
 
 
 @pytest.mark.thorough
+class Interrupt(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_distillation_goes_on_from_its_backup(make_model, data, tmp_path):
+    def fit(*callbacks):
+        keras.utils.set_random_seed(3)
+        model = distiller(make_model, bit_reg=0.1)
+        model.fit(*data, batch_size=8, epochs=4, shuffle=False, callbacks=callbacks, verbose=0)
+        return model.student.get_weights()
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path)
+
+    expected = fit()
+    with pytest.raises(KeyboardInterrupt):
+        fit(backup(), Interrupt())
+    for weight, other in zip(fit(backup()), expected, strict=True):
+        np.testing.assert_allclose(weight, other, rtol=1e-6, atol=1e-7)
+
+
 def test_a_student_is_saved_by_itself(make_model, data, tmp_path):
     model = distiller(make_model)
     model.fit(*data, verbose=0)
