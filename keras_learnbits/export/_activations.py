@@ -45,6 +45,17 @@ def activation_grids(model):
     return [grid_of(tensor.layer) for tensor in activations_among(quantized_tensors(model))]
 
 
+def nearest_grid(grids, scale, is_possible):
+    """The grid of a quantization that a converter has written: that of the nearest step.
+
+    Args:
+        grids: List of `ActivationGrid`, those of the model.
+        scale: Step that the converter computed.
+        is_possible: Function of a grid to whether its zero point is that of the quantization.
+    """
+    return min(filter(is_possible, grids), key=lambda grid: abs(grid.step - scale))
+
+
 def fake_quantized(activation, zero_point, lowest):
     """Function of a tensor that converters recognize as a quantized activation.
 

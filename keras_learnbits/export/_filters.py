@@ -28,14 +28,44 @@ class IntegerFilter(NamedTuple):
         kernel: `StoredKernel` that it comes from.
         integers: Int32 array of the filter's shape, within -127 and 127.
         scale: Float32 array, one positive number for each index of the channels' axis.
-        exact: Whether the integers are the codes of the kernel; otherwise they are the nearest of
-            255 levels.
+        exact: Whether the integers are the codes of the kernel; otherwise they are rounded.
     """
 
     kernel: StoredKernel
     integers: np.ndarray
     scale: np.ndarray
     exact: bool
+
+    @property
+    def note(self):
+        """What an export's report says about these integers."""
+        return "" if self.exact else f"rounded to {2 * abs(self.integers).max() + 1} levels"
+
+    def stretched(self, largest=LARGEST):
+        """The same filter in integers multiplied by a power of two, its scale divided by that.
+
+        A bias is an int32 at the product of the scales of input and filter, which would be too
+        coarse for a kernel of few bits.
+
+        Args:
+            largest: Magnitude that the integers keep to.
+        """
+        factor = 2 ** int(np.log2(largest // max(abs(self.integers).max(), 1)))
+        return self._replace(integers=factor * self.integers, scale=self.scale / np.float32(factor))
+
+    def integer_bias(self, bias, step):
+        """A bias in the integers to which the products of inputs and filter are added.
+
+        Args:
+            bias: Float32 array, one number for each output channel.
+            step: Float32 number, the scale of the inputs.
+
+        Returns:
+            Int32 array, and its float32 scales: those of the filter times `step`.
+        """
+        scale = (self.scale * step).astype("float32")
+        limit = 2**31 - 1
+        return np.clip(np.rint(bias / scale), -limit, limit).astype("int32"), scale
 
 
 def find_kernel(filter_, axis, kernels):
@@ -103,31 +133,33 @@ def exact_integers(filter_, axis, kernel):
     return IntegerFilter(kernel, integers, np.abs(scale), exact=True)
 
 
-def nearest_integers(filter_, axis, kernel):
+def nearest_integers(filter_, axis, kernel, largest=LARGEST):
     """A filter in the nearest of 255 levels of each channel, as runtimes round their weights.
 
     Args:
         filter_: Float32 array.
         axis: Axis of its output channels.
         kernel: `StoredKernel` that the filter comes from, the result of `find_kernel`.
+        largest: Largest magnitude of the integers: half of the levels.
 
     Returns:
         `IntegerFilter`.
     """
     channels = _by_channel(filter_, axis)
-    scale = np.abs(channels).max(axis=1) / np.float32(LARGEST)
+    scale = np.abs(channels).max(axis=1) / np.float32(largest)
     scale = np.where(scale > 0, scale, 1.0).astype("float32")
     integers = np.rint(channels / scale[:, None]).astype("int32")
     return IntegerFilter(kernel, _from_channels(integers, filter_.shape, axis), scale, exact=False)
 
 
-def eight_bit_integers(kernels, filter_, axis):
+def eight_bit_integers(kernels, filter_, axis, largest=LARGEST):
     """The integers of a filter for integer arithmetic: exact ones if they exist, or the nearest.
 
     Args:
         kernels: List of `StoredKernel`.
         filter_: Float32 array.
         axis: Axis of its output channels.
+        largest: Largest magnitude of the integers.
 
     Returns:
         `IntegerFilter`; None if it comes from no kernel of at most 8 bits.
@@ -135,7 +167,10 @@ def eight_bit_integers(kernels, filter_, axis):
     kernel = find_kernel(filter_, axis, kernels)
     if kernel is None or kernel.bits > ROUNDED_BITS:
         return None
-    return exact_integers(filter_, axis, kernel) or nearest_integers(filter_, axis, kernel)
+    exact = exact_integers(filter_, axis, kernel)
+    if exact is not None and abs(exact.integers).max() <= largest:
+        return exact
+    return nearest_integers(filter_, axis, kernel, largest)
 
 
 def _by_channel(array, axis):

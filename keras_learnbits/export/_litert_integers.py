@@ -13,6 +13,8 @@ code at -128, where the operator saturates, too.
 
 import numpy as np
 
+from keras_learnbits.export._activations import nearest_grid
+
 LOWEST, HIGHEST = -128, 127
 # Operators that move values, take a maximum or add zeros. They commute with rounding.
 MONOTONE = ("MAX_POOL_2D", "PAD", "RESHAPE")
@@ -47,10 +49,7 @@ class IntegerActivations:
         """Gives the output of a QUANTIZE an int8 type, and the grid of its activation."""
         tensor = self.graph.tensor(operator.outputs[0])
         scale, zero_point = tensor.quantization.scale[0], int(tensor.quantization.zeroPoint[0])
-        grid = min(
-            (each for each in grids if zero_point_of(each) == zero_point + LOWEST),
-            key=lambda each: abs(each.step - scale),
-        )
+        grid = nearest_grid(grids, scale, lambda each: zero_point_of(each) == zero_point + LOWEST)
         self._grid_of[int(operator.outputs[0])] = grid
         self.graph.set_quantized(operator.outputs[0], grid.step, zero_point_of(grid))
 
@@ -128,25 +127,17 @@ class IntegerActivations:
         bias = self.graph.constant(inputs[2]) if len(inputs) > 2 and inputs[2] >= 0 else None
         if found is None or (bias is None and len(inputs) > 2 and inputs[2] >= 0):
             return False
-        # A bias is an int32 at the product of the scales of input and filter, which is too coarse
-        # for kernels of few bits: their integers are multiplied by a power of two, and their scales
-        # divided by it.
-        factor = 2 ** int(np.log2(HIGHEST // abs(found.integers).max()))
-        filter_scale = found.scale / np.float32(factor)
-        scale = filter_scale * self._grid_of[integers].step
+        found = found.stretched()
         if bias is None:
-            bias = np.zeros(array.shape[FILTERS[kind]], "float32")
+            bias = np.zeros(found.scale.shape, "float32")
+        bias, bias_scale = found.integer_bias(bias, self._grid_of[integers].step)
         name = found.kernel.name
-        filter_ = self.graph.add_integers(
-            f"{name}/codes", factor * found.integers, 8, filter_scale, FILTERS[kind]
-        )
-        rounded = np.clip(np.rint(bias / scale), -(2**31) + 1, 2**31 - 1).astype("int32")
         operator.inputs = [
             integers,
-            filter_,
-            self.graph.add_bias(f"{name}/bias", rounded, scale),
+            self.graph.add_integers(f"{name}/codes", found.integers, 8, found.scale, FILTERS[kind]),
+            self.graph.add_bias(f"{name}/bias", bias, bias_scale),
         ]
-        self.used[name] = "int8", "int8", "" if found.exact else "rounded to 255 levels"
+        self.used[name] = "int8", "int8", found.note
         return True
 
     def _clip(self, operator, grid, output):

@@ -7,16 +7,36 @@ https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 
 An activation of B bits has the codes `0 .. 2**B - 1`, as uint8. QuantizeLinear saturates at 0; with
 fewer than 8 bits the highest code is clipped.
+
+On x86 processors without VNNI, onnxruntime and OpenVINO add two products of uint8 and int8 in an
+int16, which saturates. Filters are kept so small that no such sum is too large, as the runtimes
+advise: with activations of 8 bits they have 7 (`reduce_range` in the link above;
+https://docs.openvino.ai/latest/pot_saturation_issue.html).
 """
 
 import numpy as np
 
+from keras_learnbits.export._activations import nearest_grid
 from keras_learnbits.export._extra import import_extra
+from keras_learnbits.export._filters import LARGEST
 
 # Operators with a filter, and the axes of the output channels in the filter and in the output.
 FILTERS = {"Conv": (0, 1), "MatMul": (1, -1)}
 # Operators that commute with the rounding of an activation (Relu: of an unsigned one).
 COMMUTING = ("Relu", "MaxPool", "ReduceMax", "Transpose", "Reshape", "Flatten")
+# The largest sum of two products in an int16.
+LARGEST_PAIR = 2**15 - 1
+
+
+def largest_weight(grid):
+    """The magnitude of int8 weights below which no sum of two products with codes saturates.
+
+    Examples:
+        >>> from keras_learnbits.export._activations import ActivationGrid
+        >>> [largest_weight(ActivationGrid("x", bits, 1.0, signed=False)) for bits in (8, 7, 4)]
+        [64, 127, 127]
+    """
+    return min(LARGEST, LARGEST_PAIR // (2 * (2**grid.bits - 1)))
 
 
 def zero_point_of(grid):
@@ -30,8 +50,8 @@ class OnnxIntegers:
     Args:
         graph: `onnx.GraphProto`, edited in place.
         grids: List of `ActivationGrid`, those of the model.
-        find_integers: Function of a filter and the axis of its channels to an `IntegerFilter` of at
-            most 8 bits, or None.
+        find_integers: Function of a filter, the axis of its channels and the largest magnitude of
+            an integer to an `IntegerFilter`, or None.
 
     Attributes:
         used: Dictionary of the name of a kernel to its stored type, arithmetic, and a note.
@@ -43,7 +63,7 @@ class OnnxIntegers:
         self.grids = grids
         self.find_integers = find_integers
         self.used = {}
-        self._steps = {}  # names of dequantized activations to their steps
+        self._grids = {}  # names of dequantized activations to their grids
         self._added = 0
 
     def rewrite(self):
@@ -138,10 +158,7 @@ class OnnxIntegers:
     def _set_grid(self, node):
         """Gives a QuantizeLinear the exact grid of its activation, and clips it from above."""
         scale, zero = self.constant(node.input[1]), self.constant(node.input[2])
-        grid = min(
-            (each for each in self.grids if zero_point_of(each) == int(zero)),
-            key=lambda each: abs(each.step - scale),
-        )
+        grid = nearest_grid(self.grids, scale, lambda each: zero_point_of(each) == int(zero))
         scale = self._add(np.float32(grid.step), f"{grid.name}/step")
         zero = self._add(np.uint8(zero_point_of(grid)), f"{grid.name}/zero_point")
         users = self._users(node.output[0])
@@ -156,7 +173,7 @@ class OnnxIntegers:
             for each in users:
                 each.input[0] = clipped
         for each in users:
-            self._steps[each.output[0]] = grid.step
+            self._grids[each.output[0]] = grid
 
     def _fold_zeros(self, pad):
         """Lets a Conv pad its quantized input with zeros, instead of a Pad before quantization.
@@ -193,7 +210,7 @@ class OnnxIntegers:
             for node in self._users(name):
                 if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Clip"):
                     names.append(node.output[0])
-                elif node.op_type == "Conv" and name in self._steps:
+                elif node.op_type == "Conv" and name in self._grids:
                     convs.append(node)
                 else:
                     return []
@@ -201,33 +218,30 @@ class OnnxIntegers:
 
     def _use_integers(self, node):
         """Gives an operator with quantized inputs an integer filter and bias."""
-        step = self._steps.get(self._behind_moves(node.input[0]))
+        grid = self._grids.get(self._behind_moves(node.input[0]))
         array = self.constant(node.input[1])
         axis = FILTERS[node.op_type][0]
-        if step is None or array is None or array.ndim < 2 or len(self._users(node.input[1])) > 1:
+        if grid is None or array is None or array.ndim < 2 or len(self._users(node.input[1])) > 1:
             return
         quantize = self._quantized_by(node.output[0])
         if node.op_type == "Conv" and quantize is None:
             return  # onnxruntime would decode the filter at each call
-        found = self.find_integers(array, axis)
+        largest = largest_weight(grid)
+        found = self.find_integers(array, axis, largest)
         if found is None:
             return
         if quantize is not None:
             self._quantize_at_once(node, quantize)
-        # An int32 bias at the product of the scales is too coarse for kernels of few bits.
-        factor = 2 ** int(np.log2(127 // abs(found.integers).max()))
-        scale = found.scale / np.float32(factor)
+        found = found.stretched(largest)
         name = found.kernel.name
-        integers = (factor * found.integers).astype("int8")
-        self._decode(node, 1, integers, scale, axis, f"{name}/codes")
+        self._decode(node, 1, found.integers.astype("int8"), found.scale, axis, f"{name}/codes")
         if node.op_type == "Conv":
             bias = self.constant(node.input[2]) if len(node.input) > 2 else 0.0
-            product = (scale * step).astype("float32")
-            rounded = np.clip(np.rint(bias / product), -(2**31) + 1, 2**31 - 1).astype("int32")
+            bias, bias_scale = found.integer_bias(bias, grid.step)
             if len(node.input) < 3:
                 node.input.append("")
-            self._decode(node, 2, rounded, product, 0, f"{name}/bias")
-        self.used[name] = "int8", "int8", "" if found.exact else "rounded to 255 levels"
+            self._decode(node, 2, bias, bias_scale, 0, f"{name}/bias")
+        self.used[name] = "int8", "int8", found.note
 
     def _quantized_by(self, name):
         """The QuantizeLinear that is a tensor's only reader, after commuting nodes; or None."""
@@ -284,7 +298,7 @@ class OnnxIntegers:
 
     def _behind_moves(self, name):
         """The tensor before the transpositions and reshapes that lead to a tensor."""
-        while name not in self._steps:
+        while name not in self._grids:
             producer = next((node for node in self.graph.node if name in node.output), None)
             if producer is None or producer.op_type not in ("Transpose", "Reshape", "Flatten"):
                 return name

@@ -184,10 +184,8 @@ def _use_integers(graph, kernels, integer_operators):
         widths = integer_operators.get(kind, ())
         large = array.size >= SMALLEST_INTEGER_FILTER and len(graph.users(index)) == 1
         found = exact_integers(array, axis, kernel)
-        note = ""
         if found is None and widths and large and kernel.bits <= ROUNDED_BITS:
             found = nearest_integers(array, axis, kernel)
-            note = "rounded to 255 levels"
         if found is None:
             used[kernel.name] = "float32", "float32", "no 8-bit integers"
             continue
@@ -197,10 +195,10 @@ def _use_integers(graph, kernels, integer_operators):
         )
         if widths and large:
             graph.replace_input(operator, index, integers)
-            used[kernel.name] = f"int{width}", "int8", note
+            used[kernel.name] = f"int{width}", "int8", found.note
         else:
             graph.decode_before_use(index, integers)
-            used[kernel.name] = f"int{width}", "float32", note
+            used[kernel.name] = f"int{width}", "float32", found.note
             decoded[index] = array, used[kernel.name]
     return used
 

@@ -31,9 +31,10 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
     `to_learned_bits(..., activations=True)`) have int8 filters behind `DequantizeLinear`, with one
     scale per channel, and batch normalization folded, so that onnxruntime multiplies in integers:
     convolutions whose output is quantized, too, and all dense layers. Kernels of 8 bits, and of
-    a `MinMaxQuantizer` of up to 8 bits, are then rounded to the nearest of 255 levels. Activations
-    have the learned ranges; those of fewer than 8 bits are clipped at their highest code. All other
-    layers are computed in float32, and their kernels are stored in float32.
+    a `MinMaxQuantizer` of up to 8 bits, are then rounded to the nearest of 255 levels. Behind
+    activations of 8 bits, those of 7 and 8 bits have 129 levels, with which no processor saturates.
+    Activations have the learned ranges; those of fewer than 8 bits are clipped at their highest
+    code. All other layers are computed in float32, and their kernels are stored in float32.
 
     For float arithmetic `DequantizeLinear` is not suitable: its zero point is an integer, whereas 0
     lies half-way between two levels of `LearnedScaleQuantizer`, and anywhere between two levels of

@@ -91,3 +91,25 @@ def test_a_channel_of_zeros_has_integers_and_a_positive_scale():
     moved = find_kernel(filter_, 3, [kernel])
     found = exact_integers(filter_, 3, moved)
     np.testing.assert_array_equal(found.scale[1] * found.integers[..., 1], 0)
+
+
+def test_a_filter_of_zeros_has_integers_of_zero():
+    """As folded with a batch normalization whose `gamma` begins at zero."""
+    kernel = stored(8)
+    found = nearest_integers(0 * kernel.levels, 3, kernel).stretched()
+    assert not found.integers.any()
+    assert np.isfinite(found.scale).all()
+    bias, scale = found.integer_bias(np.ones(5, "float32"), np.float32(0.25))
+    np.testing.assert_allclose(bias * scale, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("largest", [64, 127])
+def test_integers_stretched_to_the_largest_are_the_same_filter(largest):
+    for bits in range(1, 7):
+        kernel = stored(bits)
+        found = exact_integers(kernel.levels, 3, find_kernel(kernel.levels, 3, [kernel]))
+        stretched = found.stretched(largest)
+        assert largest / 2 < np.abs(stretched.integers).max() <= largest
+        np.testing.assert_array_equal(
+            stretched.scale * stretched.integers.astype("float32"), kernel.levels
+        )
