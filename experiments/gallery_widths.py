@@ -11,14 +11,9 @@ import re
 
 import matplotlib.pyplot as plt
 import numpy as np
+from rendering.gallery import NETS
 
 ROOT = pathlib.Path(__file__).parent.parent
-TITLES = {
-    "segmentation": "U-Net, segmentation",
-    "keywords": "DS-CNN, keyword spotting",
-    "autoencoder": "autoencoder",
-    "transformer": "vision transformer",
-}
 COLORS = {"3": "#2f6fb3", "2": "#d08c3c"}
 
 
@@ -38,7 +33,7 @@ def readable(layers):
 
 def main():
     study = json.loads((ROOT / "experiments/results/studies/gallery.json").read_text())["tasks"]
-    tasks = [name for name in TITLES if name in study]
+    tasks = [name for name in NETS if name in study]
     heights = [len(study[name]["layers"]) + 3 for name in tasks]
     figure, axes = plt.subplots(
         len(tasks),
@@ -60,7 +55,7 @@ def main():
         axis.set_ylim(len(places) - 0.2, -0.5)
         axis.set_xlim(0, 9.6)
         axis.set_xticks(range(0, 9, 2))
-        axis.set_title(TITLES[name], fontsize=11, loc="left")
+        axis.set_title(NETS[name], fontsize=11, loc="left")
         axis.text(8.2, -0.6, "weights", fontsize=8, color="#555", va="bottom")
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
