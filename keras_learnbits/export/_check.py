@@ -67,10 +67,12 @@ def check_file(path, function, load, arithmetic=FLOAT_ARITHMETIC):
         fault = _fault(path, function, load, tried, arithmetic)
         if fault is None:
             return
+    is_open = any(None in spec.shape.as_list()[1:] for spec in function.specs)
+    advice = "Give the open dimensions sizes in `input_signature`; " if is_open else ""
     raise ValueError(
         "A file must predict what its model predicts, or it is not written. "
-        f"Received: model={function.model.name!r}, {fault}. If a dimension of the inputs is open, "
-        "give its size in `input_signature`; `check=False` writes the file without this check."
+        f"{advice}`check=False` writes the file without this check. "
+        f"Received: model={function.model.name!r}, {fault}"
     )
 
 

@@ -19,6 +19,8 @@ TOLERANCE = 2.0**-22
 LARGEST = 127
 # The width up to which kernels are rounded to 8 bits for integer arithmetic.
 ROUNDED_BITS = 8
+# The integers of a bias leave most of an int32 to the sum of products.
+LARGEST_BIAS = 2**26
 
 
 class IntegerFilter(NamedTuple):
@@ -53,19 +55,29 @@ class IntegerFilter(NamedTuple):
         factor = 2 ** int(np.log2(largest // max(abs(self.integers).max(), 1)))
         return self._replace(integers=factor * self.integers, scale=self.scale / np.float32(factor))
 
-    def integer_bias(self, bias, step):
-        """A bias in the integers to which the products of inputs and filter are added.
+    def with_integer_bias(self, bias, step, axis):
+        """The filter and a bias in the integers to which products of inputs and filter are added.
+
+        A channel that is zero, or so small that the integers of its bias would be too large, as
+        after a batch normalization whose `gamma` is zero, gets the scale that its bias needs.
 
         Args:
             bias: Float32 array, one number for each output channel.
             step: Float32 number, the scale of the inputs.
+            axis: Axis of the output channels.
 
         Returns:
-            Int32 array, and its float32 scales: those of the filter times `step`.
+            `IntegerFilter`, int32 array, and the float32 scales of the bias: those of the filter
+            times `step`.
         """
-        scale = (self.scale * step).astype("float32")
-        limit = 2**31 - 1
-        return np.clip(np.rint(bias / scale), -limit, limit).astype("int32"), scale
+        rows = _by_channel(self.integers, axis)
+        needed = (np.abs(bias) / (LARGEST_BIAS * step)).astype("float32")
+        is_free = ~rows.any(axis=1) & (needed > 0)
+        scale = np.where(is_free, needed, np.maximum(self.scale, needed))
+        rows = np.rint(rows * (self.scale / scale)[:, None]).astype("int32")
+        found = self._replace(integers=_from_channels(rows, self.integers.shape, axis), scale=scale)
+        bias_scale = (scale * step).astype("float32")
+        return found, np.rint(bias / bias_scale).astype("int32"), bias_scale
 
 
 def find_kernel(filter_, axis, kernels):
@@ -128,13 +140,13 @@ def exact_integers(filter_, axis, kernel):
         product = scale[:, None] * odd
         if not _is_close(channels, product):
             return None
-    signs = np.where(scale < 0, -1, 1)
-    integers = _from_channels(signs[:, None] * odd, filter_.shape, axis)
-    return IntegerFilter(kernel, integers, np.abs(scale), exact=True)
+    integers = _from_channels(np.sign(scale)[:, None].astype("int32") * odd, filter_.shape, axis)
+    scale = np.where(scale == 0, 1.0, np.abs(scale)).astype("float32")  # channels of zeros
+    return IntegerFilter(kernel, integers, scale, exact=True)
 
 
 def nearest_integers(filter_, axis, kernel, largest=LARGEST):
-    """A filter in the nearest of 255 levels of each channel, as runtimes round their weights.
+    """A filter in the nearest of evenly spaced levels of each channel, as runtimes round weights.
 
     Args:
         filter_: Float32 array.

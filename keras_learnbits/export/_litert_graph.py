@@ -74,6 +74,10 @@ class LiteRTGraph:
         """The operators that read a tensor."""
         return [each for each in self.graph.operators if index in each.inputs]
 
+    def is_read_once(self, index):
+        """Whether one operator reads a tensor, and the graph does not return it."""
+        return len(self.users(index)) == 1 and index not in self.graph.outputs
+
     def add_integers(self, name, integers, width, scale, axis=0):
         """Adds a constant tensor of integers.
 

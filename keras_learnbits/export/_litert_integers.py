@@ -13,8 +13,6 @@ code at -128, where the operator saturates, too.
 
 import numpy as np
 
-from keras_learnbits.export._activations import nearest_grid
-
 LOWEST, HIGHEST = -128, 127
 # Operators that move values, take a maximum or add zeros. They commute with rounding.
 MONOTONE = ("MAX_POOL_2D", "PAD", "RESHAPE")
@@ -27,31 +25,25 @@ def zero_point_of(grid):
     return HIGHEST - grid.highest_code
 
 
-class IntegerActivations:
+class LiteRTIntegers:
     """Rewrites a graph so that operators between quantized activations compute in integers.
 
     Args:
         graph: `LiteRTGraph`, edited in place.
-        grids: List of `ActivationGrid`, those of the model.
+        grid: Function of a scale that the converter has written to the `ActivationGrid`.
         find_integers: Function of a filter and the axis of its channels to an `IntegerFilter` of at
             most 8 bits, or None.
     """
 
-    def __init__(self, graph, grids, find_integers):
+    def __init__(self, graph, grid, find_integers):
         self.graph = graph
         self.find_integers = find_integers
         self.used = {}  # kernels whose operators compute in integers
         self._grid_of = {}
         for operator in graph.operators_of("QUANTIZE"):
-            self._make_int8(operator, grids)
-
-    def _make_int8(self, operator, grids):
-        """Gives the output of a QUANTIZE an int8 type, and the grid of its activation."""
-        tensor = self.graph.tensor(operator.outputs[0])
-        scale, zero_point = tensor.quantization.scale[0], int(tensor.quantization.zeroPoint[0])
-        grid = nearest_grid(grids, scale, lambda each: zero_point_of(each) == zero_point + LOWEST)
-        self._grid_of[int(operator.outputs[0])] = grid
-        self.graph.set_quantized(operator.outputs[0], grid.step, zero_point_of(grid))
+            output = int(operator.outputs[0])
+            self._grid_of[output] = exact = grid(graph.tensor(output).quantization.scale[0])
+            graph.set_quantized(output, exact.step, zero_point_of(exact))
 
     def rewrite(self):
         """Rewrites as many operators as possible."""
@@ -81,12 +73,12 @@ class IntegerActivations:
         while True:
             index = int(quantize.inputs[0])
             producer = self._producer(index)
-            if producer is None or len(self.graph.users(index)) > 1:
+            if producer is None or not self.graph.is_read_once(index):
                 return quantize
             if self.graph.kind_of(producer) not in MONOTONE:
                 return quantize
             before, after = int(producer.inputs[0]), int(quantize.outputs[0])
-            if len(self.graph.users(before)) > 1:
+            if not self.graph.is_read_once(before):
                 return quantize
             grid = self._grid_of[after]
             integers = self.graph.add_result(f"{grid.name}/before", before, "INT8")
@@ -101,7 +93,7 @@ class IntegerActivations:
         """Computes the operator before a QUANTIZE in integers; returns whether it can be."""
         index, output = int(quantize.inputs[0]), int(quantize.outputs[0])
         operator, grid = self._producer(index), self._grid_of[output]
-        if operator is None or len(self.graph.users(index)) > 1:
+        if operator is None or not self.graph.is_read_once(index):
             return False
         kind = self.graph.kind_of(operator)
         if kind == "ADD":
@@ -130,7 +122,8 @@ class IntegerActivations:
         found = found.stretched()
         if bias is None:
             bias = np.zeros(found.scale.shape, "float32")
-        bias, bias_scale = found.integer_bias(bias, self._grid_of[integers].step)
+        step = self._grid_of[integers].step
+        found, bias, bias_scale = found.with_integer_bias(bias, step, FILTERS[kind])
         name = found.kernel.name
         operator.inputs = [
             integers,

@@ -16,7 +16,6 @@ https://docs.openvino.ai/latest/pot_saturation_issue.html).
 
 import numpy as np
 
-from keras_learnbits.export._activations import nearest_grid
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._filters import LARGEST
 
@@ -49,7 +48,7 @@ class OnnxIntegers:
 
     Args:
         graph: `onnx.GraphProto`, edited in place.
-        grids: List of `ActivationGrid`, those of the model.
+        grid: Function of a scale that the converter has written to the `ActivationGrid`.
         find_integers: Function of a filter, the axis of its channels and the largest magnitude of
             an integer to an `IntegerFilter`, or None.
 
@@ -57,10 +56,10 @@ class OnnxIntegers:
         used: Dictionary of the name of a kernel to its stored type, arithmetic, and a note.
     """
 
-    def __init__(self, graph, grids, find_integers):
+    def __init__(self, graph, grid, find_integers):
         self.helper, self.numpy_helper = import_extra("onnx.helper", "onnx.numpy_helper")
         self.graph = graph
-        self.grids = grids
+        self.grid = grid
         self.find_integers = find_integers
         self.used = {}
         self._grids = {}  # names of dequantized activations to their grids
@@ -86,6 +85,9 @@ class OnnxIntegers:
 
     def _users(self, name):
         return [node for node in self.graph.node if name in node.input]
+
+    def _is_output(self, name):
+        return any(name == each.name for each in self.graph.output)
 
     def _add(self, array, name):
         """Adds an initializer; returns its name."""
@@ -115,7 +117,7 @@ class OnnxIntegers:
         last = node
         while True:
             following = self._users(last.output[0])
-            if len(following) != 1:
+            if len(following) != 1 or self._is_output(last.output[0]):
                 break
             if following[0].op_type == "MaxPool":
                 last = following[0]
@@ -157,12 +159,11 @@ class OnnxIntegers:
 
     def _set_grid(self, node):
         """Gives a QuantizeLinear the exact grid of its activation, and clips it from above."""
-        scale, zero = self.constant(node.input[1]), self.constant(node.input[2])
-        grid = nearest_grid(self.grids, scale, lambda each: zero_point_of(each) == int(zero))
+        grid = self.grid(self.constant(node.input[1]))
         scale = self._add(np.float32(grid.step), f"{grid.name}/step")
         zero = self._add(np.uint8(zero_point_of(grid)), f"{grid.name}/zero_point")
-        users = self._users(node.output[0])
-        for each in [node, *users]:
+        readers, decoders = self._users(node.output[0]), self._decoders(node.output[0])
+        for each in [node, *decoders]:
             each.input[1], each.input[2] = scale, zero
         if grid.bits < 8:
             clipped = f"{node.output[0]}/clipped"
@@ -170,10 +171,19 @@ class OnnxIntegers:
                 self._add(np.uint8(each), f"{grid.name}/bound") for each in (0, 2**grid.bits - 1)
             ]
             self._insert("Clip", [node.output[0], *bounds], [clipped], after=node)
-            for each in users:
+            for each in readers:
                 each.input[0] = clipped
-        for each in users:
+        for each in decoders:
             self._grids[each.output[0]] = grid
+
+    def _decoders(self, name):
+        """The DequantizeLinear nodes that read integers, directly or once they were moved."""
+        found = []
+        for node in self._users(name):
+            found += (
+                [node] if node.op_type == "DequantizeLinear" else self._decoders(node.output[0])
+            )
+        return found
 
     def _fold_zeros(self, pad):
         """Lets a Conv pad its quantized input with zeros, instead of a Pad before quantization.
@@ -234,19 +244,19 @@ class OnnxIntegers:
             self._quantize_at_once(node, quantize)
         found = found.stretched(largest)
         name = found.kernel.name
-        self._decode(node, 1, found.integers.astype("int8"), found.scale, axis, f"{name}/codes")
         if node.op_type == "Conv":
-            bias = self.constant(node.input[2]) if len(node.input) > 2 else 0.0
-            bias, bias_scale = found.integer_bias(bias, grid.step)
+            bias = self.constant(node.input[2]) if len(node.input) > 2 else 0.0 * found.scale
+            found, bias, bias_scale = found.with_integer_bias(bias, grid.step, axis)
             if len(node.input) < 3:
                 node.input.append("")
             self._decode(node, 2, bias, bias_scale, 0, f"{name}/bias")
+        self._decode(node, 1, found.integers.astype("int8"), found.scale, axis, f"{name}/codes")
         self.used[name] = "int8", "int8", found.note
 
     def _quantized_by(self, name):
         """The QuantizeLinear that is a tensor's only reader, after commuting nodes; or None."""
         users = [node for node in self._users(name) if node.op_type != "Shape"]
-        if len(users) != 1:
+        if len(users) != 1 or self._is_output(name):
             return None
         if users[0].op_type in COMMUTING or self._upper_bound(users[0]) is not None:
             return self._quantized_by(users[0].output[0])

@@ -5,7 +5,7 @@ import functools
 import tensorflow as tf
 
 from keras_learnbits.arguments import choose
-from keras_learnbits.export._activations import activation_grids, fake_quantized
+from keras_learnbits.export._activations import ConvertedActivations
 from keras_learnbits.export._check import FLOAT_ARITHMETIC, INT8_ARITHMETIC, check_file
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._files import write_atomically
@@ -18,7 +18,7 @@ from keras_learnbits.export._filters import (
 )
 from keras_learnbits.export._function import METADATA, ModelFunction
 from keras_learnbits.export._litert_graph import LiteRTGraph
-from keras_learnbits.export._litert_integers import LOWEST, IntegerActivations, zero_point_of
+from keras_learnbits.export._litert_integers import LOWEST, LiteRTIntegers, zero_point_of
 from keras_learnbits.export._report import ExportReport
 
 # The key that TensorFlow gives the signature of a model that has one.
@@ -84,7 +84,8 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
 
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
-        ValueError: `arithmetic` is unknown; the model has no learned-bit layer, kernels that are
+        ValueError: `arithmetic` is unknown; `"int8"` is given for a model with a quantized
+            activation of more than 8 bits; the model has no learned-bit layer, kernels that are
             not float32, weights that are not finite, inputs of unknown shape and no
             `input_signature`, or something that LiteRT has no operator for; or the predictions of
             the file differ from the model's. Then no file is written, and an old one is unchanged.
@@ -97,18 +98,17 @@ def export_litert(model, path, *, arithmetic="float", input_signature=None, chec
     """
     integer_operators = choose(arithmetic, INTEGER_OPERATORS, "arithmetic")
     function = ModelFunction(model, input_signature)
-    twin = None
-    if integer_operators:
-        twin = functools.partial(fake_quantized, zero_point=zero_point_of, lowest=LOWEST)
-    graph = LiteRTGraph(_converted(function, function.frozen(twin)))
     kernels = list(function.kernels.values())
     used = {}
     if integer_operators:
-        activations = IntegerActivations(
-            graph, activation_grids(model), functools.partial(eight_bit_integers, kernels)
-        )
-        activations.rewrite()
-        used |= activations.used
+        activations = ConvertedActivations(model, zero_point_of, LOWEST)
+        graph = LiteRTGraph(_converted(function, function.frozen(activations.twin)))
+        find = functools.partial(eight_bit_integers, kernels)
+        integers = LiteRTIntegers(graph, activations.grid, find)
+        integers.rewrite()
+        used |= integers.used
+    else:
+        graph = LiteRTGraph(_converted(function, function.frozen()))
     used |= _use_integers(graph, kernels, integer_operators)
     names = (spec.name for spec in function.specs)
     graph.set_signature(SIGNATURE, dict(zip(names, function.inputs, strict=True)), function.outputs)

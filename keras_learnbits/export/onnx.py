@@ -1,9 +1,10 @@
 """`export_onnx`: a standard ONNX file with integer weights, for onnxruntime and other runtimes."""
 
 import functools
+import numbers
 
 from keras_learnbits.arguments import choose
-from keras_learnbits.export._activations import activation_grids, fake_quantized
+from keras_learnbits.export._activations import ConvertedActivations
 from keras_learnbits.export._check import FLOAT_ARITHMETIC, INT8_ARITHMETIC, check_file
 from keras_learnbits.export._extra import import_extra
 from keras_learnbits.export._files import write_atomically
@@ -62,8 +63,9 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
 
     Raises:
         ImportError: The packages of `pip install keras_learnbits[export]` are missing.
-        ValueError: `opset` is below 21, or `arithmetic` unknown; `"int8"` is given for a model
-            without quantized activations; the model has no learned-bit layer, kernels that are not
+        ValueError: `opset` is not an integer from 21 to the newest that `onnx` knows, or
+            `arithmetic` unknown; `"int8"` is given for a model without quantized activations, or
+            with one of more than 8 bits; the model has no learned-bit layer, kernels that are not
             float32, weights that are not finite, inputs of unknown shape and no
             `input_signature`, or something that tf2onnx has no operator for, such as grouped
             convolutions; or the predictions of the file differ from the model's. Then no file is
@@ -75,8 +77,12 @@ def export_onnx(model, path, *, arithmetic="float", input_signature=None, opset=
         >>> session = onnxruntime.InferenceSession("model.onnx")  # doctest: +SKIP
     """
     onnx = import_extra("onnx")
-    if opset < min(WIDTHS):
-        raise ValueError(f"4-bit integers need `opset` 21 or higher. Received: opset={opset}")
+    newest = onnx.defs.onnx_opset_version()
+    if not (isinstance(opset, numbers.Integral) and min(WIDTHS) <= opset <= newest):
+        raise ValueError(
+            f"`opset` must be an integer from {min(WIDTHS)}, the first with 4-bit integers, to "
+            f"{newest}, the newest of the installed `onnx`. Received: opset={opset!r}"
+        )
     make_proto = choose(arithmetic, {"float": _in_float, "int8": _in_int8}, "arithmetic")
     function = ModelFunction(model, input_signature)
     proto, used = make_proto(function, opset)
@@ -111,18 +117,18 @@ def _in_float(function, opset):
 
 def _in_int8(function, opset):
     """The ONNX model with integer arithmetic, and how each kernel is stored."""
-    grids = activation_grids(function.model)
-    if not grids:
+    activations = ConvertedActivations(function.model, zero_point_of, lowest=0)
+    if not activations.grids:
         raise ValueError(
             "`arithmetic='int8'` needs quantized activations, as of "
             "`to_learned_bits(model, activations=True)`; without them onnxruntime computes in "
             f"float. Received: model={function.model.name!r} without a `LearnedBitActivation`"
         )
-    twin = functools.partial(fake_quantized, zero_point=zero_point_of, lowest=0)
     version_converter = import_extra("onnx.version_converter")
-    proto = version_converter.convert_version(float_model(function, function.frozen(twin)), opset)
-    kernels = list(function.kernels.values())
-    integers = OnnxIntegers(proto.graph, grids, functools.partial(eight_bit_integers, kernels))
+    converted = float_model(function, function.frozen(activations.twin))
+    proto = version_converter.convert_version(converted, opset)
+    find = functools.partial(eight_bit_integers, list(function.kernels.values()))
+    integers = OnnxIntegers(proto.graph, activations.grid, find)
     integers.rewrite()
     return proto, integers.used
 

@@ -99,8 +99,20 @@ def test_a_filter_of_zeros_has_integers_of_zero():
     found = nearest_integers(0 * kernel.levels, 3, kernel).stretched()
     assert not found.integers.any()
     assert np.isfinite(found.scale).all()
-    bias, scale = found.integer_bias(np.ones(5, "float32"), np.float32(0.25))
+    found, bias, scale = found.with_integer_bias(np.ones(5, "float32"), np.float32(0.25), 3)
+    np.testing.assert_array_equal(scale, found.scale * 0.25)
     np.testing.assert_allclose(bias * scale, 1, rtol=1e-6)
+
+
+def test_a_bias_that_would_not_fit_is_kept_by_a_larger_scale_of_its_channel():
+    kernel = stored(4)
+    filter_ = scaled(kernel.levels, 3, [1e-12, 1, 1, 1, 1])
+    found = exact_integers(filter_, 3, find_kernel(filter_, 3, [kernel])).stretched()
+    wide, bias, scale = found.with_integer_bias(np.full(5, 0.7), np.float32(0.1), 3)
+    assert (np.abs(bias * scale - 0.7) <= 0.501 * scale).all()
+    np.testing.assert_allclose(bias[0] * scale[0], 0.7, rtol=1e-7)
+    np.testing.assert_array_equal(wide.integers[..., 1:], found.integers[..., 1:])
+    assert not wide.integers[..., 0].any()
 
 
 @pytest.mark.parametrize("largest", [64, 127])
