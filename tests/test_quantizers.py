@@ -105,6 +105,18 @@ def test_one_more_bit_divides_the_error_by_about_four():
     assert 3 < errors[0] / errors[1] < 4.5
 
 
+@pytest.mark.parametrize("bits", [1, *thorough(2, 8)])
+def test_a_channel_of_zeros_is_rounded_to_almost_zero(bits):
+    """As pruned channels are; without this they would be rounded to half a step of the others."""
+    kernel = tf.constant(np.stack([RNG.normal(size=50), np.zeros(50)], axis=1), tf.float32)
+    quantizer, bits = LearnedScaleQuantizer(), tf.constant(float(bits))
+    log_scale = quantizer.fitted_log_scale(kernel, bits, (1, 2))
+    quantized = np.abs(quantizer.quantize(kernel, bits, log_scale))
+    assert quantized[:, 1].max() < 0.01 * quantized[:, 0].mean()
+    alone = quantizer.fitted_log_scale(kernel[:, :1], bits, (1, 1))
+    np.testing.assert_allclose(log_scale[0, 0], alone[0, 0], atol=0.05)
+
+
 def test_a_kernel_of_zeros_gets_scales_that_can_grow():
     log_scale = LearnedScaleQuantizer().initial_log_scale(tf.zeros((16, 2)), (1, 2))
     np.testing.assert_allclose(np.exp(log_scale), [[0.25, 0.25]])

@@ -22,6 +22,8 @@ SCALED = (L.Dense, L.Conv1D, L.Conv2D, L.Conv3D, L.DepthwiseConv1D, L.DepthwiseC
           L.Conv3DTranspose)  # fmt: skip
 TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
 DEPTHWISE = (L.DepthwiseConv1D, L.DepthwiseConv2D)
+# Factor of a scale in place of 0, whose logarithm is infinite.
+SMALLEST_FACTOR = 2.0**-60
 
 
 def fold_batch_norm(model):
@@ -196,5 +198,5 @@ def _scale_by(kernel, factor):
     if not keeps_codes:
         kernel.fit_scale()
         return
-    change = np.log(np.where(factor == 0, 1.0, np.abs(factor)))
+    change = np.log(np.maximum(np.abs(factor), SMALLEST_FACTOR))
     kernel.log_scale.assign(kernel.log_scale + change.reshape(kernel.log_scale.shape))

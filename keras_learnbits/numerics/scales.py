@@ -7,6 +7,9 @@ import tensorflow as tf
 
 # Number of scales that a search tries. From half to twice the initial scale they are 3.6% apart.
 CANDIDATES = 40
+# Scale of a channel of zeros, as a share of that of the whole kernel. Grids without a level at 0
+# round its weights to half a step.
+OF_ZEROS = 2.0**-8
 # Number of squares, 8 bytes each, that are kept in memory at the same time.
 SQUARES_AT_ONCE = 2**22
 
@@ -41,7 +44,8 @@ def log_root_mean_square(values, shape):
 def search_range(values, start, half_range):
     """The range in which `search` looks for scales.
 
-    It reaches from half to twice the start, or further if the largest weight would be clipped.
+    It reaches from half to twice the start, or further if the largest weight would be clipped. For
+    a channel of zeros in a kernel that has other weights, it is a single small scale.
 
     Args:
         values: Float32 tensor, the kernel.
@@ -55,8 +59,9 @@ def search_range(values, start, half_range):
     largest = tf.reduce_max(tf.abs(values), shared_axes(start.shape), keepdims=True)
     unclipped = tf.math.log(tf.maximum(largest / half_range, 1e-30))
     low, high = tf.minimum(unclipped, -math.log(2)), tf.maximum(unclipped, math.log(2))
-    low = tf.where(largest > 0, low, 0.0)  # all scales fit a channel of zeros equally well
-    return start + low, high - low
+    of_zeros = tf.where(tf.reduce_any(largest > 0), math.log(OF_ZEROS), 0.0)
+    is_zero = tf.equal(largest, 0)
+    return start + tf.where(is_zero, of_zeros, low), tf.where(is_zero, 0.0, high - low)
 
 
 def search(error_at, start, low, reach):

@@ -103,13 +103,14 @@ def test_an_output_keeps_the_name_of_its_norm():
     small.evaluate(x, {"a": np.zeros((16, 3)), "b": np.zeros((16, 2))}, verbose=0)
 
 
-@pytest.mark.parametrize("bits", [2, 3])
-def test_a_trained_learned_bit_layer_keeps_its_codes(bits):
+@pytest.mark.parametrize("gamma", [[1.0, -0.5, 2.0, 0.3, -1.5], [1.0, -0.5, 0.0, 0.3, 0.0]])
+@pytest.mark.parametrize("bits", [2, *thorough(1, 3)])
+def test_a_trained_learned_bit_layer_keeps_its_codes(bits, gamma):
     model = keras.Sequential([keras.Input((6,)), L.Dense(5), L.BatchNormalization()])
     learned = klb.to_learned_bits(with_statistics(model), bits=bits)
     kernel = learned.layers[0].quantized_kernels["kernel"]
     kernel.log_scale.assign(kernel.log_scale + RNG.normal(0, 0.3, kernel.log_scale.shape))
-    learned.layers[1].gamma.assign([1.0, -0.5, 2.0, 0.3, -1.5])
+    learned.layers[1].gamma.assign(gamma)
     x = RNG.normal(size=(20, 6)).astype("float32")
     np.testing.assert_allclose(klb.fold_batch_norm(learned)(x), learned(x), rtol=1e-4, atol=1e-5)
 
