@@ -6,6 +6,9 @@ import tensorflow as tf
 
 # Smaller probabilities are replaced by this one before the logarithm is taken.
 LEAST_PROBABILITY = 1e-7
+# A channel is constant if its variance is at most this share of its mean square, or if more than
+# this share of its values are equal.
+ROUNDING, MOST_EQUAL = 1e-12, 0.99
 
 
 class OutputDistance:
@@ -43,12 +46,9 @@ class OutputDistance:
                 )
             transform = _transform(output, number in sigmoids)
             channels = output.shape[-1] if output.ndim > 1 else 1
-            values = tf.reshape(transform(tf.constant(output, tf.float32)), [-1, channels])
-            variance = tf.math.reduce_variance(values, axis=0)
-            # A constant channel gets the mean variance of the others.
-            mean = tf.reduce_mean(variance)
-            variance = tf.where(variance > 1e-6 * mean, variance, tf.where(mean > 0, mean, 1.0))
-            self._heads.append((number, transform, variance))
+            values = transform(tf.constant(output, tf.float32)).numpy()
+            deviation = np.sqrt(channel_variances(values.reshape(-1, channels)))
+            self._heads.append((number, transform, deviation.astype("float32")))
         if not self._heads:
             raise ValueError("The model must have a float output. Received: integer outputs only")
 
@@ -58,14 +58,42 @@ class OutputDistance:
         distances = [
             tf.reduce_mean(
                 tf.square(
-                    transform(tf.cast(outputs[number], tf.float32))
-                    - transform(tf.cast(reference[number], tf.float32))
+                    (
+                        transform(tf.cast(outputs[number], tf.float32))
+                        - transform(tf.cast(reference[number], tf.float32))
+                    )
+                    / deviation
                 )
-                / variance
             )
-            for number, transform, variance in self._heads
+            for number, transform, deviation in self._heads
         ]
         return tf.add_n(distances) / len(distances)
+
+
+def channel_variances(values):
+    """The variance of each channel; for constant channels the mean variance of the others.
+
+    A channel is constant if it varies by rounding only, or if nearly all of its values are equal,
+    as those of a unit that is hardly ever active. Its own variance would make its small differences
+    outweigh those of all other channels.
+
+    Args:
+        values: Float array of shape `(examples, channels)`.
+
+    Returns:
+        Float64 array of shape `(channels,)`; 1 if all channels are constant.
+
+    Examples:
+        >>> channel_variances(np.array([[1.0, 2e-6, 5.0], [3.0, 4e-6, 5.0]])).tolist()
+        [1.0, 1e-12, 0.5000000000005]
+    """
+    values = values.astype("float64")
+    variance = values.var(axis=0)
+    is_rounding = variance <= ROUNDING * np.square(values).mean(axis=0)
+    equal = (values == np.median(values, axis=0)).mean(axis=0)
+    is_constant = is_rounding | (equal > MOST_EQUAL)
+    mean = variance[~is_constant].mean() if not is_constant.all() else 1.0
+    return np.where(is_constant, mean, variance)
 
 
 def _transform(output, is_sigmoid):

@@ -51,8 +51,24 @@ def test_several_outputs_count_alike_and_integers_do_not_count():
 def test_a_channel_that_never_changes_does_not_count_without_bounds():
     reference = LOGITS * [1, 1, 1, 0]
     found = OutputDistance(reference)(reference + np.eye(4)[3], reference)
-    mean_variance = np.append(LOGITS[:, :3].var(axis=0), 0).mean()
+    mean_variance = LOGITS[:, :3].var(axis=0).mean()
     assert float(found) == pytest.approx(1 / 4 / mean_variance, rel=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-5, 1e5, 1e30])
+def test_a_channel_in_another_unit_counts_as_the_others(unit):
+    units = np.array([1, 1, unit, 1], "float32")
+    found = OutputDistance(LOGITS * units)(OTHERS * units, LOGITS * units)
+    assert float(found) == pytest.approx(relative(OTHERS, LOGITS), rel=1e-4)
+
+
+def test_a_unit_that_is_hardly_ever_active_does_not_outweigh_the_others():
+    reference = np.tile(LOGITS, (10, 1))
+    reference[:, 3] = 0
+    reference[7, 3] = 1e-6
+    found = OutputDistance(reference)(reference + 0.1 * np.eye(4)[3], reference)
+    expected = 0.01 / 4 / reference[:, :3].var(axis=0).mean()
+    assert float(found) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_model_with_integer_outputs_only_is_refused():
