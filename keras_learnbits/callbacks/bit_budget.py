@@ -55,8 +55,9 @@ class BitBudget(keras.callbacks.Callback):
         start: Example inputs, a few hundred, in the forms that `keras_learnbits.quantize` takes.
             If given, training begins at the target: before the first epoch bits are set to those
             that `quantize` would allocate, weights are trained near their final widths, and no
-            width changes by more than one bit when bits are frozen. By default the size decreases
-            from the model's initial one.
+            width changes by more than one bit when bits are frozen, unless bits have moved so far
+            that the target would not be used up. By default the size decreases from the model's
+            initial one.
 
     Raises:
         ValueError: Not exactly one target is given; a target is not a positive number;

@@ -107,8 +107,9 @@ class SizeTarget(Target):
     def begin_at_target(self):
         """Records that bits have been set to the target, so that they stay near it.
 
-        The final allocation is then within one bit of the widths that training has reached, because
-        weights were trained and losses were measured there.
+        The final allocation is then as near as possible to the widths that training has reached,
+        within one bit if that uses the target up, because weights were trained and losses were
+        measured there.
         """
         self._at_target = True
 
@@ -132,11 +133,17 @@ class SizeTarget(Target):
 
     def allocate(self, model):
         tensors, losses = self.predicted_losses(model)
-        if self._at_target:
-            near = within_one_bit(losses, _indices(tensors))
+        widths = self.allocate_by(model, tensors, losses)
+        if not self._at_target:
+            return widths
+        size = self._allocated(widths)
+        for reach in range(1, len(WIDTHS)):
+            near = within(losses, _indices(tensors), reach)
             with contextlib.suppress(ValueError):  # they exceed the target
-                return self.allocate_by(model, tensors, near)
-        return self.allocate_by(model, tensors, losses)
+                widths = self.allocate_by(model, tensors, near)
+                if self._allocated(widths) >= SLACK * size:
+                    break
+        return widths
 
     def predicted_losses(self, model):
         """The tensors whose bit-widths are allocated, and their losses, as `allocate_by` takes."""
@@ -192,6 +199,10 @@ class SizeTarget(Target):
 
     def _present(self, kernels):
         return self._sizes_of(_indices(kernels)).sum()
+
+    def _allocated(self, widths):
+        """The size of kernels at allocated widths."""
+        return self._sizes_of(np.array(list(widths.values())) - 1).sum()
 
 
 class BitsTarget(SizeTarget):
@@ -255,19 +266,20 @@ def predicted_losses(model):
     return kernels, losses[[tensors.index(kernel) for kernel in kernels]]
 
 
-def within_one_bit(losses, present):
-    """Losses with `inf` for widths more than one bit from the present ones.
+def within(losses, present, reach):
+    """Losses with `inf` for widths too far from the present ones.
 
     Args:
         losses: Array of shape `(kernels, 16)`.
         present: Index of each kernel's present width.
+        reach: Number of bits by which a width may change.
 
     Examples:
-        >>> within_one_bit(np.zeros((1, 5)), [3]).tolist()
+        >>> within(np.zeros((1, 5)), [3], reach=1).tolist()
         [[inf, inf, 0.0, 0.0, 0.0]]
     """
     distance = np.abs(np.arange(losses.shape[1]) - np.array(present)[:, None])
-    return np.where(distance <= 1, losses, np.inf)
+    return np.where(distance <= reach, losses, np.inf)
 
 
 def descent(model):

@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from thorough import thorough
 
 import keras_learnbits as klb
 from keras_learnbits.calibration.output_distance import OutputDistance
-from keras_learnbits.callbacks.targets import within_one_bit
+from keras_learnbits.callbacks.targets import within
 
 pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")
 RNG = np.random.default_rng(0)
@@ -72,8 +73,29 @@ def test_no_width_jumps_by_more_than_a_bit_when_bits_are_frozen():
     assert steps.any()
 
 
-def test_widths_are_permitted_within_one_bit():
-    found = within_one_bit(np.zeros((2, 5)), [0, 3])
+class Drift(keras.callbacks.Callback):
+    """Moves all bits far below the target, as those of a model that learns little at first."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self.model.bits_are_frozen:
+            for tensor in self.model.quantized_tensors:
+                tensor.bits.assign(1.0)
+
+
+@pytest.mark.parametrize("target", [2.5, *thorough(1.5, 4.0, 6.0)])
+def test_a_target_is_used_up_although_bits_have_moved_away_from_it(target):
+    model = klb.to_learned_bits(float_net())
+    model.compile("adam", "mse", bit_gradient=klb.bit_gradients.Measured(interval=1))
+    budget = klb.BitBudget(target_bits=target, start=X)
+    callbacks = [budget, Drift(), klb.FreezeBits(at=0.5)]
+    model.fit(X, Y, batch_size=8, epochs=4, callbacks=callbacks, verbose=0)
+    assert 0.9 * target <= klb.bit_table(model).mean_bits <= target
+
+
+def test_widths_are_permitted_within_a_number_of_bits():
+    found = within(np.zeros((2, 5)), [0, 3], reach=2)
+    np.testing.assert_array_equal(np.isfinite(found), [[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]])
+    found = within(np.zeros((2, 5)), [0, 3], reach=1)
     np.testing.assert_array_equal(np.isfinite(found), [[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]])
 
 
