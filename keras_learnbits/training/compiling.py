@@ -44,6 +44,7 @@ class BitCompiling(BitVariables):
         """Configures training: Keras's arguments, and how bits are learned.
 
         Frozen bits stay frozen until `unfreeze_bits`, or a `fit` with `FreezeBits` or `BitBudget`.
+        The optimizer keeps the freeze: for a model loaded with `compile=False` call `freeze_bits`.
 
         Args:
             optimizer: As in `keras.Model.compile`; it updates the weights only.
