@@ -31,8 +31,7 @@ def check_conversion(model, converted, x=None):
     example, outputs = _first_that_runs(model, examples, given=x is not None)
     if outputs is None:
         return "not compared with the original, which took no random input: give `x`"
-    # A second run differs if the model samples in inference.
-    if _difference(outputs, _float_outputs(model, example)) > 0:
+    if _is_random(model, example, outputs):
         return "not compared with the original, whose predictions are random"
     difference = _difference(outputs, _float_outputs(converted, example))
     dtypes = {layer.compute_dtype for layer in layers_inside(model)}
@@ -88,10 +87,34 @@ def _random_examples(model):
             yield keras.tree.map_structure(draw, specs)
 
 
-def _float_outputs(model, example):
-    """Outputs with float kernels, a list of arrays. The model does not change."""
-    # The stateless scope receives the updates of seeds and statistics.
-    with computing_with_float_kernels(), keras.StatelessScope(initialize_variables=False):
+def _is_random(model, example, outputs):
+    """Whether a model samples in inference, so that a second run has other outputs.
+
+    Random numbers of `keras.random` depend on integers in variables, which each run changes. The
+    second run begins with those that a first run leaves.
+    """
+    integers = [each for each in model.variables if "int" in each.dtype]
+    with computing_with_float_kernels(), _nothing_changed() as scope:
+        model(example, training=False)
+    changed = [(each, scope.get_current_value(each)) for each in integers]
+    changed = [(each, value) for each, value in changed if value is not None]
+    return _difference(outputs, _float_outputs(model, example, changed)) > 0
+
+
+def _nothing_changed(values=()):
+    """A scope that receives the updates of seeds and statistics, so that a model stays as it is."""
+    return keras.StatelessScope(list(values), initialize_variables=False)
+
+
+def _float_outputs(model, example, values=()):
+    """Outputs with float kernels, a list of arrays. The model does not change.
+
+    Args:
+        model: A Keras model.
+        example: Its input.
+        values: List of pairs of a variable and the value that it has instead of its own.
+    """
+    with computing_with_float_kernels(), _nothing_changed(values):
         outputs = model(example, training=False)
     return [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
 

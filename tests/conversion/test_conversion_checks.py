@@ -58,6 +58,35 @@ def test_an_example_of_the_users_is_what_is_compared():
         klb.to_learned_bits(model, x=np.zeros((2, 5)))
 
 
+@keras.saving.register_keras_serializable("checks")
+class Sampling(L.Layer):
+    """Adds noise in inference, too, as a variational autoencoder does."""
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = seed
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.seed}
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("was_called", [True, False])
+def test_a_model_that_samples_in_inference_is_converted_without_comparing(seed, was_called):
+    model = net(L.Dense(6), Sampling(seed), L.Dense(3))
+    if was_called:
+        model(X)
+    before = [np.array(v) for v in model.variables]
+    (note,) = klb.to_learned_bits(model).conversion.notes
+    assert "whose predictions are random" in note
+    for now, then in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
