@@ -1,6 +1,7 @@
 """`LearnedBitActivation`: activations at a learned bit-width."""
 
 import math
+import numbers
 
 import keras
 import tensorflow as tf
@@ -104,7 +105,7 @@ class LearnedBitActivation(keras.layers.Layer):
                 "Activations need `min_bits` >= 2, because with 1 bit a signed grid has no level "
                 f"above 0. Received: min_bits={min_bits}"
             )
-        if not isinstance(calibration_batches, int) or calibration_batches < 1:
+        if not isinstance(calibration_batches, numbers.Integral) or calibration_batches < 1:
             raise ValueError(
                 "`calibration_batches` must be an integer number of batches >= 1. "
                 f"Received: calibration_batches={calibration_batches}"
@@ -113,7 +114,7 @@ class LearnedBitActivation(keras.layers.Layer):
         self.initial_bits = bits
         self.min_bits = min_bits
         self.max_bits = max_bits
-        self.calibration_batches = calibration_batches
+        self.calibration_batches = int(calibration_batches)
         self.power_of_two = power_of_two
         self.supports_masking = True
 

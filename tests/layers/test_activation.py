@@ -81,7 +81,7 @@ def test_before_the_first_training_batch_values_pass_as_they_are(values):
 
 
 def test_the_range_is_the_mean_of_the_first_batches_and_then_stays(values):
-    layer = klb.LearnedBitActivation(calibration_batches=2)
+    layer = klb.LearnedBitActivation(calibration_batches=np.int64(2))
     scales = []
     for factor in (1.0, 4.0, 100.0):
         layer(factor * values, training=True)
