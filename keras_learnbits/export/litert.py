@@ -204,19 +204,25 @@ def _use_integers(graph, kernels, integer_operators):
 
 
 def _gather_integers(graph, operator, kernels):
-    """Makes a lookup read integers, and decodes only the rows that it finds."""
+    """Makes all lookups in a table read integers, and decodes only the rows that they find."""
     index = int(operator.inputs[0])
     array = graph.constant(index)
-    if array is None or array.ndim != 2:
+    if array is None or array.ndim != 2 or array.dtype != "float32":
         return {}
-    kernel = find_kernel(array, 1, kernels)
-    found = None if kernel is None else exact_integers(array, 1, kernel)
+    # Converters store equal tables once.
+    alike = [kernel for kernel in kernels if find_kernel(array, 1, [kernel]) is not None]
+    if not alike:
+        return {}
+    found = exact_integers(array, 1, find_kernel(array, 1, alike))
     if found is None:
-        return {} if kernel is None else {kernel.name: ("float32", "float32", "no 8-bit integers")}
-    integers = graph.add_integers(f"{kernel.name}/codes", found.integers, 8, [1.0])
-    graph.replace_input(operator, index, integers)
-    graph.decode_result(operator, found.scale, kernel.name)
-    return {kernel.name: ("int8", "float32", "")}
+        return {kernel.name: ("float32", "float32", "no 8-bit integers") for kernel in alike}
+    name = found.kernel.name
+    integers = graph.add_integers(f"{name}/codes", found.integers, 8, [1.0])
+    for lookup in graph.users(index):
+        if graph.kind_of(lookup) == "GATHER":
+            graph.replace_input(lookup, index, integers)
+            graph.decode_result(lookup, found.scale, name)
+    return {kernel.name: ("int8", "float32", "") for kernel in alike}
 
 
 def _narrowest_width(integers, widths):

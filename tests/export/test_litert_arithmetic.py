@@ -212,6 +212,16 @@ def test_an_embedding_looks_up_integers_and_decodes_the_rows_that_it_finds(tmp_p
     np.testing.assert_allclose(run(tmp_path / "model.tflite", tokens), expected, atol=1e-5)
 
 
+def test_a_table_that_is_looked_up_twice_is_stored_once(tmp_path):
+    inputs = {name: keras.Input((1,), dtype="int32", name=name) for name in ("a", "b")}
+    embedding = klb.LearnedBitEmbedding(3000, 8, bits=4, name="embedding")
+    difference = L.Subtract()([embedding(each) for each in inputs.values()])
+    model = with_random_weights(klb.LearnedBitModel(inputs, difference))
+    report = klb.export_litert(model, tmp_path / "model.tflite")
+    assert report.rows == [("embedding", 4, "int8", "float32", "")]
+    assert report.size < 1.5 * 3000 * 8
+
+
 def test_each_of_two_layers_with_equal_weights_is_reported_as_it_is_stored(tmp_path):
     inputs = keras.Input((32,), name="x")
     first = klb.LearnedBitDense(32, bits=3, name="first")
