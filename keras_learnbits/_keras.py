@@ -242,6 +242,23 @@ def split_layer_name(name):
     return re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
 
 
+def reserve_names(names, stems):
+    """Makes Keras give new operations names other than these.
+
+    keras/src/utils/naming.py: `keras.backend.get_uid` counts up the number of the next automatic
+    name. A layer that was loaded from a file as `add` is not counted, so the next operation
+    `keras.ops.add` would have the same name, which Keras refuses in one graph. If Keras changes it,
+    such models with quantized activations cannot be exported in a new process.
+
+    Args:
+        names: Names that are taken.
+        stems: Names without a number of the operations that will be made.
+    """
+    for stem, number in map(split_layer_name, names):
+        while stem in stems and keras.backend.get_uid(stem) <= int(number or 0):
+            pass
+
+
 def layers_of_scope(scope):
     """Possible names of the layer whose operations are in a scope of TensorFlow's graph.
 

@@ -224,6 +224,13 @@ def test_split_layer_name_separates_the_number_that_keras_adds():
     assert int(numbers[1]) == int(numbers[0] or 0) + 1
 
 
+def test_reserve_names_makes_keras_count_beyond_the_names():
+    stem = "reserved_for_this_test"
+    _keras.reserve_names([stem, f"{stem}_7", "left_to_this_test_9"], {stem})
+    assert keras.backend.get_uid(stem) > 8
+    assert keras.backend.get_uid("left_to_this_test") == 1
+
+
 def test_layers_of_scope_has_the_layer_that_made_an_operation():
     layer = keras.layers.Dense(2, name="head")
     traced = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec((None, 3)))

@@ -2,9 +2,9 @@
 
 import keras
 
-from keras_learnbits._keras import is_mixed, set_dtype_policy
+from keras_learnbits._keras import is_mixed, reserve_names, set_dtype_policy
 from keras_learnbits.conversion.copying import build_copy, copy_model, copy_state, weight_pairs
-from keras_learnbits.layers.activation import LearnedBitActivation
+from keras_learnbits.layers.activation import OPERATIONS, LearnedBitActivation
 from keras_learnbits.layers.base import OwnsBits
 from keras_learnbits.layers.discovery import quantized_kernels
 from keras_learnbits.layers.float_weights import assign_all
@@ -76,6 +76,11 @@ def plain_copy(model, float32=False, activation_twin=None):
             return layer.plain_twin(float32)  # of an activation it is a function
         return copy_layer(layer, **dtype_setting(layer, float32))
 
+    layers = layers_inside(model)
+    if any(isinstance(layer, LearnedBitActivation) for layer in layers):
+        # Operations of `keras.ops` in a graph are not among its layers.
+        operations = [each for layer in layers for each in getattr(layer, "operations", [])]
+        reserve_names([each.name for each in (*layers, *operations)], OPERATIONS)
     plain, copies = copy_model(model, replace_layer, _plain_subclassed, _copy_weights)
     # The model itself, and layers inside layers, have taken their policies from the configuration.
     for layer in layers_inside(plain) if float32 else ():

@@ -17,6 +17,8 @@ from keras_learnbits.serialization import register
 # A range is fitted to this many values drawn from a batch. Because the number is fixed, the search
 # for a scale is traced once for all layers, and large activations take no longer.
 SAMPLE = 2**14
+# Names that Keras gives the operations of `LearnedBitActivation.plain`.
+OPERATIONS = ("cast", "multiply", "add", "floor", "clip")
 
 
 class QuantizedActivation(QuantizedTensor):

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -527,3 +529,21 @@ def test_all_activations_share_what_is_traced(data):
         model.fit(*data, verbose=0)
         counts.append([each.experimental_get_tracing_count() for each in shared])
     assert counts[0] == counts[1] == counts[2]
+
+
+def test_a_loaded_model_may_have_layers_with_the_names_of_operations(tmp_path):
+    """Keras counts the names that it makes up, not those of a file; a graph has each name once."""
+    inputs = keras.Input((4,))
+    a, b = L.Dense(4, name="a")(inputs), L.Dense(4, name="b")(inputs)
+    x = L.Multiply(name="multiply")([L.Add(name="add_1")([a, b]), L.Add(name="add")([a, b])])
+    model = klb.to_learned_bits(keras.Model(inputs, L.Dense(2)(x)), bits=4, activations=True)
+    values = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    model(values, training=True)
+    model.save(tmp_path / "model.keras")
+    keras.backend.clear_session()  # as in a new process
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    plain = klb.to_keras(loaded)
+    np.testing.assert_array_equal(plain(values), model(values))
+    layers = {layer.name for layer in loaded.layers}
+    made = {each.name for each in plain.operations} - layers
+    assert {re.sub(r"_\d+$", "", name) for name in made} == set(activation.OPERATIONS)
