@@ -125,10 +125,12 @@ def _relative_difference(found, expected):
 def _bounds(model, teacher):
     """Kernels, their float values, and the largest distance from these values."""
     kernels = zip(quantized_kernels(model), quantized_kernels(teacher), strict=True)
-    return [
-        (kernel, tf.constant(start.kernel.numpy()), REACH * tf.constant(kernel.stored().step))
-        for kernel, start in kernels
-    ]
+    bounds = []
+    for kernel, start in kernels:
+        center = tf.constant(start.kernel.numpy())
+        # Steps are float32, whatever the dtype of the kernel.
+        bounds.append((kernel, center, tf.cast(REACH * kernel.stored().step, center.dtype)))
+    return bounds
 
 
 def _optimizers(model, steps):

@@ -330,14 +330,23 @@ def test_tokens_in_floats_are_not_varied():
     assert can_be_varied(tokens + 0.5)
 
 
-@pytest.mark.parametrize("policy", thorough("mixed_bfloat16", "mixed_float16"))
-def test_models_in_mixed_precision_are_quantized(policy):
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "float64",
+        "float16",
+        *thorough("float32", "bfloat16", "mixed_float16", "mixed_bfloat16"),
+    ],
+)
+def test_models_of_all_precisions_are_quantized(policy):
     keras.config.set_dtype_policy(policy)
     try:
         net = image_net()
     finally:
         keras.config.set_dtype_policy("float32")
-    model = small(net, target_bits=3, steps=3)
+    model = small(net, target_bits=3, steps=2)
+    kernel, start = (each.get_layer("head").kernel for each in (model, net))
+    assert kernel.dtype == start.dtype
     assert model.quantization.movement < 0.6
 
 
