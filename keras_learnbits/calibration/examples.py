@@ -4,10 +4,16 @@ import itertools
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_learnbits._keras import symbolic_inputs
-from keras_learnbits.calibration.inference import as_tensors, in_inference, rows, size_of
+from keras_learnbits.calibration.inference import rows, size_of
+from keras_learnbits.calibration.model_inputs import (
+    as_inputs,
+    as_numbers,
+    check_call,
+    described,
+    is_arrays,
+    numbers_per_example,
+)
 
 FEWEST = 8
 # Numbers in all example inputs: 1 GB of float32.
@@ -25,7 +31,7 @@ def read_examples(data, model, most, seed):
         model: The Keras model.
         most: Largest number of examples to keep; fewer are kept if they have more than
             `MOST_NUMBERS` numbers. Arrays are sampled at random; of other data the first examples
-            are taken.
+            are taken. No others are read or converted.
         seed: Integer, the seed of the random sample and order.
 
     Returns:
@@ -36,65 +42,50 @@ def read_examples(data, model, most, seed):
         ValueError: There are fewer than eight examples, or some are not numbers; or the model does
             not take them.
     """
-    inputs = _without_labels(data)
-    inputs = _from_arrays(inputs) if _is_arrays(inputs) else _from_batches(data, most)
-    lengths = {len(each) for each in keras.tree.flatten(inputs)}
-    if len(lengths) != 1 or min(lengths) < FEWEST:
-        raise ValueError(
-            f"`data` must have at least {FEWEST} examples, the same number for each input. "
-            f"Received: {_shapes(inputs)}"
-        )
+    inputs = without_labels(data)
     # Data may be sorted, and the first examples are used to represent all of them.
-    order = np.random.default_rng(seed).permutation(size_of(inputs))
-    numbers = sum(each[0].size for each in keras.tree.flatten(inputs))
-    inputs = rows(inputs, order[: max(min(most, MOST_NUMBERS // numbers), FEWEST)])
-    for each in keras.tree.flatten(inputs):
-        if each.dtype.kind == "f" and not np.all(np.isfinite(each)):
-            raise ValueError(
-                "`data` must be finite numbers. Received: NaN or infinity in an input of shape "
-                f"{each.shape}"
-            )
-    return _as_inputs(inputs, model)
+    rng = np.random.default_rng(seed)
+    if is_arrays(inputs):
+        inputs = keras.tree.map_structure(lambda each: as_numbers(each, "data"), inputs)
+        order = rng.permutation(_checked_size(inputs))[: most_examples(inputs, most)]
+        inputs = as_inputs(rows(inputs, order), model, "data")
+    else:
+        inputs = _first_examples(data, model, most)
+        order = rng.permutation(_checked_size(inputs))
+        for each in keras.tree.flatten(inputs):
+            _reorder(each, order)
+    check_call(inputs, model, "data")
+    return inputs
 
 
-def _without_labels(data):
+def without_labels(data):
+    """The inputs of data or of a batch, in which labels may follow."""
     return data[0] if isinstance(data, tuple) and data else data
 
 
-def _is_arrays(data):
-    """Whether data are arrays, or a structure of them."""
-    leaves = keras.tree.flatten(data)
-    return bool(leaves) and all(
-        hasattr(each, "shape") and hasattr(each, "dtype") and not isinstance(each, tf.TypeSpec)
-        for each in leaves
-    )
+def most_examples(inputs, most):
+    """How many examples are kept: at most `most`, with at most `MOST_NUMBERS` numbers.
+
+    Args:
+        inputs: Structure of arrays.
+        most: Integer.
+
+    Raises:
+        ValueError: The examples have no numbers.
+    """
+    numbers = numbers_per_example(inputs)
+    if not numbers:
+        raise ValueError(f"`data` must have numbers in each example. Received: {described(inputs)}")
+    return max(min(most, MOST_NUMBERS // numbers), FEWEST)
 
 
-def _from_arrays(data):
-    return keras.tree.map_structure(_as_numbers, data)
+def batches_in(data, argument):
+    """Iterator over the batches of a dataset, a generator or another iterable.
 
-
-def _from_batches(data, most):
-    kept, count = [], 0
-    for batch in _batches(data):
-        inputs = keras.tree.map_structure(_as_numbers, _without_labels(batch))
-        kept.append(inputs)
-        count += size_of(inputs)
-        if count >= most:  # an endless generator ends here
-            break
-    if not kept:
-        raise ValueError("`data` must have examples. Received: a dataset or generator without any")
-    try:
-        joined = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *kept)
-    except ValueError as error:
-        raise ValueError(
-            "`data` must be batches of one shape, apart from the number of examples; pad "
-            f"sequences to one length. Received: {error}"
-        ) from error
-    return rows(joined, slice(most))
-
-
-def _batches(data):
+    Args:
+        data: The dataset.
+        argument: Name of the argument, for the error.
+    """
     if isinstance(data, keras.utils.PyDataset):
         number = data.num_batches
         return (data[index] for index in (itertools.count() if number is None else range(number)))
@@ -102,69 +93,59 @@ def _batches(data):
         return iter(data)
     except TypeError:
         raise ValueError(
-            "`data` must be an array, a structure of arrays, or a dataset or generator of "
+            f"`{argument}` must be an array, a structure of arrays, or a dataset or generator of "
             f"batches. Received: an object of type {type(data).__name__}"
         ) from None
 
 
-def _as_numbers(array):
-    array = np.asarray(array)
-    if array.dtype.name == "bfloat16":
-        array = array.astype("float32")
-    if array.ndim == 0 or array.dtype.kind not in "biuf":
+def _checked_size(inputs):
+    lengths = {len(each) for each in keras.tree.flatten(inputs)}
+    if len(lengths) != 1 or min(lengths) < FEWEST:
         raise ValueError(
-            "`data` must be arrays of numbers with an axis of examples. "
-            f"Received: {array.dtype} of shape {array.shape}"
+            f"`data` must have at least {FEWEST} examples, the same number for each input. "
+            f"Received: {described(inputs)}"
         )
-    return array.astype("float32") if array.dtype.kind == "f" else array
+    return min(lengths)
 
 
-def _as_inputs(inputs, model):
-    """The inputs in the model's structure and types; a ValueError if it does not take them."""
-    received, wanted = _shapes(inputs), symbolic_inputs(model)
-    if wanted is not None:
-        arrays, specs = _in_order(inputs, wanted), keras.tree.flatten(wanted)
-        shapes = [tuple(each.shape) for each in specs]
-        given = [each.shape for each in arrays]
-        if len(shapes) != len(given) or not all(map(_fits, given, shapes)):
+def _first_examples(data, model, most):
+    """The first examples of batches; memory is for these and for one batch."""
+    kept, shapes, count, limit = None, None, 0, 1
+    for batch in batches_in(data, "data"):
+        inputs = without_labels(batch)
+        inputs = keras.tree.map_structure(lambda each: as_numbers(each, "data"), inputs)
+        found = [each.shape[1:] for each in keras.tree.flatten(inputs)]
+        if shapes not in (None, found):
             raise ValueError(
-                "`data` must be inputs of the model, in batches; as in `fit`, a tuple is inputs "
-                "and labels, a list or dictionary several inputs. "
-                f"Received: {received} for inputs of shape {shapes}"
+                "`data` must be batches of one shape, apart from the number of examples; pad "
+                f"sequences to one length. Received: examples of shapes {shapes} and {found}"
             )
-        arrays = map(_as_dtype, arrays, specs)
-        inputs = keras.tree.pack_sequence_as(wanted, list(arrays))
-    try:
-        in_inference(model, as_tensors(rows(inputs, slice(1))))
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        raise ValueError(
-            f"`data` must be inputs of the model. Received: {received}, with which "
-            f"model {model.name!r} fails: {error}"
-        ) from error
-    return inputs
+        inputs = as_inputs(inputs, model, "data")
+        if kept is None:
+            shapes, limit = found, most_examples(inputs, most)
+            kept = keras.tree.map_structure(
+                lambda each, limit=limit: np.empty((limit, *each.shape[1:]), each.dtype), inputs
+            )
+        inputs = rows(inputs, slice(limit - count))
+        if len({len(each) for each in keras.tree.flatten(inputs)}) != 1:
+            raise ValueError(
+                "`data` must have the same number of examples for each input. "
+                f"Received: a batch of {described(inputs)}"
+            )
+        end = count + size_of(inputs)
+        for whole, part in zip(keras.tree.flatten(kept), keras.tree.flatten(inputs), strict=True):
+            whole[count:end] = part
+        count = end
+        if count >= limit:  # an endless generator ends here
+            break
+    if kept is None:
+        raise ValueError("`data` must have examples. Received: a dataset or generator without any")
+    return rows(kept, slice(count))
 
 
-def _in_order(inputs, wanted):
-    """The arrays in the order of the model's inputs: by name, if they have names."""
-    specs = keras.tree.flatten(wanted)
-    names = {spec.name for spec in specs}
-    if isinstance(inputs, dict) and not isinstance(wanted, dict) and inputs.keys() == names:
-        return [inputs[spec.name] for spec in specs]
-    return keras.tree.flatten(inputs)
-
-
-def _as_dtype(array, spec):
-    """Floats as float32, integers as integers, whatever the type of the array."""
-    dtype = keras.backend.standardize_dtype(spec.dtype)
-    return array.astype("float32" if "float" in dtype else dtype)
-
-
-def _fits(given, wanted):
-    return len(given) == len(wanted) and all(
-        b is None or a == b for a, b in zip(given[1:], wanted[1:], strict=True)
-    )
-
-
-def _shapes(inputs):
-    shapes = keras.tree.map_structure(lambda each: f"{each.dtype}{list(each.shape)}", inputs)
-    return str(shapes).replace("'", "")
+def _reorder(array, order):
+    """Makes `array` what `array[order]` is, without a second array."""
+    for place, origin in enumerate(order):
+        while origin < place:  # it was moved when its own place was filled
+            origin = order[origin]
+        array[[place, origin]] = array[[origin, place]]

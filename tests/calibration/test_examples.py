@@ -1,10 +1,13 @@
 """Example inputs from all kinds of data."""
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_learnbits.calibration import examples
 from keras_learnbits.calibration.examples import read_examples
 
 X, Y = np.arange(120.0).reshape(40, 3), np.arange(40)
@@ -42,8 +45,8 @@ def batches():
 def test_all_kinds_of_data_give_the_same_examples_without_their_labels(data):
     found = read_examples(data, MODEL, 8192, seed=0)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(np.sort(found, axis=0), X)
-    assert not np.array_equal(found, X)  # data may be sorted by class
+    # In random order, because data may be sorted by class.
+    np.testing.assert_array_equal(found, X[np.random.default_rng(0).permutation(40)])
 
 
 def test_of_arrays_a_random_sample_is_kept_and_of_the_rest_the_first():
@@ -69,6 +72,61 @@ def test_integers_are_kept_for_a_model_that_takes_them_and_cast_for_one_that_doe
     )
     assert read_examples(images, tokens, 99, 0).dtype == np.int32
     assert read_examples(images.astype("float64"), tokens, 99, 0).dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data"),
+    [("uint8", X / 120), ("uint8", X - 1), ("uint8", X * 3), ("int32", X * 1e9), ("bool", X)],
+    ids=lambda value: value if isinstance(value, str) else f"{value.min():g}..{value.max():g}",
+)
+def test_numbers_that_an_input_of_integers_cannot_hold_are_refused(dtype, data):
+    inputs = keras.Input((3,), dtype=dtype)
+    floats = keras.layers.Lambda(lambda x: keras.ops.cast(x, "float32"))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(floats))
+    for each in (data, iter([data])):
+        with pytest.raises(ValueError, match=f"values that an input of type {dtype} holds.*from"):
+            read_examples(each, model, 99, 0)
+    kept = read_examples(X % 2, model, 99, 0)
+    assert kept.dtype == dtype
+    assert kept.sum() == (X % 2).sum()
+
+
+def peak_of(function):
+    """Bytes that Python and NumPy allocate while a function runs, at their peak."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_a_mapped_file_only_the_sample_is_read_and_converted(tmp_path):
+    path, model = (
+        tmp_path / "x.npy",
+        keras.Sequential([keras.Input((1000,)), keras.layers.Dense(2)]),
+    )
+    np.save(path, np.zeros((4000, 1000), "uint8"))
+    mapped = np.load(path, mmap_mode="r")
+    sample = 20 * 1000 * 4  # bytes
+    assert peak_of(lambda: read_examples(mapped, model, 20, 0)) < 4 * sample + 4e5 < mapped.size / 4
+
+
+def test_batches_are_read_until_memory_is_full_and_are_not_held_twice(monkeypatch):
+    monkeypatch.setattr(examples, "MOST_NUMBERS", 300_000)
+    model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(2)])
+    read = []
+
+    def endless():
+        while True:
+            read.append(len(read))
+            yield np.full((10, 1000), read[-1], "float32")
+
+    found = []
+    peak = peak_of(lambda: found.append(read_examples(endless(), model, 8192, 0)))
+    assert sorted(found[0][:, 0]) == [number for number in range(30) for _ in range(10)]
+    assert len(read) == 30
+    assert peak < 1.5 * found[0].nbytes + 4e5
 
 
 def test_several_inputs_are_a_list_or_a_dictionary():
@@ -98,11 +156,13 @@ def test_a_dictionary_for_a_list_of_inputs_is_read_by_name():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (X[:7], r"at least 8 examples.*Received: float32\[7, 3\]"),
+        (X[:7], r"at least 8 examples.*Received: float64\[7, 3\]"),
         (X[:0], "at least 8 examples"),
         (np.where(X == 7, np.nan, X), "finite numbers.*NaN or infinity"),
         (Y, r"must be inputs of the model.*int64\[40\] for inputs of shape \[\(None, 3\)\]"),
-        (X[:, :2], r"Received: float32\[40, 2\]"),
+        (X[:, :2], r"Received: float64\[40, 2\]"),
+        (X[:, :0], "must have numbers in each example"),
+        (tf.RaggedTensor.from_row_lengths(X[0], [2, 1]), "pad ragged.*Received: RaggedTensor"),
         ([X, Y], "a list or dictionary several inputs"),
         ([X, X[:30]], "the same number for each input"),
         (iter([X[:9], X[:9, :2]]), "pad sequences to one length"),
