@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_learnbits._keras import symbolic_inputs
 from keras_learnbits.calibration.inference import as_tensors, in_inference, rows
+from keras_learnbits.calibration.lazy_rows import LazyRows
 
 
 def is_arrays(data):
@@ -20,15 +21,17 @@ def is_arrays(data):
 
 
 def as_numbers(array, argument):
-    """An array as a NumPy array; files that are mapped into memory are not read.
+    """An array as a NumPy array; `LazyRows` and files that are mapped into memory are not read.
 
     Args:
-        array: Array or tensor.
+        array: Array, tensor or `LazyRows` of numbers.
         argument: Name of the argument that it belongs to, for the error.
 
     Raises:
         ValueError: They are not numbers, or there is no axis of examples.
     """
+    if isinstance(array, LazyRows) and array.dtype.kind in "biuf":
+        return array
     found = np.asarray(array)  # an object without axes if it is ragged or sparse
     if found.dtype.name == "bfloat16":
         found = found.astype("float32")

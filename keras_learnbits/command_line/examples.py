@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_learnbits.command_line.inputs import read_inputs, read_labels
+from keras_learnbits.command_line.inputs import check_scale, read_inputs, read_labels
 
 
 class Examples(NamedTuple):
     """The examples of one run.
 
     Attributes:
-        calibration: Structure of arrays, inputs without labels.
+        calibration: Structure of `LazyRows`, inputs without labels.
         validation: Tuple of inputs and labels, or None.
     """
 
@@ -31,8 +31,10 @@ def read_examples(options, model):
         `Examples`. No example is in both parts, unless it is in both files.
 
     Raises:
-        ValueError: A file has another format, or there are more or fewer labels than examples.
+        ValueError: A file has another format, there are more or fewer labels than examples, or the
+            model takes integers and values are to be scaled.
     """
+    check_scale(options.scale, model)
     split = options.labels is not None and options.validation_data is None
 
     def read(argument, path, in_order):
@@ -50,8 +52,8 @@ def read_examples(options, model):
     order = np.random.default_rng(options.seed).permutation(len(labels))
     calibrating, measuring = np.sort(order[::2]), np.sort(order[1::2])
     return Examples(
-        keras.tree.map_structure(lambda array: array[calibrating], inputs),
-        (keras.tree.map_structure(lambda array: array[measuring], inputs), labels[measuring]),
+        keras.tree.map_structure(lambda array: array.rows(calibrating), inputs),
+        (keras.tree.map_structure(lambda array: array.rows(measuring), inputs), labels[measuring]),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 ARRAY_FILES = (".npy", ".npz")
 # Largest number of images that are read from a folder without labels: `quantize` keeps no more.
+# Fewer are read if they are large.
 MOST_IMAGES = 8192
 COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
 
@@ -24,12 +25,12 @@ def read_inputs(argument, path, model, scale, in_order, seed):
         argument: Name of the argument, for errors.
         path: Path of a `.npy` or `.npz` file, or of a folder of images.
         model: The Keras model.
-        scale: Number that all values are multiplied by, or None.
+        scale: Number that all values are multiplied by, or None; see `check_scale`.
         in_order: Whether all examples are needed in their order, because labels belong to them.
         seed: Integer, the seed of the random choice of images from a folder without labels.
 
     Returns:
-        Structure of arrays, as the model takes it.
+        Structure of `LazyRows`, as the model takes it.
 
     Raises:
         ValueError: The file is of another format, or its arrays are not named as inputs.
@@ -42,7 +43,34 @@ def read_inputs(argument, path, model, scale, in_order, seed):
         raise ValueError(
             f"{argument} must be a .npy file, an .npz file or a folder of images. Received: {path}"
         )
-    return inputs if scale is None else _scaled(inputs, scale)
+    import keras
+
+    from keras_learnbits.calibration.lazy_rows import LazyRows
+
+    factor = None if scale == 1 else scale
+    return keras.tree.map_structure(lambda array: LazyRows(array, factor), inputs)
+
+
+def check_scale(scale, model):
+    """Raises a ValueError if values are to be scaled for an input of integers.
+
+    Args:
+        scale: Number, or None.
+        model: The Keras model.
+    """
+    import keras
+
+    from keras_learnbits._keras import symbolic_inputs
+
+    wanted = symbolic_inputs(model)  # None in a model with a custom `call`
+    specs = [] if wanted is None else keras.tree.flatten(wanted)
+    dtypes = [keras.backend.standardize_dtype(each.dtype) for each in specs]
+    if scale not in (None, 1) and not all("float" in dtype for dtype in dtypes):
+        raise ValueError(
+            "--scale needs a model whose inputs are floats: leave it out, and give the values that "
+            f"the model was trained on. Received: --scale={scale:g} for inputs of types "
+            f"{', '.join(dtypes)}"
+        )
 
 
 def read_labels(path):
@@ -110,6 +138,9 @@ def _read_images(argument, path, model, in_order, seed):
     """Images of a folder and of those in it, in float32 with values 0..255."""
     import keras
 
+    from keras_learnbits._keras import symbolic_inputs
+    from keras_learnbits.calibration.examples import most_examples
+
     height, width, channels = _image_shape(argument, model)
     try:
         images = keras.utils.image_dataset_from_directory(
@@ -126,11 +157,16 @@ def _read_images(argument, path, model, in_order, seed):
         raise ValueError(
             f"{argument} must be a folder of images. Received: {path}: {error}"
         ) from error
-    if not in_order:
-        return np.stack(list(images.take(MOST_IMAGES).as_numpy_iterator()))
-    # Keras lists the files of a folder before those of the folders in it.
-    order = np.argsort(images.file_paths)
-    return np.stack(list(images.as_numpy_iterator()))[order]
+    paths = images.file_paths
+    if in_order:
+        # Keras lists the files of a folder before those of the folders in it.
+        places = np.argsort(np.argsort(paths))
+    else:
+        places = range(min(len(paths), most_examples(symbolic_inputs(model), MOST_IMAGES)))
+    found = np.empty((len(places), height, width, channels), "float32")
+    for place, image in zip(places, images.take(len(places)).as_numpy_iterator(), strict=True):
+        found[place] = image
+    return found
 
 
 def _image_shape(argument, model):
@@ -150,14 +186,6 @@ def _image_shape(argument, model):
         f"A folder as {argument} needs a model with one input of images, of a fixed size and with "
         "1, 3 or 4 channels last; save the examples of other models with `numpy.save`. "
         f"Received: inputs of shape {shapes}"
-    )
-
-
-def _scaled(inputs, scale):
-    import keras
-
-    return keras.tree.map_structure(
-        lambda array: np.multiply(array, scale, dtype="float32"), inputs
     )
 
 

@@ -121,7 +121,8 @@ def _add_settings(group):
     group.add_argument(
         "--scale",
         type=float,
-        help="multiply all inputs by this, such as 0.00392 for images of values 0..1",
+        help="multiply all inputs by this, such as 0.00392 for images of values 0..1; not for "
+        "models that take integers",
     )
     group.add_argument(
         "--include",

@@ -1,15 +1,19 @@
 """Arrays and images that `--data` may name."""
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_learnbits.calibration import examples
 from keras_learnbits.command_line.inputs import read_inputs
 
 
 def read(path, model, scale=None, in_order=True):
-    return read_inputs("--data", str(path), model, scale, in_order, seed=0)
+    found = read_inputs("--data", str(path), model, scale, in_order, seed=0)
+    return keras.tree.map_structure(np.asarray, found)
 
 
 def two_inputs():
@@ -59,6 +63,26 @@ def test_values_are_scaled_in_float32(tmp_path):
     scaled = read(tmp_path / "x.npy", None, scale=2.0)
     assert scaled.dtype == "float32"
     assert scaled.max() == 510
+
+
+def test_of_a_large_file_only_rows_in_use_are_read_and_scaled(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((4000, 1000), "uint8"))
+    tracemalloc.start()
+    try:
+        found = read_inputs("--data", str(tmp_path / "x.npy"), None, 0.5, False, seed=0)
+        rows = found.rows(np.arange(0, 4000, 2))[5:15]
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    assert rows.dtype == "float32"
+    assert rows.sum() == 10 * 1000 / 2
+
+
+def test_no_more_images_are_read_than_memory_holds(tmp_path, monkeypatch):
+    write_images(tmp_path, {f"{number}.png": (0, number, 0) for number in range(12)})
+    monkeypatch.setattr(examples, "MOST_NUMBERS", 9 * 4 * 6 * 3)
+    assert len(read(tmp_path, image_model(), in_order=False)) == 9
+    assert len(read(tmp_path, image_model(), in_order=True)) == 12
 
 
 def test_images_are_resized_in_the_order_of_their_paths(tmp_path):

@@ -231,6 +231,17 @@ def test_labels_of_another_number_are_refused(saved, tmp_path, refusal):
     assert "64 examples" in line
 
 
+def test_inputs_of_integers_are_not_scaled(saved, tmp_path, refusal):
+    images = keras.Input((8,), dtype="uint8")
+    outputs = keras.layers.Dense(2)(keras.layers.Rescaling(1 / 255)(images))
+    keras.Model(images, outputs).save(tmp_path / "bytes.keras")
+    bytes_model = [*arguments(saved, tmp_path / "o", "--target_bits=4", "--scale=0.5")]
+    bytes_model[1] = tmp_path / "bytes.keras"
+    line = refusal(*bytes_model)
+    assert "--scale needs a model whose inputs are floats" in line
+    assert "Received: --scale=0.5 for inputs of types uint8" in line
+
+
 def test_a_target_below_the_lowest_widths_is_refused_in_one_line(saved, tmp_path, refusal):
     assert "0.5" in refusal(*arguments(saved, tmp_path / "o", "--target_bits=0.5"))
 
