@@ -4,6 +4,7 @@ import itertools
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_learnbits.calibration.inference import rows, size_of
 from keras_learnbits.calibration.model_inputs import (
@@ -96,6 +97,28 @@ def batches_in(data, argument):
             f"`{argument}` must be an array, a structure of arrays, or a dataset or generator of "
             f"batches. Received: an object of type {type(data).__name__}"
         ) from None
+
+
+def check_can_be_read_again(data, argument):
+    """Raises a ValueError unless data can be read repeatedly, each time to an end.
+
+    Args:
+        data: Arrays, dataset or other iterable.
+        argument: Name of the argument, for the error.
+    """
+    if batches_in(data, argument) is data:
+        raise ValueError(
+            f"`{argument}` are read several times: give arrays `(x, y)` or a dataset, no generator "
+            f"or iterator. Received: {type(data).__name__}"
+        )
+    endless_dataset = isinstance(data, tf.data.Dataset) and (
+        int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
+    )
+    if endless_dataset or (isinstance(data, keras.utils.PyDataset) and data.num_batches is None):
+        raise ValueError(
+            f"`{argument}` are read to their end: give a dataset without `repeat()`, or with "
+            f"`take(batches)`. Received: an endless {type(data).__name__}"
+        )
 
 
 def _checked_size(inputs):

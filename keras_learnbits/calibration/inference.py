@@ -43,10 +43,11 @@ class Predictor:
 
 
 def batches_of(examples, size=BATCH):
-    """Batches of a structure of arrays, of at most `size` examples and of nearly equal size."""
+    """Yields batches of a structure of arrays, of at most `size` examples and nearly equal size."""
     total = size_of(examples)
     edges = np.linspace(0, total, -(-total // size) + 1).astype(int)
-    return [rows(examples, slice(*pair)) for pair in itertools.pairwise(edges)]
+    for pair in itertools.pairwise(edges):
+        yield rows(examples, slice(*pair))
 
 
 def rows(structure, index):

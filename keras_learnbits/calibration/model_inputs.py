@@ -38,8 +38,9 @@ def as_numbers(array, argument):
     if found.ndim == 0 or found.dtype.kind not in "biuf":
         dtype, shape = (getattr(array, k, getattr(found, k)) for k in ("dtype", "shape"))
         raise ValueError(
-            f"`{argument}` must be arrays of numbers with an axis of examples; pad ragged data to "
-            f"one length. Received: {type(array).__name__} of type {dtype} and shape {shape}"
+            f"`{argument}` must be arrays of numbers with an axis of examples; batch a dataset of "
+            f"single examples, and pad ragged data to one length. Received: "
+            f"{type(array).__name__} of type {dtype} and shape {shape}"
         )
     return found
 

@@ -5,6 +5,7 @@ import warnings
 
 import keras
 
+from keras_learnbits.calibration.examples import check_can_be_read_again
 from keras_learnbits.callbacks.targets import WIDTHS, Target, descent, price_at
 
 # Parts of the names of metrics, or of their classes, for which lower values are better.
@@ -20,9 +21,13 @@ class AccuracyTarget(Target):
         least: Number, the lowest value of the metric that is accepted.
         data: Tuple `(x, y)` or dataset.
         metric: Name of the metric; higher values must be better.
+
+    Raises:
+        ValueError: The data cannot be read repeatedly to their end.
     """
 
     def __init__(self, least, data, metric):
+        check_can_be_read_again(data, "validation_data")
         self.least = least
         self.data = data
         self.metric = metric

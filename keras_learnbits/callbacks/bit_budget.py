@@ -62,10 +62,11 @@ class BitBudget(keras.callbacks.Callback):
     Raises:
         ValueError: Not exactly one target is given; a target is not a positive number;
             `max_accuracy_drop` is given without `float_accuracy` or `validation_data`, or with
-            `start`; `target_bit_operations` is given without `start`. In `fit`:
-            the target is below the size at the lowest bit-widths, which the message states; there
-            are two budgets; a weight is not finite; lower values of `metric` are better; the
-            model's `bit_gradient` does not predict losses; or no kernel is trainable.
+            `start`; `validation_data` cannot be read repeatedly; `target_bit_operations` is given
+            without `start`. In `fit`: the target is below the size at the lowest bit-widths, which
+            the message states; there are two budgets; a weight is not finite; lower values of
+            `metric` are better; the model's `bit_gradient` does not predict losses; or no kernel is
+            trainable.
 
     Examples:
         >>> model = keras_learnbits.LearnedBitSequential(

@@ -29,7 +29,7 @@ from keras_learnbits.inspection.bit_table import bit_table
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels, unique_names
 from keras_learnbits.numerics import grids
-from keras_learnbits.quantization.accuracy import Accuracy
+from keras_learnbits.quantization.accuracy import Accuracy, lowest_accuracy
 from keras_learnbits.quantization.progress import Progress
 from keras_learnbits.quantization.report import QuantizationReport
 from keras_learnbits.quantization.settling import Settling
@@ -87,9 +87,10 @@ def quantize(
         max_accuracy_drop: Difference by which the accuracy on `validation_data` may be lower than
             the float model's, e.g. 0.01. The smallest model within it is searched for, in steps of
             a quarter of a mean bit; this takes about five times as long.
-        validation_data: Labelled examples `(x, y)` or a dataset of them, for `max_accuracy_drop`,
-            which must not be the test set. With a target for the size, the accuracy on them is
-            reported.
+        validation_data: Labelled examples `(x, y)` or a dataset of such batches, for
+            `max_accuracy_drop`, which must not be the test set. Labels are class numbers or one-hot
+            rows; 0 and 1, or -1 and 1, if there is one output. With a target for the size, the
+            accuracy on them is reported.
         activations: Whether to quantize layer inputs to 8 bits, so that runtimes can compute in
             integers; or a dictionary of settings, as in `to_learned_bits`. Their bits do not
             change, except with `target_bit_operations`.
@@ -110,8 +111,10 @@ def quantize(
     Raises:
         ValueError: Not exactly one target is given; it is below the size at the lowest widths,
             which the message states; `data` have fewer than 8 examples, NaN, or shapes that the
-            model does not take; `validation_data` have no labels; or the model has no layer to
-            quantize, has learned-bit layers already, or returns NaN.
+            model does not take; `validation_data` cannot be read repeatedly, or their labels are
+            not classes, one for each example; the float model's accuracy is not above
+            `max_accuracy_drop`; or the model has no layer to quantize, has learned-bit layers
+            already, or returns NaN.
 
     Examples:
         >>> model = keras.Sequential(
@@ -139,9 +142,9 @@ def quantize(
             "`target_bit_operations` counts bits of weights times bits of activations: give "
             "`activations=True`, or settings. Received: activations=False"
         )
-    accuracy = None if target and validation_data is None else Accuracy(validation_data)
     progress = Progress(verbose)
     _check_model(model)
+    accuracy = None if target and validation_data is None else Accuracy(validation_data, model)
     examples = read_examples(data, model, MOST_EXAMPLES, seed)
 
     conversion = {
@@ -154,10 +157,10 @@ def quantize(
     if target is not None:
         quantizer.check(target)
     float_accuracy = None if accuracy is None else accuracy(quantizer.predict_float)
+    least = None if target else lowest_accuracy(float_accuracy, max_accuracy_drop)
     quantizer.measure()
     settings = steps, batch_size, seed
     if target is None:
-        least = float_accuracy - max_accuracy_drop
         report = _smallest(quantizer, accuracy, least, settings)
     else:
         report = quantizer.reach(target, *settings)

@@ -7,6 +7,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from thorough import thorough
 
 import keras_learnbits as klb
@@ -160,6 +161,26 @@ def test_a_permitted_accuracy_drop_bounds_the_metric_at_the_freeze(data):
 def test_a_wrong_target_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         klb.BitBudget(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("generator", "read several times.*Received: generator"),
+        ("list_iterator", "read several times.*Received: list_iterator"),
+        ("endless", r"without `repeat\(\)`.*Received: an endless"),
+        ("number", "Received: an object of type int"),
+    ],
+)
+def test_validation_data_that_end_never_or_once_are_refused_before_training(kind, message, data):
+    validation_data = {
+        "generator": (batch for batch in [data]),
+        "list_iterator": iter([data]),
+        "endless": tf.data.Dataset.from_tensors(data).repeat(),
+        "number": 7,
+    }[kind]
+    with pytest.raises(ValueError, match=message):
+        klb.BitBudget(max_accuracy_drop=0.1, float_accuracy=1, validation_data=validation_data)
 
 
 def test_an_infeasible_target_names_the_smallest(deep_model, data):

@@ -264,7 +264,7 @@ def test_the_smallest_model_within_an_accuracy_drop_is_found():
 
 def test_an_accuracy_that_cannot_be_reached_is_warned_about(monkeypatch):
     monkeypatch.setattr(
-        module, "Accuracy", lambda data: lambda predict: float(predict.model is NET)
+        module, "Accuracy", lambda data, model: lambda predict: float(predict.model is NET)
     )
     with pytest.warns(UserWarning, match=r"Even at 8.0 mean bits the accuracy is 0.0000"):
         model = small(max_accuracy_drop=0.1)
@@ -353,7 +353,7 @@ def test_models_of_all_precisions_are_quantized(policy):
 def test_batches_are_nearly_equal_so_that_means_over_them_are_means_over_examples():
     assert [len(batch) for batch in batches_of(np.zeros(129), 128)] == [64, 65]
     assert [len(batch) for batch in batches_of(np.zeros(128), 128)] == [128]
-    joined = np.concatenate(batches_of(np.arange(77), 10))
+    joined = np.concatenate(list(batches_of(np.arange(77), 10)))
     np.testing.assert_array_equal(joined, np.arange(77))
 
 
