@@ -13,7 +13,7 @@ from keras_learnbits.conversion.selection import Selection, left_behind
 from keras_learnbits.conversion.verification import check_conversion
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import OwnsBits, check_bits
-from keras_learnbits.layers.checks import check_finite_weights
+from keras_learnbits.layers.checks import check_built, check_finite_weights
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import free_name, quantized_kernels
 from keras_learnbits.layers.float_weights import assign_all, float_weights
@@ -150,11 +150,7 @@ def _check_model(model, activations):
     """Raises a ValueError if a model cannot be converted, or not with these `activations`."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`to_learned_bits` needs a Keras model. Received: model={model!r}")
-    if not model.built or not model.weights:
-        raise ValueError(
-            "`to_learned_bits` needs a built model: call it on data first, or give it an Input. "
-            f"Received: model={model.name!r}, built={model.built}"
-        )
+    check_built(model, "to_learned_bits")
     if isinstance(model, keras.Sequential) and symbolic_inputs(model) is None:
         raise ValueError(
             "A Sequential model must have one symbolic input, as from `keras.Input`. "

@@ -69,3 +69,21 @@ def is_masked(tensor):
     probe = _MaskProbe()
     probe(tensor)
     return probe.masked
+
+
+def check_built(model, function):
+    """Raises a ValueError unless a model is built and has weights.
+
+    Args:
+        model: A Keras model.
+        function: Name of the function that needs it, for the error.
+    """
+    if not model.built:
+        raise ValueError(
+            f"`{function}` needs a built model: call it on data first, or give it an Input. "
+            f"Received: model={model.name!r}, built=False"
+        )
+    if not model.weights:
+        raise ValueError(
+            f"`{function}` needs a model with weights. Received: model={model.name!r}, without any"
+        )

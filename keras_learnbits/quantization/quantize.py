@@ -26,6 +26,7 @@ from keras_learnbits.callbacks.size_targets import SIZE_TARGETS
 from keras_learnbits.callbacks.targets import BitsTarget
 from keras_learnbits.conversion.to_learned_bits import to_learned_bits
 from keras_learnbits.inspection.bit_table import bit_table
+from keras_learnbits.layers.checks import check_built
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels, unique_names
 from keras_learnbits.numerics import grids
@@ -189,12 +190,13 @@ def _size_target(**given):
 
 
 def _check_model(model):
-    """Raises a ValueError unless a model is a float Keras model."""
+    """Raises a ValueError unless a model is a built float Keras model with weights."""
     if not isinstance(model, keras.Model):
         raise ValueError(
             "`quantize` needs a Keras model, such as `keras.models.load_model(path)` returns. "
             f"Received: model={model!r}"
         )
+    check_built(model, "quantize")
     if quantized_kernels(model):
         raise ValueError(
             "`quantize` needs a float model: give the original, or `to_keras(model)`. "
