@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_learnbits.calibration.inference import as_tensors, batches_of, in_inference
+from keras_learnbits.calibration.inference import as_tensors, batches_of, in_inference, outputs_of
 from keras_learnbits.calibration.measuring import finite, monotone_row
 from keras_learnbits.layers.compute_scope import (
     calibrating_activations,
@@ -82,7 +82,7 @@ class ActivationRanges:
         @tf.function
         def measured():
             with computing_with_float_kernels():
-                return distance(in_inference(self.model, inputs), reference)
+                return distance(outputs_of(self.model, inputs), reference)
 
         present = [float(each.bits) for each in self.activations]
         table = []

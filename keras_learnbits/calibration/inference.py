@@ -17,8 +17,18 @@ def in_inference(model, inputs):
     return model(inputs, **training_argument(model.call, False))
 
 
+def outputs_of(model, inputs):
+    """Outputs of a model in inference mode, in a call that leaves nothing in the model.
+
+    Otherwise `model.losses` would hold tensors of the graph that the call was traced in, and the
+    states of random numbers would advance.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        return in_inference(model, inputs)
+
+
 class Predictor:
-    """Outputs of a model in inference mode, as arrays; it traces the model once.
+    """Outputs of a model in inference mode, as arrays; the model is traced once, and unchanged.
 
     Args:
         model: A Keras model.
@@ -32,7 +42,7 @@ class Predictor:
 
         @tf.function(reduce_retracing=True)
         def outputs(batch):
-            return in_inference(model, batch)
+            return outputs_of(model, batch)
 
         self._outputs = outputs
 

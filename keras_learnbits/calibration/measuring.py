@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_learnbits.calibration.inference import as_tensors, in_inference, rows
+from keras_learnbits.calibration.inference import as_tensors, outputs_of, rows
 from keras_learnbits.calibration.rounding import kernel_roundings
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels
@@ -54,7 +54,7 @@ def loss_table(model, examples, reference, distance, progress):
 
     @tf.function
     def measured():
-        return distance(in_inference(model, inputs), reference)
+        return distance(outputs_of(model, inputs), reference)
 
     table = []
     with _restoring(kernels):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learnbits._keras import symbolic_inputs
-from keras_learnbits.calibration.inference import as_tensors, in_inference, rows
+from keras_learnbits.calibration.inference import as_tensors, outputs_of, rows
 from keras_learnbits.calibration.lazy_rows import LazyRows
 
 
@@ -79,7 +79,7 @@ def as_inputs(arrays, model, argument):
 def check_call(inputs, model, argument):
     """Calls a model with one example; a ValueError that names the argument if that fails."""
     try:
-        in_inference(model, as_tensors(rows(inputs, slice(1))))
+        outputs_of(model, as_tensors(rows(inputs, slice(1))))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise ValueError(
             f"`{argument}` must be inputs of the model. Received: {described(inputs)}, with which "

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_learnbits.calibration.inference import as_tensors, in_inference, size_of
+from keras_learnbits.calibration.inference import as_tensors, outputs_of, size_of
 from keras_learnbits.layers.compute_scope import (
     computing_with_float_kernels,
     flowing_bit_gradients,
@@ -112,7 +112,7 @@ def _outputs_and_inputs(model, batch):
             inputs.extend(each for each in tensors if tf.is_tensor(each) and each.dtype.is_floating)
 
     with observing_calls(observer):
-        outputs = in_inference(model, batch)
+        outputs = outputs_of(model, batch)
     return outputs, inputs
 
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from thorough import thorough
@@ -302,6 +303,28 @@ def test_what_is_no_float_model_is_refused():
         small("model.keras", target_bits=2)
     with pytest.raises(ValueError, match="needs a float model: give the original"):
         small(small(target_bits=4), target_bits=2)
+
+
+def test_a_model_that_is_not_built_or_has_no_weights_is_refused_and_not_built():
+    model = keras.Sequential([L.Dense(3)])
+    with pytest.raises(ValueError, match="needs a built model.*built=False"):
+        small(model, IMAGES, target_bits=2)
+    assert not model.built
+    with pytest.raises(ValueError, match="`quantize` needs a model with weights"):
+        small(keras.Sequential([keras.Input((8, 8, 3)), L.Flatten()]), target_bits=2)
+
+
+def test_losses_of_layers_do_not_remain_from_finished_graphs():
+    inputs = keras.Input((4,))
+    x = L.Dense(3, activity_regularizer="l2")(inputs)
+    net = keras.Model(inputs, L.Dense(2)(L.ActivityRegularization(l1=0.1)(x)))
+    x = RNG.normal(size=(24, 4)).astype("float32")
+    labels = net.predict(x, verbose=0).argmax(axis=-1)
+    model = small(net, x, target_bits=4, steps=1, validation_data=(x, labels))
+    for each in (net, model):
+        assert not any(map(tf.is_symbolic_tensor, each.losses))
+        each(x)
+        assert len(each.losses) == 2
 
 
 def test_outputs_that_are_not_finite_are_refused():
