@@ -17,7 +17,8 @@ class Compensation:
     """Rounds the kernel of one group of a layer for given example inputs.
 
     Args:
-        gram: `sum x x^T` over the input vectors `x`, shape `(fan_in, fan_in)`.
+        gram: `sum x x^T` over the input vectors `x`, shape `(fan_in, fan_in)`. If sums overflowed,
+            weights are rounded to nearest.
 
     Examples:
         Two inputs that are always equal: the second weight compensates for the first one's error.
@@ -29,6 +30,8 @@ class Compensation:
 
     def __init__(self, gram):
         gram = np.array(gram, "float64")
+        if not np.all(np.isfinite(gram)):
+            gram = np.eye(len(gram))  # as if inputs were independent: errors have no compensation
         # Weights of inputs that are always zero do not matter, and are rounded to nearest.
         unused = np.diag(gram) == 0
         mean = np.mean(np.diag(gram)[~unused]) if not np.all(unused) else 1.0

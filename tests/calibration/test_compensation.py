@@ -76,6 +76,17 @@ def test_weights_of_independent_inputs_are_rounded_to_the_nearest_level():
     np.testing.assert_allclose(rounded, nearest(weights, step, offset, 3))
 
 
+@pytest.mark.parametrize("overflow", [np.inf, np.nan])
+def test_weights_are_rounded_to_the_nearest_level_where_sums_of_squares_overflow(overflow):
+    rng = np.random.default_rng(1)
+    inputs, weights = correlated_inputs(rng), rng.normal(size=(6, 4))
+    gram = inputs.T @ inputs
+    gram[2, 3] = gram[3, 2] = gram[3, 3] = overflow
+    np.testing.assert_allclose(
+        Compensation(gram)(weights, 1.0, -1.5, 3), nearest(weights, 1.0, -1.5, 3)
+    )
+
+
 @pytest.mark.parametrize("size", [3, 64, 65, 200])
 def test_all_weights_become_levels_whatever_the_size_of_blocks(size):
     rng = np.random.default_rng(2)
