@@ -32,6 +32,21 @@ class OneLineParser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def integer(text):
+    """The integer that an argument gives, also in a notation such as `1e5`.
+
+    Raises:
+        ValueError: It is not an integer; argparse names this function in the message.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise
+        return int(number)
+
+
 def make_parser():
     """The parser of the whole command line.
 
@@ -72,7 +87,9 @@ def _add_quantize(commands):
 def _add_targets(group):
     group.required = True
     group.add_argument("--target_bits", type=float, help="largest mean bits per weight")
-    group.add_argument("--target_bytes", type=int, help="largest size of the packed model in bytes")
+    group.add_argument(
+        "--target_bytes", type=integer, help="largest size of the packed model in bytes"
+    )
     group.add_argument(
         "--target_compression", type=float, help="smallest ratio of float bytes to packed bytes"
     )
@@ -133,11 +150,13 @@ def _add_settings(group):
     group.add_argument(
         "--exclude", action="append", metavar="PATTERNS", help="names of layers not to quantize"
     )
-    group.add_argument("--steps", type=int, help="training steps, 1000 by default; 0 for none")
+    group.add_argument("--steps", type=integer, help="training steps, 1000 by default; 0 for none")
     group.add_argument(
-        "--batch_size", type=int, default=32, help="examples per training step, 32 by default"
+        "--batch_size", type=integer, default=32, help="examples per training step, 32 by default"
     )
-    group.add_argument("--seed", type=int, default=0, help="seed of random choices, 0 by default")
+    group.add_argument(
+        "--seed", type=integer, default=0, help="seed of random choices, 0 by default"
+    )
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 

@@ -24,5 +24,12 @@ def show_command(options):
         return
     from keras_learnbits.command_line.models import load_model
     from keras_learnbits.inspection.bit_table import bit_table
+    from keras_learnbits.layers.discovery import quantized_kernels
 
-    print(bit_table(load_model(options.file)))
+    model = load_model(options.file)
+    if not quantized_kernels(model):
+        raise ValueError(
+            "FILE must have a model with learned-bit layers, as the command `quantize` writes it. "
+            f"Received: {options.file}, a float model"
+        )
+    print(bit_table(model))

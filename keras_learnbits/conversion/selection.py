@@ -6,7 +6,7 @@ import math
 
 import keras
 
-from keras_learnbits._keras import FunctionalModel
+from keras_learnbits._keras import FunctionalModel, is_hidden_graph
 from keras_learnbits.layers.base import OwnsBits
 from keras_learnbits.layers.traversal import layers_inside, path_of
 from keras_learnbits.layers.twins import kernels_of
@@ -34,7 +34,12 @@ class Selection:
     """
 
     def __init__(self, model, include, exclude):
-        chains = layers_inside(model)
+        # The functional model inside a Sequential one has a name that the user has never seen.
+        chains = {
+            layer: chain
+            for layer, chain in layers_inside(model).items()
+            if not (chain and is_hidden_graph(layer, (model, *chain)[-2]))
+        }
         included = None if include is None else _selected(chains, include, "include")
         excluded = set() if exclude is None else _selected(chains, exclude, "exclude")
         self.reasons = {

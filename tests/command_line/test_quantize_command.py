@@ -11,6 +11,7 @@ import pytest
 import keras_learnbits as klb
 from keras_learnbits.command_line import files, quantizing
 from keras_learnbits.command_line.main import main
+from keras_learnbits.command_line.options import make_parser
 from keras_learnbits.export.packed.reader import read_packed
 
 
@@ -213,6 +214,19 @@ def test_exactly_one_target_is_needed(saved, refusal):
     line = refusal(*start, "--target_bits=2", "--target_bytes=100")
     assert "--target_bytes" in line
     assert "--target_bits" in line
+
+
+def test_integers_may_be_written_with_an_exponent():
+    start = ["quantize", "m.keras", "--data=x.npy", "--output_dir=o"]
+    options = make_parser().parse_args([*start, "--target_bytes=1e5", "--steps=1e3", "--seed=7"])
+    assert (options.target_bytes, options.steps, options.seed) == (100_000, 1000, 7)
+    assert type(options.target_bytes) is int
+
+
+@pytest.mark.parametrize("value", ["1.5", "ten", "inf", "nan"])
+def test_numbers_that_are_no_integers_are_refused(value, refusal):
+    line = refusal("quantize", "m.keras", "--data=x.npy", "--output_dir=o", f"--steps={value}")
+    assert f"argument --steps: invalid integer value: '{value}'" in line
 
 
 def test_an_accuracy_needs_labels(saved, refusal):

@@ -48,4 +48,7 @@ def test_files_that_are_missing_or_something_else_are_named_in_one_line(tmp_path
 
 
 def test_a_float_model_has_nothing_to_show(saved, refusal):
-    assert "learned-bit layer" in refusal("show", saved.model)
+    line = refusal("show", saved.model)
+    assert "FILE must have a model with learned-bit layers" in line
+    assert f"Received: {saved.model}, a float model" in line
+    assert "bit_table" not in line
