@@ -16,12 +16,16 @@ class OutputDistance:
 
     Differences are divided by the variance of each channel (the last axis) over the reference, so
     a model that always returns the mean output has a distance of 1, whatever the unit of the
-    outputs. Probabilities are compared as logits, which are not compressed near 0 and 1. Several
-    outputs have equal weight; integer outputs are left out.
+    outputs. Differences of a constant output are divided by its mean square. Probabilities are
+    compared as logits, which are not compressed near 0 and 1. Several outputs have equal weight;
+    integer outputs are left out.
 
     Args:
         reference: Structure of arrays, the outputs of the float model on examples.
         model: The float model, whose layers show which outputs come from a sigmoid; or None.
+
+    Attributes:
+        constant: Whether all channels of all outputs are constant, or nearly (`constant_channels`).
 
     Raises:
         ValueError: There is no float output, or one is not finite.
@@ -35,6 +39,7 @@ class OutputDistance:
     def __init__(self, reference, model=None):
         sigmoids = _made_by_sigmoid(model)
         self._heads = []
+        self.constant = True
         for number, output in enumerate(keras.tree.flatten(reference)):
             if not tf.as_dtype(output.dtype).is_floating:
                 continue
@@ -46,8 +51,9 @@ class OutputDistance:
                 )
             transform = _transform(output, number in sigmoids)
             channels = output.shape[-1] if output.ndim > 1 else 1
-            values = transform(tf.constant(output, tf.float32)).numpy()
-            deviation = np.sqrt(channel_variances(values.reshape(-1, channels)))
+            values = transform(tf.constant(output, tf.float32)).numpy().reshape(-1, channels)
+            self.constant = self.constant and bool(constant_channels(values).all())
+            deviation = np.sqrt(channel_variances(values))
             self._heads.append((number, transform, deviation.astype("float32")))
         if not self._heads:
             raise ValueError("The model must have a float output. Received: integer outputs only")
@@ -73,27 +79,42 @@ class OutputDistance:
 def channel_variances(values):
     """The variance of each channel; for constant channels the mean variance of the others.
 
-    A channel is constant if it varies by rounding only, or if nearly all of its values are equal,
-    as those of a unit that is hardly ever active. Its own variance would make its small differences
-    outweigh those of all other channels.
+    The own variance of a constant channel would make its small differences outweigh those of all
+    other channels.
 
     Args:
         values: Float array of shape `(examples, channels)`.
 
     Returns:
-        Float64 array of shape `(channels,)`; 1 if all channels are constant.
+        Float64 array of shape `(channels,)`. If all channels are constant, it is their mean square,
+        or 1 if they are zero.
 
     Examples:
         >>> channel_variances(np.array([[1.0, 2e-6, 5.0], [3.0, 4e-6, 5.0]])).tolist()
         [1.0, 1e-12, 0.5000000000005]
     """
-    values = values.astype("float64")
+    values, is_constant = values.astype("float64"), constant_channels(values)
     variance = values.var(axis=0)
-    is_rounding = variance <= ROUNDING * np.square(values).mean(axis=0)
+    if is_constant.all():
+        return np.full(len(variance), np.square(values).mean() or 1.0)
+    return np.where(is_constant, variance[~is_constant].mean(), variance)
+
+
+def constant_channels(values):
+    """Which channels vary by rounding only, or have nearly always the same value.
+
+    The latter are those of a unit that is hardly ever active.
+
+    Args:
+        values: Float array of shape `(examples, channels)`.
+
+    Returns:
+        Boolean array of shape `(channels,)`.
+    """
+    values = values.astype("float64")
+    is_rounding = values.var(axis=0) <= ROUNDING * np.square(values).mean(axis=0)
     equal = (values == np.median(values, axis=0)).mean(axis=0)
-    is_constant = is_rounding | (equal > MOST_EQUAL)
-    mean = variance[~is_constant].mean() if not is_constant.all() else 1.0
-    return np.where(is_constant, mean, variance)
+    return is_rounding | (equal > MOST_EQUAL)
 
 
 def _transform(output, is_sigmoid):

@@ -53,14 +53,21 @@ def _header(summary):
     )
 
 
+# What a movement of 100% is, in each of its units.
+MEANING_OF_ALL = {
+    "standard deviation": "100% a model that always gives the mean output. ",
+    "size": "100% a model that always gives zeros. The outputs of the float model are constant. ",
+}
+
+
 def _agreement(summary):
     count = _held_out(summary["examples"])
     figures = [("outputs moved by", _percent(summary["movement"]))]
     explained = (
         f"On {count} of the examples, which no weight was trained on, the outputs differ from "
-        f"those of the float model by {_percent(summary['movement'])} of their standard deviation "
-        "(root mean square); 0% would be the float model itself, 100% a model that always gives "
-        "the mean output. "
+        f"those of the float model by {_percent(summary['movement'])} of their "
+        f"{summary['movement_unit']} (root mean square); 0% would be the float model itself, "
+        + MEANING_OF_ALL[summary["movement_unit"]]
     )
     if summary["agreement"] is not None:
         figures.append(("same class", _percent(summary["agreement"])))
@@ -230,6 +237,8 @@ def _bytes(count):
 
 def _percent(share):
     """A share in percent with at least two digits, without an exponent."""
+    if share is None:
+        return "a number that is not finite"
     percent = 100 * share
     if percent == 0 or percent == 100:
         return f"{percent:.0f}%"

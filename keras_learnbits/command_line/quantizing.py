@@ -46,7 +46,7 @@ def quantize_command(options):
             folder, student, _quantizes_activations(options), options.power_of_two
         )
         summary = _summary(student, options, files, skipped, notes)
-        _write_text(folder, "report.json", json.dumps(summary, indent=2) + "\n")
+        _write_text(folder, "report.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         _write_text(folder, "report.html", report_page(summary))
     if not options.quiet:
         _print_result(student, options.output_dir, files, skipped)

@@ -282,6 +282,13 @@ class _Quantizer:
             )
         self.predict_float, self.predict = Predictor(model), Predictor(self.student)
         self.distance = OutputDistance(self.predict_float(self.measured), model)
+        if self.distance.constant:
+            warnings.warn(
+                "The outputs of the float model are constant on the examples, or nearly, so their "
+                "change is relative to their size; check that `data` have the values that the "
+                "model was trained on.",
+                stacklevel=4,
+            )
         self._start = self.state()
 
     def check(self, target):
@@ -346,6 +353,7 @@ class _Quantizer:
             examples=size_of(self.examples) + size_of(self.held_out),
             steps=steps,
             seconds=0.0,
+            unit="size" if self.distance.constant else "standard deviation",
         )
 
     def _outputs(self, examples):

@@ -17,9 +17,9 @@ class QuantizationReport:
             relative to their variance, with this layer alone at 1, 2, ... bits; `inf` beyond its
             bounds. It is measured up to 5 bits, and divided by 4 for each further bit.
         movement_rounded: Root mean square change of the outputs before weights were trained, in
-            units of the outputs' standard deviation, on an eighth of the examples (at most 256)
-            that no weight is trained on. If training does not lower it, the model before training
-            is kept.
+            units of the outputs' standard deviation (see `unit`), on an eighth of the examples (at
+            most 256) that no weight is trained on. If training does not lower it, the model before
+            training is kept.
         movement: Root mean square change of the outputs at the end, in the same unit and on the
             same examples.
         agreement: Share of these examples for which the largest output is that of the float model;
@@ -29,6 +29,8 @@ class QuantizationReport:
         seconds: Duration of the call.
         accuracy: Pair of the float and the quantized model's accuracy on `validation_data`, or
             None.
+        unit: What the movement is relative to: the "standard deviation" of the outputs, or their
+            "size" if the outputs of the float model are constant.
     """
 
     table: BitTable
@@ -40,13 +42,16 @@ class QuantizationReport:
     steps: int
     seconds: float
     accuracy: tuple | None = None
+    unit: str = "standard deviation"
 
     def __str__(self):
         table = self.table
         parts = [
             f"{table.packed_bytes:,} bytes, {table.compression:.1f} times smaller",
             f"{table.mean_bits:.2f} mean bits",
-            f"outputs moved by {self.movement:.1%} of their standard deviation",
+            f"outputs moved by {self.movement:.1%} of their {self.unit}"
+            if np.isfinite(self.movement)
+            else "outputs are not finite",
         ]
         if self.agreement is not None:
             parts.append(f"the largest output is the same for {self.agreement:.1%}")
@@ -63,12 +68,10 @@ class QuantizationReport:
             "float_bytes": table.float_bytes,
             "bits": {row.layer: row.bits for row in table.rows},
             "weights": {row.layer: row.weights for row in table.rows},
-            "worth": {
-                layer: [float(value) if np.isfinite(value) else None for value in row]
-                for layer, row in self.worth.items()
-            },
-            "movement_rounded": self.movement_rounded,
-            "movement": self.movement,
+            "worth": {layer: list(map(_finite, row)) for layer, row in self.worth.items()},
+            "movement_rounded": _finite(self.movement_rounded),
+            "movement": _finite(self.movement),
+            "movement_unit": self.unit,
             "agreement": self.agreement,
             "examples": self.examples,
             "steps": self.steps,
@@ -77,3 +80,8 @@ class QuantizationReport:
             if self.accuracy is None
             else {"float": self.accuracy[0], "quantized": self.accuracy[1]},
         }
+
+
+def _finite(value):
+    """A number as JSON has it, which has neither infinity nor NaN: None in their place."""
+    return float(value) if np.isfinite(value) else None

@@ -71,6 +71,15 @@ def test_a_unit_that_is_hardly_ever_active_does_not_outweigh_the_others():
     assert float(found) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("noise", [0, 1e-7])
+def test_of_constant_outputs_the_change_is_relative_to_their_size(noise):
+    reference = 3 + noise * LOGITS
+    distance = OutputDistance(reference)
+    assert distance.constant
+    assert float(distance(reference + 0.3, reference)) == pytest.approx(0.01, rel=1e-3)
+    assert not OutputDistance({"a": reference, "b": LOGITS}).constant
+
+
 def test_a_model_with_integer_outputs_only_is_refused():
     with pytest.raises(ValueError, match="must have a float output"):
         OutputDistance(LOGITS.argmax(axis=-1))

@@ -1,5 +1,8 @@
 """`quantize`: sizes, results, and refused arguments."""
 
+import dataclasses
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -332,6 +335,24 @@ def test_losses_of_layers_do_not_remain_from_finished_graphs():
         assert not any(map(tf.is_symbolic_tensor, each.losses))
         each(x)
         assert len(each.losses) == 2
+
+
+def test_constant_and_huge_outputs_are_reported_as_such():
+    inputs = keras.Input((3,))
+    x, outputs = RNG.normal(size=(20, 3)), L.Dense(2)(inputs)
+    with pytest.warns(UserWarning, match="constant on the examples, or nearly.*check that"):
+        report = small(keras.Model(inputs, outputs), np.zeros((20, 3)), target_bits=2).quantization
+    assert "outputs moved by 0.0% of their size" in str(report)
+    huge = keras.Model(inputs, L.Rescaling(1e30)(outputs))
+    report = small(huge, x, target_bits=2).quantization
+    plain = small(keras.Model(inputs, outputs), x, target_bits=2).quantization
+    assert report.movement == pytest.approx(plain.movement, rel=1e-4)
+
+
+def test_a_report_with_numbers_that_are_not_finite_is_valid_json():
+    report = dataclasses.replace(small(target_bits=4).quantization, movement=float("nan"))
+    assert "; outputs are not finite; " in str(report)
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["movement"] is None
 
 
 def test_outputs_that_are_not_finite_are_refused():
