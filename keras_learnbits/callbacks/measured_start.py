@@ -1,20 +1,14 @@
 """Initial bit-widths for training, allocated from measurements on example inputs."""
 
-import numpy as np
-
 from keras_learnbits.calibration.activation_ranges import ActivationRanges
 from keras_learnbits.calibration.examples import read_examples
 from keras_learnbits.calibration.inference import Predictor
-from keras_learnbits.calibration.measuring import (
-    MOST_EXAMPLES,
-    loss_table,
-    measured_rows,
-    set_width,
-)
+from keras_learnbits.calibration.measured_widths import MeasuredWidths
+from keras_learnbits.calibration.measuring import MOST_EXAMPLES, measured_rows
 from keras_learnbits.calibration.output_distance import OutputDistance
 from keras_learnbits.callbacks.bit_operations import BitOperationsTarget
 from keras_learnbits.layers.compute_scope import computing_with_float_kernels
-from keras_learnbits.layers.discovery import learner_of, quantized_kernels
+from keras_learnbits.layers.discovery import learner_of
 
 
 def start_at_measured_widths(model, target, data):
@@ -35,14 +29,9 @@ def start_at_measured_widths(model, target, data):
         reference = Predictor(learner)(examples)
     joint = isinstance(target, BitOperationsTarget)
     ranges = ActivationRanges(learner, examples, all_widths=True) if joint else None
-    tensors = quantized_kernels(learner)
+    measured = MeasuredWidths(learner, examples, ranges)
     distance = OutputDistance(reference, learner)
-    losses = loss_table(learner, examples, reference, distance, lambda: None)
-    if joint:
-        tensors = tensors + ranges.activations
-        of_activations = ranges.loss_table(reference, distance, lambda: None)
-        losses = np.concatenate([losses, of_activations])
-    trained = [tensor for tensor in tensors if tensor in model.trained_tensors]
-    rows = losses[[tensors.index(tensor) for tensor in trained]]
-    for tensor, bits in target.allocate_by(model, trained, rows).items():
-        (ranges.set if joint and tensor in ranges.activations else set_width)(tensor, bits)
+    losses = measured.loss_table(reference, distance, lambda: None)
+    trained = [tensor for tensor in measured.tensors if tensor in model.trained_tensors]
+    rows = losses[[measured.tensors.index(tensor) for tensor in trained]]
+    measured.set(target.allocate_by(model, trained, rows))

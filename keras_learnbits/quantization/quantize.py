@@ -17,7 +17,8 @@ from keras_learnbits.calibration.inference import (
     rows,
     size_of,
 )
-from keras_learnbits.calibration.measuring import loss_table, measured_rows, set_width
+from keras_learnbits.calibration.measured_widths import MeasuredWidths
+from keras_learnbits.calibration.measuring import measured_rows
 from keras_learnbits.calibration.output_distance import OutputDistance, agreement
 from keras_learnbits.calibration.rounding import round_in_order
 from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
@@ -271,13 +272,12 @@ class _Quantizer:
         converted = progress.phase("Convert", 1, "model")
         self.student = self._convert()
         converted()
-        self.kernels = quantized_kernels(self.student)
-        self.ranges = ActivationRanges(self.student, self.measured, all_widths=joint)
-        self.allocated = self.kernels + (self.ranges.activations if joint else [])
-        if self.ranges.unfitted():
+        ranges = ActivationRanges(self.student, self.measured, all_widths=joint)
+        self.widths = MeasuredWidths(self.student, self.measured, ranges if joint else None)
+        if ranges.unfitted():
             warnings.warn(
                 "Activations that are zero for all examples have no range and stay float. Give "
-                f"more examples, or remove the layers. Received: {self.ranges.unfitted()}",
+                f"more examples, or remove the layers. Received: {ranges.unfitted()}",
                 stacklevel=4,
             )
         self.predict_float, self.predict = Predictor(model), Predictor(self.student)
@@ -293,11 +293,11 @@ class _Quantizer:
 
     def check(self, target):
         """Raises a ValueError if a target cannot be met."""
-        bounds = [(each.layer.min_bits, each.layer.max_bits) for each in self.allocated]
+        bounds = [(each.layer.min_bits, each.layer.max_bits) for each in self.widths.tensors]
         widths = np.arange(1, grids.MAX_BITS + 1)
         allowed = [(low <= widths) & (widths <= high) for low, high in bounds]
         losses = np.where(allowed, -widths, np.inf).astype("float64")
-        target.allocate_by(self.student, self.allocated, losses)
+        target.allocate_by(self.student, self.widths.tensors, losses)
 
     def permits(self, target):
         """Whether a target can be met."""
@@ -310,12 +310,8 @@ class _Quantizer:
     def measure(self):
         """Measures the change of the outputs at each width of each tensor with allocated bits."""
         reference = self.predict_float(self.measured)
-        phase = self.progress.phase("Measure", len(self.allocated), "layer")
-        losses = loss_table(self.student, self.measured, reference, self.distance, phase)
-        if len(self.allocated) > len(self.kernels):
-            of_activations = self.ranges.loss_table(reference, self.distance, phase)
-            losses = np.concatenate([losses, of_activations])
-        self.losses = losses
+        phase = self.progress.phase("Measure", len(self.widths.tensors), "layer")
+        self.losses = self.widths.loss_table(reference, self.distance, phase)
 
     def reach(self, target, steps, batch_size, seed):
         """Quantizes the student to a size.
@@ -324,9 +320,7 @@ class _Quantizer:
             `QuantizationReport`.
         """
         self.restore(self._start)
-        widths = target.allocate_by(self.student, self.allocated, self.losses)
-        for tensor, bits in widths.items():
-            (set_width if tensor in self.kernels else self.ranges.set)(tensor, bits)
+        self.widths.set(target.allocate_by(self.student, self.widths.tensors, self.losses))
         rounded = self.progress.phase("Round", 1, "model")
         round_in_order(self.student, self.measured)
         self._estimate_statistics()
@@ -343,7 +337,7 @@ class _Quantizer:
                 self.restore(rounded_state)  # not better, after few steps or from few examples
         _compile_as(self.model, self.student)
         self.student.freeze_bits()
-        names = unique_names(self.kernels)
+        names = unique_names(quantized_kernels(self.student))
         return QuantizationReport(
             table=bit_table(self.student),
             worth=dict(zip(names, self.losses, strict=False)),  # rows of activations are left out

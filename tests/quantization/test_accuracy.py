@@ -107,7 +107,9 @@ TWO_LABELS = ONE_HOT + np.roll(ONE_HOT, 1, axis=-1)
     ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
 )
 def test_labels_that_are_no_classes_are_refused_before_work_starts(data, message, monkeypatch):
-    monkeypatch.setattr(module, "loss_table", lambda *args: pytest.fail("work has started"))
+    monkeypatch.setattr(
+        module.MeasuredWidths, "loss_table", lambda *args: pytest.fail("work has started")
+    )
     with pytest.raises(ValueError, match=message):
         klb.quantize(NET, X, max_accuracy_drop=0.26, validation_data=data, steps=0, verbose=0)
 

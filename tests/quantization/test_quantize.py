@@ -146,12 +146,12 @@ def test_the_original_does_not_change():
 
 def test_an_interrupt_does_not_change_the_original(monkeypatch):
     before = [weight.copy() for weight in NET.get_weights()]
-    for work in ("round_in_order", "loss_table"):
+    for owner, work in ((module, "round_in_order"), (module.MeasuredWidths, "loss_table")):
 
         def interrupted(*args):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(module, work, interrupted)
+        monkeypatch.setattr(owner, work, interrupted)
         with pytest.raises(KeyboardInterrupt):
             small(target_bits=2, steps=3)
     for old, new in zip(before, NET.get_weights(), strict=True):
@@ -303,7 +303,9 @@ def test_an_accuracy_that_cannot_be_reached_is_warned_about(monkeypatch):
     ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_be_done_is_refused_before_work_starts(arguments, message, monkeypatch):
-    monkeypatch.setattr(module, "loss_table", lambda *args: pytest.fail("work has started"))
+    monkeypatch.setattr(
+        module.MeasuredWidths, "loss_table", lambda *args: pytest.fail("work has started")
+    )
     with pytest.raises(ValueError, match=message):
         klb.quantize(NET, IMAGES, **{"verbose": 0, **arguments})
 
