@@ -11,6 +11,9 @@ FILE_IDENTIFIER = b"TFL3"
 LARGEST_OLD_CODE = 127
 # Versions of the added operators that support one scale per channel.
 VERSIONS = {"DEQUANTIZE": 5, "MUL": 1, "QUANTIZE": 2}
+# Operators with a filter, their second input: the axis of its output channels.
+FILTER_INPUT = 1
+FILTER_AXES = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 
 
 class LiteRTGraph:

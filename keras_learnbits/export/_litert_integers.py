@@ -13,11 +13,13 @@ code at -128, where the operator saturates, too.
 
 import numpy as np
 
+from keras_learnbits.export._litert_graph import FILTER_AXES
+
 LOWEST, HIGHEST = -128, 127
 # Operators that move values, take a maximum or add zeros. They commute with rounding.
 MONOTONE = ("MAX_POOL_2D", "PAD", "RESHAPE")
-# Operators with a filter that XNNPACK computes in integers: the axis of the output channels.
-FILTERS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+# Operators with a filter that XNNPACK computes in integers.
+WITH_FILTER = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
 def zero_point_of(grid):
@@ -101,21 +103,21 @@ class LiteRTIntegers:
             if None in integers:
                 return False
             operator.inputs = integers
-        elif kind in FILTERS:
-            if not self._filter_in_integers(operator, kind):
+        elif kind in WITH_FILTER:
+            if not self._filter_in_integers(operator, FILTER_AXES[kind]):
                 return False
         else:
             return False
         self._clip(operator, grid, output)
         return True
 
-    def _filter_in_integers(self, operator, kind):
+    def _filter_in_integers(self, operator, axis):
         """Gives an operator integer inputs, filter and bias, if they exist."""
         inputs = [int(each) for each in operator.inputs]
         integers, array = self._integers_behind(inputs[0]), self.graph.constant(inputs[1])
         if integers is None or array is None or len(self.graph.users(inputs[1])) > 1:
             return False
-        found = self.find_integers(array, FILTERS[kind])
+        found = self.find_integers(array, axis)
         bias = self.graph.constant(inputs[2]) if len(inputs) > 2 and inputs[2] >= 0 else None
         if found is None or (bias is None and len(inputs) > 2 and inputs[2] >= 0):
             return False
@@ -123,11 +125,11 @@ class LiteRTIntegers:
         if bias is None:
             bias = np.zeros(found.scale.shape, "float32")
         step = self._grid_of[integers].step
-        found, bias, bias_scale = found.with_integer_bias(bias, step, FILTERS[kind])
+        found, bias, bias_scale = found.with_integer_bias(bias, step, axis)
         name = found.kernel.name
         operator.inputs = [
             integers,
-            self.graph.add_integers(f"{name}/codes", found.integers, 8, found.scale, FILTERS[kind]),
+            self.graph.add_integers(f"{name}/codes", found.integers, 8, found.scale, axis),
             self.graph.add_bias(f"{name}/bias", bias, bias_scale),
         ]
         self.used[name] = "int8", "int8", found.note

@@ -17,19 +17,12 @@ from keras_learnbits.export._filters import (
     nearest_integers,
 )
 from keras_learnbits.export._function import METADATA, ModelFunction
-from keras_learnbits.export._litert_graph import LiteRTGraph
+from keras_learnbits.export._litert_graph import FILTER_AXES, FILTER_INPUT, LiteRTGraph
 from keras_learnbits.export._litert_integers import LOWEST, LiteRTIntegers, zero_point_of
 from keras_learnbits.export._report import ExportReport
 
 # The key that TensorFlow gives the signature of a model that has one.
 SIGNATURE = "serving_default"
-# Operators with a filter: which input it is, and the axis of its output channels.
-FILTERS = {
-    "CONV_2D": (1, 0),
-    "DEPTHWISE_CONV_2D": (1, 3),
-    "FULLY_CONNECTED": (1, 0),
-    "TRANSPOSE_CONV": (1, 0),
-}
 # For each arithmetic, the operators that multiply integer weights with float inputs, and the widths
 # of weights that XNNPACK supports; 4-bit and 2-bit convolutions are slow or wrong in LiteRT 2.3.
 # XNNPACK has no transposed convolution of float inputs and integer weights; the kernel that LiteRT
@@ -168,10 +161,9 @@ def _use_integers(graph, kernels, integer_operators):
         kind = graph.kind_of(operator)
         if kind == "GATHER":
             used |= _gather_integers(graph, operator, kernels)
-        if kind not in FILTERS:
+        if kind not in FILTER_AXES:
             continue
-        position, axis = FILTERS[kind]
-        index = int(operator.inputs[position])
+        axis, index = FILTER_AXES[kind], int(operator.inputs[FILTER_INPUT])
         # Converters store equal filters once; each use is assigned to a kernel not yet found.
         array, stored = decoded.get(index, (graph.constant(index), None))
         candidates = sorted(kernels, key=lambda each: each.name in used)
