@@ -112,7 +112,7 @@ def _float_outputs(model, example, values=()):
     Args:
         model: A Keras model.
         example: Its input.
-        values: List of pairs of a variable and the value that it has instead of its own.
+        values: List of pairs of a variable and the value that it has in this call.
     """
     with computing_with_float_kernels(), _nothing_changed(values):
         outputs = model(example, training=False)
