@@ -28,12 +28,15 @@ def check_conversion(model, converted, x=None):
         ValueError: The predictions differ; or the original cannot be called with `x`.
     """
     examples = list(_random_examples(model)) if x is None else [x]
-    example, outputs = _first_that_runs(model, examples, given=x is not None)
-    if outputs is None:
+    example, run = _first_that_runs(model, examples, given=x is not None)
+    if run is None:
         return "not compared with the original, which took no random input: give `x`"
-    if _is_random(model, example, outputs):
+    outputs, integers = run
+    # Random numbers of `keras.random` depend on integers in variables, which each run changes. A
+    # second run that begins with those that the first one leaves differs if the model samples.
+    if _difference(outputs, _float_run(model, example, integers)[0]) > 0:
         return "not compared with the original, whose predictions are random"
-    difference = _difference(outputs, _float_outputs(converted, example))
+    difference = _difference(outputs, _float_run(converted, example)[0])
     dtypes = {layer.compute_dtype for layer in layers_inside(model)}
     tolerance = max([1e-3, *(TOLERANCE.get(dtype, 0) for dtype in dtypes)])
     if difference > tolerance:
@@ -49,10 +52,10 @@ def check_conversion(model, converted, x=None):
 
 
 def _first_that_runs(model, examples, given):
-    """The first example that a model accepts, and its outputs; None and None if there is none."""
+    """The first example that a model accepts, and its `_float_run`; None and None without one."""
     for example in examples:
         try:
-            return example, _float_outputs(model, example)
+            return example, _float_run(model, example)
         except Exception as error:  # custom layers may raise anything
             if given:
                 raise ValueError(
@@ -87,36 +90,26 @@ def _random_examples(model):
             yield keras.tree.map_structure(draw, specs)
 
 
-def _is_random(model, example, outputs):
-    """Whether a model samples in inference, so that a second run has other outputs.
-
-    Random numbers of `keras.random` depend on integers in variables, which each run changes. The
-    second run begins with those that a first run leaves.
-    """
-    integers = [each for each in model.variables if "int" in each.dtype]
-    with computing_with_float_kernels(), _nothing_changed() as scope:
-        model(example, training=False)
-    changed = [(each, scope.get_current_value(each)) for each in integers]
-    changed = [(each, value) for each, value in changed if value is not None]
-    return _difference(outputs, _float_outputs(model, example, changed)) > 0
-
-
-def _nothing_changed(values=()):
-    """A scope that receives the updates of seeds and statistics, so that a model stays as it is."""
-    return keras.StatelessScope(list(values), initialize_variables=False)
-
-
-def _float_outputs(model, example, values=()):
-    """Outputs with float kernels, a list of arrays. The model does not change.
+def _float_run(model, example, values=()):
+    """Runs a model with float kernels in inference. The model does not change.
 
     Args:
         model: A Keras model.
         example: Its input.
-        values: List of pairs of a variable and the value that it has in this call.
+        values: List of pairs of a variable and the value that it has in this run.
+
+    Returns:
+        The outputs, a list of arrays; and the integers that the run would have changed, in the form
+        of `values`.
     """
-    with computing_with_float_kernels(), _nothing_changed(values):
+    # The stateless scope receives the updates of seeds and statistics.
+    scope = keras.StatelessScope(list(values), initialize_variables=False)
+    with computing_with_float_kernels(), scope:
         outputs = model(example, training=False)
-    return [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
+    integers = [each for each in model.variables if "int" in each.dtype]
+    changed = [(each, scope.get_current_value(each)) for each in integers]
+    arrays = [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
+    return arrays, [(each, value) for each, value in changed if value is not None]
 
 
 def _difference(ones, others):
