@@ -1,4 +1,4 @@
-"""Imports go from a wing of the package to lower ones, never upwards or in circles."""
+"""Imports go from a subpackage to lower levels, never upwards or in circles."""
 
 import ast
 import functools
@@ -8,8 +8,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_learnbits"
-# From the lowest floor up. Wings of one floor do not import each other.
-FLOORS = [
+# From the lowest level up. Subpackages of one level do not import each other.
+LEVELS = [
     {"_version", "tables", "arguments", "serialization", "_keras"},
     {"numerics"},
     {"quantizers"},
@@ -18,12 +18,12 @@ FLOORS = [
     {"bit_gradients"},
     {"training"},
     {"inspection", "conversion", "calibration"},
-    {"callbacks", "export"},
-    {"quantization"},
+    {"allocation", "export"},
+    {"callbacks", "quantization"},
     {"command_line"},
     {"__init__", "__main__"},
 ]
-FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
+LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -51,23 +51,24 @@ def imports_of(name):
     return found - {name}
 
 
-def wing(name):
+def subpackage(name):
     return name.partition(".")[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module_imports_from_its_own_wing_and_from_lower_floors_only(name):
+def test_a_module_imports_from_its_own_subpackage_and_from_lower_levels_only(name):
     up = {
         other
         for other in imports_of(name)
-        if wing(other) != wing(name) and FLOOR[wing(other)] >= FLOOR[wing(name)]
+        if subpackage(other) != subpackage(name)
+        and LEVEL[subpackage(other)] >= LEVEL[subpackage(name)]
     }
     assert not up
 
 
-def test_every_module_lies_in_a_wing_and_there_are_twelve_floors_at_most():
-    assert {wing(name) for name in NAMES} == FLOOR.keys()
-    assert len(FLOORS) <= 12
+def test_every_module_has_a_level_and_there_are_twelve_at_most():
+    assert {subpackage(name) for name in NAMES} == LEVEL.keys()
+    assert len(LEVELS) <= 12
 
 
 def test_no_module_imports_itself_by_way_of_others():

@@ -5,11 +5,11 @@ import numbers
 import keras
 import numpy as np
 
+from keras_learnbits.allocation.accuracy_target import AccuracyTarget
+from keras_learnbits.allocation.size_targets import SIZE_TARGETS
+from keras_learnbits.allocation.targets import SizeTarget, Target
 from keras_learnbits.arguments import check_number
-from keras_learnbits.callbacks.accuracy_target import AccuracyTarget
 from keras_learnbits.callbacks.measured_start import start_at_measured_widths
-from keras_learnbits.callbacks.size_targets import SIZE_TARGETS
-from keras_learnbits.callbacks.targets import SizeTarget, Target
 from keras_learnbits.layers.checks import check_finite_weights
 from keras_learnbits.layers.discovery import activations_among, quantized_kernels
 from keras_learnbits.training.fitting import check_learns_bits

@@ -3,7 +3,7 @@
 import keras
 
 from keras_learnbits.arguments import check_number
-from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
+from keras_learnbits.calibration.batch_norm import estimate_batch_norm
 from keras_learnbits.training.fitting import check_learns_bits
 
 

@@ -1,12 +1,12 @@
 """Initial bit-widths for training, allocated from measurements on example inputs."""
 
+from keras_learnbits.allocation.bit_operations import BitOperationsTarget
 from keras_learnbits.calibration.activation_ranges import ActivationRanges
 from keras_learnbits.calibration.examples import read_examples
 from keras_learnbits.calibration.inference import Predictor
 from keras_learnbits.calibration.measured_widths import MeasuredWidths
 from keras_learnbits.calibration.measuring import MOST_EXAMPLES, measured_rows
 from keras_learnbits.calibration.output_distance import OutputDistance
-from keras_learnbits.callbacks.bit_operations import BitOperationsTarget
 from keras_learnbits.layers.compute_scope import computing_with_float_kernels
 from keras_learnbits.layers.discovery import learner_of
 

@@ -7,8 +7,12 @@ import warnings
 import keras
 import numpy as np
 
+from keras_learnbits.allocation.bit_operations import BitOperationsTarget
+from keras_learnbits.allocation.size_targets import SIZE_TARGETS
+from keras_learnbits.allocation.targets import BitsTarget
 from keras_learnbits.arguments import check_number
 from keras_learnbits.calibration.activation_ranges import ActivationRanges
+from keras_learnbits.calibration.batch_norm import estimate_batch_norm
 from keras_learnbits.calibration.examples import read_examples
 from keras_learnbits.calibration.inference import (
     Predictor,
@@ -21,10 +25,6 @@ from keras_learnbits.calibration.measured_widths import MeasuredWidths
 from keras_learnbits.calibration.measuring import measured_rows
 from keras_learnbits.calibration.output_distance import OutputDistance, agreement
 from keras_learnbits.calibration.rounding import round_in_order
-from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
-from keras_learnbits.callbacks.bit_operations import BitOperationsTarget
-from keras_learnbits.callbacks.size_targets import SIZE_TARGETS
-from keras_learnbits.callbacks.targets import BitsTarget
 from keras_learnbits.conversion.to_learned_bits import to_learned_bits
 from keras_learnbits.inspection.bit_table import bit_table
 from keras_learnbits.layers.checks import check_built

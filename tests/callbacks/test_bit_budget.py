@@ -11,7 +11,7 @@ import tensorflow as tf
 from thorough import thorough
 
 import keras_learnbits as klb
-from keras_learnbits.callbacks import targets
+from keras_learnbits.allocation import targets
 
 # Trainings are short here, so bits reach a budget at their end.
 pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")

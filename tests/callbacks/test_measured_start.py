@@ -6,8 +6,8 @@ import pytest
 from thorough import thorough
 
 import keras_learnbits as klb
+from keras_learnbits.allocation.targets import within
 from keras_learnbits.calibration.output_distance import OutputDistance
-from keras_learnbits.callbacks.targets import within
 
 pytestmark = pytest.mark.filterwarnings("ignore:Bit-widths were reduced when training ended")
 RNG = np.random.default_rng(0)

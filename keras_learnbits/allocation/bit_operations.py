@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_learnbits.callbacks import allocation
-from keras_learnbits.callbacks.targets import WIDTHS, SizeTarget
+from keras_learnbits.allocation import exact
+from keras_learnbits.allocation.targets import WIDTHS, SizeTarget
 from keras_learnbits.inspection.operations import operations
 from keras_learnbits.layers.discovery import quantized_kernels, unique_names
 
@@ -53,9 +53,9 @@ class BitOperationsTarget(SizeTarget):
         longest = max(len(each.costs) for each in options)
         costs = np.array([_padded(each.costs, longest, each.costs[-1]) for each in options])
         gains = np.array([_padded(each.losses, longest, np.inf) for each in options])
-        self._check(allocation.smallest_size(gains, costs), model)
+        self._check(exact.smallest_size(gains, costs), model)
         found = {}
-        chosen = allocation.allocate(gains, costs, self.limit(model))
+        chosen = exact.allocate(gains, costs, self.limit(model))
         for group, each, choice in zip(groups, options, chosen, strict=True):
             widths = dict(zip([group.input, *group.kernels], each.widths[choice], strict=True))
             found |= {tensor: int(bits) for tensor, bits in widths.items() if tensor in tensors}

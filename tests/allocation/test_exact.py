@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from keras_learnbits.callbacks import allocation
-from keras_learnbits.callbacks.allocation import allocate, descent, smallest_size
+from keras_learnbits.allocation import exact
+from keras_learnbits.allocation.exact import allocate, descent, smallest_size
 
 
 def brute_force(losses, sizes, budget):
@@ -53,7 +53,7 @@ def test_a_hundred_layers_fill_their_budget():
 
 
 def test_with_few_states_an_allocation_is_within_budget_and_no_worse_than_the_descent(monkeypatch):
-    monkeypatch.setattr(allocation, "MOST_STATES", 2)
+    monkeypatch.setattr(exact, "MOST_STATES", 2)
     rng = np.random.default_rng(1)
     sizes = rng.integers(1, 1000, 20)[:, None] * np.arange(1, 9)
     losses = rng.random((20, 1)) * 4.0 ** -np.arange(1, 9)

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from keras_learnbits.callbacks import allocation
+from keras_learnbits.allocation import exact
 from keras_learnbits.inspection.bit_table import bit_table
 from keras_learnbits.layers.discovery import kernels_among, quantized_kernels
 from keras_learnbits.numerics import grids
@@ -162,7 +162,7 @@ class SizeTarget(Target):
             ValueError: The lowest widths exceed the target.
         """
         self._measure(model, kernels, losses)
-        choices = allocation.allocate(losses, self._table, self._limit - self._fixed)
+        choices = exact.allocate(losses, self._table, self._limit - self._fixed)
         return {k: int(WIDTHS[choice]) for k, choice in zip(kernels, choices, strict=True)}
 
     def _count(self, model):
@@ -180,7 +180,7 @@ class SizeTarget(Target):
         self._limit = self.limit(model)
         self._table = self.sizes(kernels, WIDTHS)
         self._fixed = self._total(model) - self._present(kernels)
-        smallest = allocation.smallest_size(losses, self._table) + self._fixed
+        smallest = exact.smallest_size(losses, self._table) + self._fixed
         if smallest > self._limit:
             unit = self.unit or self.name.removeprefix("target_")
             raise ValueError(
@@ -283,12 +283,12 @@ def within(losses, present, reach):
 
 
 def descent(model):
-    """The trained kernels, and the prices and choices of `allocation.descent` for them."""
+    """The trained kernels, and the prices and choices of `exact.descent` for them."""
     kernels, losses = predicted_losses(model)
     everything = quantized_kernels(model)
     penalties = model.bit_objective.penalty_table(everything).numpy()
     penalties = penalties[[everything.index(kernel) for kernel in kernels]]
-    return kernels, *allocation.descent(losses, penalties.astype(np.float64))
+    return kernels, *exact.descent(losses, penalties.astype(np.float64))
 
 
 def price_at(prices, step):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_learnbits.callbacks.batch_norm import estimate_batch_norm
+from keras_learnbits.calibration.batch_norm import estimate_batch_norm
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_learnbits as klb
-from keras_learnbits.callbacks.bit_operations import BitOperationsTarget, group_options
+from keras_learnbits.allocation.bit_operations import BitOperationsTarget, group_options
 
 L = keras.layers
 RNG = np.random.default_rng(0)

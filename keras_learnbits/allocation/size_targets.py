@@ -1,7 +1,7 @@
 """The sizes that a model can be given, by the names of their arguments."""
 
-from keras_learnbits.callbacks.bit_operations import BitOperationsTarget
-from keras_learnbits.callbacks.targets import BitsTarget, BytesTarget, CompressionTarget
+from keras_learnbits.allocation.bit_operations import BitOperationsTarget
+from keras_learnbits.allocation.targets import BitsTarget, BytesTarget, CompressionTarget
 
 SIZE_TARGETS = {
     target.name: target

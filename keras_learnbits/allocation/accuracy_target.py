@@ -5,8 +5,8 @@ import warnings
 
 import keras
 
+from keras_learnbits.allocation.targets import WIDTHS, Target, descent, price_at
 from keras_learnbits.calibration.examples import check_can_be_read_again
-from keras_learnbits.callbacks.targets import WIDTHS, Target, descent, price_at
 
 # Parts of the names of metrics, or of their classes, for which lower values are better.
 LOWER_IS_BETTER = re.compile(
