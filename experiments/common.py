@@ -52,6 +52,11 @@ flags.DEFINE_float(
 flags.DEFINE_bool(
     "start_measured", False, "Start at --target_bits, allocated from measurements on 1,024 images."
 )
+flags.DEFINE_bool(
+    "start_quantized",
+    False,
+    "Start with the weights and widths that `quantize` finds for --target_bits on 1,024 images.",
+)
 flags.DEFINE_float(
     "freeze_at", 0.75, "Fraction of the epochs after which bits are frozen.", 0.05, 0.95
 )
@@ -174,8 +179,11 @@ def run(problem):
             raise app.UsageError("--float excludes --distill and --activation_bits.")
         if FLAGS.activation_bits and FLAGS.end_bits:
             raise app.UsageError("--activation_bits excludes --end_bits.")
-        if FLAGS.start_measured and not (FLAGS.target_bits and FLAGS.init_from):
-            raise app.UsageError("--start_measured needs --target_bits and --init_from.")
+        for start in ("start_measured", "start_quantized"):
+            if FLAGS[start].value and not (FLAGS.target_bits and FLAGS.init_from):
+                raise app.UsageError(f"--{start} needs --target_bits and --init_from.")
+        if FLAGS.start_quantized and FLAGS.start_measured:
+            raise app.UsageError("--start_quantized excludes --start_measured.")
         if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
             raise app.UsageError("--resume resumes one training: add --nobaseline or --init_from.")
         whole_bits = FLAGS.bit_gradient in ("measured", "difference")
@@ -205,7 +213,9 @@ def _run(problem, recipe):
 
     float_model, float_accuracy = None, None
     if FLAGS.init_from:
-        float_model = keras.models.load_model(FLAGS.init_from)
+        # The file may be of another dtype policy, which this processor may only emulate.
+        float_model = build(problem, recipe, learned=False)
+        float_model.set_weights(keras.models.load_model(FLAGS.init_from).get_weights())
         float_accuracy = _accuracy(float_model, test)
     elif FLAGS.baseline and not FLAGS.float:
         print(f"Float baseline: {FLAGS.epochs} epochs", flush=True)
@@ -280,6 +290,10 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         klb.warm_start(model, start)
     elif start is not None:
         model.set_weights(start.get_weights())
+    if FLAGS.start_quantized and learned:
+        images = _examples(train[0])
+        quantized = klb.quantize(start, images, target_bits=FLAGS.target_bits, seed=FLAGS.seed)
+        nets.take_weights(model, quantized)
     if FLAGS.distill and learned:
         fitted = klb.LearnedBitDistiller(float_model, model, nets.distillation(FLAGS.distill))
     loss = keras.losses.CategoricalCrossentropy(
@@ -318,7 +332,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
             ),
         }
         tensorboard = keras.callbacks.TensorBoard(log_dir, write_graph=False)
-        if FLAGS.target_bits:
+        if FLAGS.target_bits and not FLAGS.start_quantized:
             by = 2 / 3 * FLAGS.freeze_at  # the rest of the time is for settling
             # Between two prices bits move by less than half a bit, at their default speed.
             update_freq = max(1, int(FLAGS.freeze_at * steps / 40))
@@ -327,7 +341,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
                 FLAGS.target_bits, by=by, update_freq=update_freq, start=measured
             )
             callbacks.append(budget)
-        freezing = recipe.callbacks(FLAGS.freeze_at)
+        freezing = [] if FLAGS.start_quantized else recipe.callbacks(FLAGS.freeze_at)
         callbacks += [logger, *freezing, tensorboard]
     if FLAGS.round_each_epoch:
         callbacks.append(RoundEachEpoch(FLAGS.round_each_epoch))
@@ -336,6 +350,8 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         callbacks.append(keras.callbacks.BackupAndRestore(backup, double_checkpoint=True))
     callbacks.append(Progress())
     fitted.compile(**settings)
+    if FLAGS.start_quantized and learned:
+        fitted.freeze_bits()
     history = fitted.fit(
         dataset(*train, FLAGS.batch_size, augment, shuffle_seed=FLAGS.seed),
         validation_data=dataset(*test, 1000),

@@ -63,6 +63,18 @@ def with_quantized_activations(net, name, recipe, activation_bits, fixed_bits=No
     return klb.to_learned_bits(model, exclude=first, activations=_fixed(activation_bits), **widths)
 
 
+def take_weights(model, other):
+    """Copies weights, scales and bits from another model with layers of the same names.
+
+    Args:
+        model: Model that takes them; it may have further layers, such as quantized activations.
+        other: Model whose layers all exist in `model`.
+    """
+    for layer in other.layers:
+        if layer.weights:
+            model.get_layer(layer.name).set_weights(layer.get_weights())
+
+
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's layer, with TensorFlow's fused operation in training, for inputs `(N, H, W, C)`.
 

@@ -170,6 +170,26 @@ def test_inputs_of_layers_are_quantized_and_outputs_learned_from_the_float_model
 
 
 @pytest.mark.thorough
+def test_a_training_goes_on_from_what_quantize_finds_and_keeps_its_widths(run, tmp_path):
+    code, _ = run("digits", "--float", "--epochs=3", f"--output_dir={tmp_path / 'float'}")
+    assert code is None
+    start = tmp_path / "float/model.keras"
+    arguments = [f"--init_from={start}", "--target_bits=2", "--start_quantized"]
+    arguments += ["--distill=squared_error", "--activation_bits=4", "--learning_rate=0"]
+    code, _ = run("digits", "--epochs=1", *arguments, f"--output_dir={tmp_path}")
+    assert code is None
+    trained = keras.models.load_model(tmp_path / "model.keras")
+    images = importlib.import_module("common")._examples(
+        importlib.import_module("digits").load("")[0][0]
+    )
+    quantized = klb.quantize(keras.models.load_model(start), images, target_bits=2, verbose=0)
+    for layer in quantized.layers:
+        if hasattr(layer, "kernel"):
+            np.testing.assert_allclose(trained.get_layer(layer.name).kernel, layer.kernel)
+    assert result_of(tmp_path)["mean_bits"] == klb.bit_table(quantized).mean_bits
+
+
+@pytest.mark.thorough
 def test_an_interrupted_run_goes_on_where_it_was(run, tmp_path):
     arguments = ["--model=logistic", "--float", "--resume", "--epochs=100"]
     arguments += [f"--output_dir={tmp_path}"]
