@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_learnbits._keras import inputs_built_for, symbolic_inputs
+from keras_learnbits.conversion.input_ranges import first_layers, input_for
 from keras_learnbits.layers.compute_scope import computing_with_float_kernels
 from keras_learnbits.layers.traversal import layers_inside
 
@@ -67,27 +68,32 @@ def _first_that_runs(model, examples, given):
 def _random_examples(model):
     """Yields structures of random inputs: normal numbers, then zeros and ones, of each size.
 
-    Zeros and ones are valid where inputs are indices, e.g. of an embedding.
+    Normal numbers have the range for which the first layers are made. Zeros and ones are valid
+    where inputs are indices, e.g. of an embedding.
     """
     specs = symbolic_inputs(model)
     if specs is None:
         specs = inputs_built_for(model)
-    if specs is None or any(
-        each.dtype == "string" or each.sparse for each in keras.tree.flatten(specs)
-    ):
+    flat = keras.tree.flatten(specs)
+    if specs is None or any(each.dtype == "string" or each.sparse for each in flat):
         return
+    layers = first_layers(model, [each.dtype for each in flat])
     rng = np.random.default_rng(0)
     for size in SIZES:
         for normal in (True, False):
+            pairs = zip(flat, layers, strict=True)
+            drawn = [_drawn(rng, spec, first, size, normal) for spec, first in pairs]
+            yield keras.tree.pack_sequence_as(specs, drawn)
 
-            def draw(spec, size=size, normal=normal):
-                shape = [BATCH, *(number or size for number in spec.shape[1:])]
-                shape[:1] = [number or BATCH for number in spec.shape[:1]]
-                floats = normal and "float" in spec.dtype
-                drawn = rng.normal(size=shape) if floats else rng.integers(0, 2, shape)
-                return np.asarray(drawn, "float32" if "float" in spec.dtype else spec.dtype)
 
-            yield keras.tree.map_structure(draw, specs)
+def _drawn(rng, spec, layers, size, normal):
+    """A random array; with `normal`, of normal numbers if its range is known or it has floats."""
+    shape = [BATCH, *(number or size for number in spec.shape[1:])]
+    shape[:1] = [number or BATCH for number in spec.shape[:1]]
+    dtype = "float32" if "float" in spec.dtype else spec.dtype
+    if normal and (dtype == "float32" or layers):
+        return input_for(rng.normal(size=shape), layers, dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
 
 
 def _float_run(model, example, values=()):

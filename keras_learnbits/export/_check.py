@@ -10,6 +10,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_learnbits.conversion.input_ranges import first_layers, input_for
 from keras_learnbits.layers.traversal import layers_inside
 
 # A batch of 3 reveals outputs that do not depend on the example, and a batch of 1 reveals axes of
@@ -103,7 +104,8 @@ def examples(model, specs, predict, seed=0):
     """Random inputs that a model accepts, and its predictions for them.
 
     Args:
-        model: A Keras model; its embeddings determine which indices are valid.
+        model: A Keras model; its embeddings determine which indices are valid, and its first layers
+            the range of other inputs.
         specs: List of `tf.TensorSpec` of its inputs.
         predict: Function of a list of arrays to a list of arrays, the predictions.
         seed: Integer below `DRAWS`, which determines the values and the sizes.
@@ -121,16 +123,21 @@ def examples(model, specs, predict, seed=0):
     # layers other than embeddings.
     floats_are_indices = bool(tables) and not any(spec.dtype.is_integer for spec in specs)
     kinds = [(floats_are_indices, valid), (not floats_are_indices, valid), (True, 2), (True, 1)]
-    return next(filter(None, (_accepted(specs, predict, seed, *kind) for kind in kinds)), [])
+    layers = first_layers(model, [spec.dtype.name for spec in specs])
+    accepted = (_accepted(specs, layers, predict, seed, *kind) for kind in kinds)
+    return next(filter(None, accepted), [])
 
 
-def _accepted(specs, predict, seed, integers, below):
+def _accepted(specs, layers, predict, seed, integers, below):
     """The examples of one kind that the model accepts, as `examples` returns them."""
     found, wanted = [], 1 + any(None in spec.shape.as_list() for spec in specs)
     for size in SIZES[2 * seed :] + SIZES[: 2 * seed]:
         rng, batch_size = np.random.default_rng([seed, len(found)]), BATCH_SIZES[len(found)]
         try:
-            inputs = [_drawn(rng, spec, batch_size, size, integers, below) for spec in specs]
+            inputs = [
+                _drawn(rng, spec, first, batch_size, size, integers, below)
+                for spec, first in zip(specs, layers, strict=True)
+            ]
             outputs = predict(inputs)
         except Exception:  # a model of a user may raise anything
             continue
@@ -141,12 +148,13 @@ def _accepted(specs, predict, seed, integers, below):
     return found
 
 
-def _drawn(rng, spec, batch_size, size, integers, below):
+def _drawn(rng, spec, layers, batch_size, size, integers, below):
     """A random array of a spec.
 
     Args:
         rng: `np.random.Generator`.
         spec: `tf.TensorSpec`.
+        layers: List of the layers that set the range of the input; then `below` has no effect.
         batch_size: Length of the first axis if it is open.
         size: Length of the other axes that are open.
         integers: Whether floats also have integer values.
@@ -158,11 +166,11 @@ def _drawn(rng, spec, batch_size, size, integers, below):
     shape = [
         length or (size if axis else batch_size) for axis, length in enumerate(spec.shape.as_list())
     ]
-    if spec.dtype.is_floating and not integers:
-        return rng.normal(size=shape).astype(spec.dtype.as_numpy_dtype)
+    dtype = spec.dtype.as_numpy_dtype
+    if (spec.dtype.is_floating and not integers) or (spec.dtype.is_integer and layers):
+        return input_for(rng.normal(size=shape), layers, dtype)
     if spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool:
-        high = 2 if spec.dtype.is_bool else below
-        return rng.integers(0, high, shape).astype(spec.dtype.as_numpy_dtype)
+        return rng.integers(0, 2 if spec.dtype.is_bool else below, shape).astype(dtype)
     raise TypeError(f"Inputs must be numbers to be drawn. Received: {spec.dtype}")
 
 

@@ -37,6 +37,23 @@ def test_state_that_keras_does_not_copy_is_found_by_comparing_predictions(kind):
         klb.to_learned_bits(model)
 
 
+class Gain(L.Layer):
+    """Multiplies by a number that its configuration lacks."""
+
+    gain = 1.0
+
+    def call(self, x):
+        return self.gain * x**2 + 1
+
+
+def test_state_that_is_lost_is_found_for_inputs_of_any_range():
+    gain = Gain()
+    gain.gain = 3.0
+    model = net(L.Rescaling(1 / 255), gain, L.Dense(3))
+    with pytest.raises(ValueError, match="must make the predictions of the model.* differ by"):
+        klb.to_learned_bits(model)
+
+
 class Added(L.Layer):
     """State that affects only some inputs: a table indexed by the first input."""
 

@@ -271,3 +271,22 @@ def test_a_difference_is_described_in_words():
     assert difference(np.array([1.0, np.nan, -np.inf]), one, 9.0).startswith("off by up to inf")
     assert difference(np.array([3]), np.array([2]), 0.5).startswith("off by up to 1")
     assert _check.largest(one) == 1.0
+
+
+@pytest.mark.parametrize(
+    "first", [L.Rescaling(1 / 255), L.Normalization(mean=120.0, variance=60.0**2), L.Identity()]
+)
+def test_a_file_that_ignores_its_images_is_refused_whatever_their_range(first):
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(8, 3, activation="relu", bias_initializer="random_normal")(first(inputs))
+    model = keras.Model(inputs, L.Dense(4)(L.GlobalAveragePooling2D()(x)))
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype("float32")
+    quantized = klb.quantize(model, images, target_bits=4, activations=True, steps=0, verbose=0)
+    function = ModelFunction(quantized)
+
+    def load(path):
+        return lambda inputs: function.predictions([0 * each for each in inputs])
+
+    with pytest.raises(ValueError, match="must predict what its model predicts"):
+        check_file("path", function, load, arithmetic=_check.INT8_ARITHMETIC)
+    check_file("path", function, lambda path: function.predictions, _check.INT8_ARITHMETIC)
