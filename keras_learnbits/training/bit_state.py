@@ -33,9 +33,10 @@ class BitState(BitCompiling):
                 `QuantizedTensor` to integer; by default the current integer bit-widths.
 
         Raises:
+            AttributeError: The model is not compiled.
             ValueError: `bits` does not have one integer within its bounds for each layer.
         """
-        tensors = self.quantized_tensors
+        frozen, tensors = self.bits_frozen, self.quantized_tensors
         if bits is None:
             bits = self._integer_widths()
         bits = [bits.get(tensor) for tensor in tensors] if isinstance(bits, dict) else list(bits)
@@ -53,7 +54,7 @@ class BitState(BitCompiling):
         if tensors and not self.optimizer.built:
             # Keras saves an optimizer, which holds the freeze, only if it is built.
             self.optimizer.build(self.trainable_variables)
-        self.bits_frozen.assign(1.0)
+        frozen.assign(1.0)
 
     def freeze_bits_untrained(self, bits):
         """`freeze_bits` at the end of training.

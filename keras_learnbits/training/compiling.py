@@ -84,7 +84,7 @@ class BitCompiling(BitVariables):
         check_holders(self)
         if self.built and self.layers:
             check_kernels(self, quantized_kernels(self))
-        frozen = self.compiled and self.bits_are_frozen
+        frozen = self._has_frozen_bits()
         super().compile(
             optimizer=with_bits(optimizer, bit_optimizer, bit_gradient),
             loss=loss,
@@ -134,6 +134,10 @@ class BitCompiling(BitVariables):
     @property
     def bits_frozen(self):
         return self._learned_bit_optimizer().bits_frozen
+
+    def _has_frozen_bits(self):
+        """Whether the bits are frozen already when the model is compiled."""
+        return self.compiled and self.bits_are_frozen
 
     @property
     def bits_are_frozen(self):

@@ -3,6 +3,7 @@
 import keras
 
 from keras_learnbits.serialization import register
+from keras_learnbits.training.compiling import BitCompiling
 from keras_learnbits.training.fitting import LearnedBitTraining
 from keras_learnbits.training.replicas import shared
 
@@ -19,8 +20,10 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
     """`keras.distillation.Distiller` whose `fit` learns the student's bits, too.
 
     `task_loss` is `student_loss_weight` times the loss against the labels, plus
-    `1 - student_loss_weight` times the distillation loss. After training, save `student`. Like
-    Keras's class, a distiller ignores sample weights, and is saved without its compile settings.
+    `1 - student_loss_weight` times the distillation loss. If the student's bits are frozen when the
+    distiller is compiled, as those of `keras_learnbits.quantize` are, they stay frozen. After
+    training, save `student`. Like Keras's class, a distiller ignores sample weights, and is saved
+    without its compile settings.
 
     Two properties of Keras's class (3.15): `LogitsDistillation` needs its divergence as an object,
     `loss=keras.losses.KLDivergence(reduction=None)`; if it is given by name, Keras computes it from
@@ -55,6 +58,11 @@ class LearnedBitDistiller(LearnedBitTraining, _ReplicaDistiller):
 
     def bit_learner(self):
         return self.student
+
+    def _has_frozen_bits(self):
+        return super()._has_frozen_bits() or (
+            isinstance(self.student, BitCompiling) and self.student._has_frozen_bits()
+        )
 
     def _computes_a_loss_itself(self):
         # Keras's distiller overrides `compute_loss`, but needs a loss in `compile`.

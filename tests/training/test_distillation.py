@@ -44,13 +44,29 @@ def test_the_students_bits_fall_and_the_teacher_stays(make_model, data):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.thorough
 class Interrupt(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 2:
             raise KeyboardInterrupt
 
 
+def test_frozen_bits_of_a_student_stay_until_they_are_released(make_model, data):
+    student = make_model()
+    student.compile("adam", "mse")
+    student.freeze_bits([5] * len(student.quantized_tensors))
+    teacher = klb.to_keras(make_model())
+    model = klb.LearnedBitDistiller(
+        teacher, student, keras.distillation.LogitsDistillation(loss="mse")
+    )
+    model.compile("adam", "mse", bit_reg=10.0, bit_gradient="straight_through")
+    model.fit(*data, epochs=2, verbose=0)
+    assert [float(tensor.bits) for tensor in student.quantized_tensors] == [5, 5]
+    model.unfreeze_bits()
+    model.fit(*data, epochs=1, verbose=0)
+    assert max(float(tensor.bits) for tensor in student.quantized_tensors) < 5
+
+
+@pytest.mark.thorough
 def test_an_interrupted_distillation_goes_on_from_its_backup(make_model, data, tmp_path):
     def fit(*callbacks):
         keras.utils.set_random_seed(3)

@@ -302,6 +302,13 @@ def test_before_compile_there_is_no_price(make_model):
         make_model().bit_reg.assign(1.0)
 
 
+def test_bits_cannot_be_frozen_before_compile(make_model):
+    model = make_model()
+    with pytest.raises(AttributeError, match="must compile the model"):
+        model.freeze_bits([3, 2])
+    assert [float(tensor.bits) for tensor in model.quantized_tensors] == [8, 8]
+
+
 def test_a_model_frozen_before_its_first_step_is_so_in_its_file(make_model, data, tmp_path):
     model = make_model()
     model.compile("adam", "mse", bit_reg=9.0)
