@@ -64,6 +64,21 @@ def _resnet_lost(bits):
     return f"{100 * (_post('resnet20-float-test')['accuracy'] - mean(found)):.2f}"
 
 
+def _resnet_lost_when_trained(bits):
+    """Points from the float model that it began with, after training at the widths found."""
+    start = load("cifar10-resnet20/start/result.json")["test_accuracy"]
+    return points(pareto_point("cifar10-resnet20-100", "learned", bits)["accuracy"] - start)
+
+
+def _with_onednn():
+    """Seconds of a training step with oneDNN over those without it, with learned bits."""
+    off, on = (
+        study("onednn")[each]["nets"]["ResNet-20"]["kinds"]["measured"]["seconds_per_step"]
+        for each in ("off", "on")
+    )
+    return f"{on / off:.2f}"
+
+
 def _finetuned(optimizer):
     of_float, learned = (
         load(f"cifar10-quarter/finetuning/{optimizer}-{kind}.json")
@@ -122,6 +137,7 @@ FIGURES = {
     "cnn float 45 epochs": _float_after_45_epochs,
     "resnet float": _resnet_float,
     **{f"resnet {bits} bits lost": lambda bits=bits: _resnet_lost(bits) for bits in "432"},
+    "resnet trained lost": lambda: _resnet_lost_when_trained("2"),
     "narrow gains": _gains_on_the_narrow_net,
     "narrow finetuned sgd": lambda: _finetuned("sgd"),
     "narrow finetuned adamw": lambda: _finetuned("adamw"),
@@ -138,6 +154,7 @@ FIGURES = {
     "digits interval 10": lambda: _interval(10),
     "digits interval 20": lambda: _interval(20),
     "mnist error": _mnist_error,
+    "with oneDNN": _with_onednn,
     "fuzzed files": lambda: _fuzzing("files"),
     "fuzzed refused": lambda: _fuzzing("refused"),
     "fuzzed read": lambda: _fuzzing("read"),
