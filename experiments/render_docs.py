@@ -59,6 +59,8 @@ TABLES = {
         ("cifar10",),
         ("cifar10-long",),
         ("cifar10-resnet20",),
+        ("cifar10-resnet20-100",),
+        ("cifar10-resnet20-100-a4",),
         ("cifar10-quarter",),
     ),
     "programs": training.programs,

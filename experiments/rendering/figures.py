@@ -64,10 +64,10 @@ def _resnet_lost(bits):
     return f"{100 * (_post('resnet20-float-test')['accuracy'] - mean(found)):.2f}"
 
 
-def _resnet_lost_when_trained(bits):
-    """Points from the float model that it began with, after training at the widths found."""
+def _resnet_trained(kind, bits=None):
+    """Points from the float model that a training began with, at widths of `quantize` or float."""
     start = load("cifar10-resnet20/start/result.json")["test_accuracy"]
-    return points(pareto_point("cifar10-resnet20-100", "learned", bits)["accuracy"] - start)
+    return points(pareto_point("cifar10-resnet20-100", kind, bits)["accuracy"] - start)
 
 
 def _with_onednn():
@@ -137,7 +137,8 @@ FIGURES = {
     "cnn float 45 epochs": _float_after_45_epochs,
     "resnet float": _resnet_float,
     **{f"resnet {bits} bits lost": lambda bits=bits: _resnet_lost(bits) for bits in "432"},
-    "resnet trained lost": lambda: _resnet_lost_when_trained("2"),
+    "resnet trained": lambda: _resnet_trained("learned", "2"),
+    "resnet float trained": lambda: _resnet_trained("float"),
     "narrow gains": _gains_on_the_narrow_net,
     "narrow finetuned sgd": lambda: _finetuned("sgd"),
     "narrow finetuned adamw": lambda: _finetuned("adamw"),
