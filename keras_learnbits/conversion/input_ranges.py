@@ -73,7 +73,7 @@ def input_for(values, layers, dtype="float64"):
         if isinstance(layer, LearnedBitActivation):
             step, offset, max_code = map(float, layer.grid())
             values = values * step * max(-offset, offset + max_code) / 3
-        else:
+        elif _takes(layer, values.shape):
             low, high = (_output(layer, np.full(values.shape, x)) for x in (0.0, SPAN))
             slope = (high - low) / SPAN
             values = (values - low) / np.where(np.isfinite(slope) & (slope != 0), slope, 1.0)
@@ -81,6 +81,19 @@ def input_for(values, layers, dtype="float64"):
     if dtype.kind in "iu":
         values = np.rint(values).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
     return values.astype(dtype)
+
+
+def _takes(layer, shape):
+    """Whether an affine layer maps a shape to itself.
+
+    In a custom `call` it may be for an inner tensor, or not built because it is never called.
+    """
+    if not isinstance(layer, keras.layers.Normalization):
+        return True
+    try:
+        return layer.built and np.broadcast_shapes(layer.mean.shape, shape) == shape
+    except ValueError:
+        return False
 
 
 def _output(layer, values):

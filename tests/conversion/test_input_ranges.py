@@ -68,9 +68,35 @@ def test_inputs_have_mean_0_and_variance_1_after_the_first_layers(make):
     np.testing.assert_allclose(found, values, atol=1 / 100 if dtype == "uint8" else 1e-4)
 
 
+class Inner(keras.Model):
+    """Normalizes an inner tensor, and has a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = L.Normalization()
+        self.hidden = L.Dense(16)
+        self.normalization = L.Normalization(mean=[1.0] * 16, variance=[4.0] * 16)
+        self.normalization.build((None, 16))
+        self.head = L.Dense(2)
+
+    def call(self, inputs):
+        return self.head(self.normalization(self.hidden(inputs)))
+
+
+@pytest.mark.filterwarnings("ignore:.*unbuilt state:UserWarning")
+def test_layers_for_other_tensors_of_a_custom_call_have_no_effect():
+    model = Inner()
+    model(np.zeros((1, 3)))
+    (layers,) = first_layers(model, ["float32"])
+    values = np.random.default_rng(0).normal(size=(2, 3))
+    np.testing.assert_array_equal(input_for(values, layers), values)
+    assert not model.unused.built
+
+
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_the_range_is_found_in_half_precision(dtype):
     layer = L.Normalization(mean=120.0, variance=60.0**2, dtype=dtype)
+    layer.build((None, 1))
     found = input_for(np.array([[-1.0], [1.0]]), [layer])
     np.testing.assert_allclose(found, [[60], [180]], rtol=0.05)
 
