@@ -63,10 +63,10 @@ def input_for(values, layers, dtype="float64"):
         deviation is the largest value that it can represent.
 
     Examples:
-        >>> input_for(np.array([-1.0, 0.0, 0.5]), [keras.layers.Rescaling(1 / 200, offset=-1)])
-        array([  0., 200., 300.])
-        >>> input_for(np.array([-1.0, 0.0, 0.5]), [keras.layers.Rescaling(1 / 200)], "uint8")
-        array([  0,   0, 100], dtype=uint8)
+        >>> input_for(np.array([-1.0, 0.0, 0.5]), [keras.layers.Rescaling(1 / 256, offset=-1)])
+        array([  0., 256., 384.])
+        >>> input_for(np.array([-1.0, 0.0, 0.5]), [keras.layers.Rescaling(1 / 256)], "uint8")
+        array([  0,   0, 128], dtype=uint8)
     """
     values = np.asarray(values, "float64")
     for layer in reversed(layers):
