@@ -16,7 +16,7 @@ def pixels():
 
 
 class Preprocessing(keras.Model):
-    """Rescales and normalizes in a `call` of its own."""
+    """Rescales and normalizes in a custom `call`."""
 
     def __init__(self):
         super().__init__()
