@@ -16,9 +16,15 @@ AFFINE = (keras.layers.Rescaling, keras.layers.Normalization)
 # Layers that return their input in inference.
 INACTIVE = (
     keras.layers.Dropout,
-    keras.layers.GaussianNoise,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
     keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.AlphaDropout,
+    keras.layers.ActivityRegularization,
     keras.layers.Identity,
+)
+AUGMENTING = (
     keras.layers.RandomFlip,
     keras.layers.RandomRotation,
     keras.layers.RandomTranslation,
@@ -115,6 +121,6 @@ def _chain(graph, tensor):
             return [*chain, layer] if layer.is_fitted() else chain
         if isinstance(layer, AFFINE):
             chain.append(layer)
-        elif not isinstance(layer, INACTIVE):
+        elif not isinstance(layer, (*INACTIVE, *AUGMENTING)):
             return chain
         tensor = outputs[0]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_learnbits.conversion.input_ranges import INACTIVE
 from keras_learnbits.export._activations import grid_of
 from keras_learnbits.layers.activation import LearnedBitActivation
 from keras_learnbits.layers.base import fixed_point_bias
@@ -34,8 +35,6 @@ SEPARABLE = (LearnedBitSeparableConv1D, LearnedBitSeparableConv2D)
 ARRANGING = (L.Flatten, L.Reshape, L.Permute, L.MaxPooling1D, L.MaxPooling2D,
              L.GlobalMaxPooling1D, L.GlobalMaxPooling2D)  # fmt: skip
 PADDING = (L.ZeroPadding1D, L.ZeroPadding2D)
-INACTIVE = (L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.GaussianDropout, L.GaussianNoise,
-            L.AlphaDropout, L.ActivityRegularization, L.Identity)  # fmt: skip
 AVERAGING = (L.AveragePooling1D, L.AveragePooling2D)
 GLOBAL_AVERAGING = (L.GlobalAveragePooling1D, L.GlobalAveragePooling2D)
 LINEAR, RELU = keras.activations.linear, keras.activations.relu
