@@ -102,6 +102,8 @@ def _quantized(model, examples, options):
             power_of_two=options.power_of_two,
             include=_patterns(options.include),
             exclude=_patterns(options.exclude),
+            min_bits=options.min_bits,
+            max_bits=options.max_bits,
             steps=options.steps,
             batch_size=options.batch_size,
             seed=options.seed,

@@ -27,6 +27,7 @@ from keras_learnbits.calibration.output_distance import OutputDistance, agreemen
 from keras_learnbits.calibration.rounding import round_in_order
 from keras_learnbits.conversion.to_learned_bits import to_learned_bits
 from keras_learnbits.inspection.bit_table import bit_table
+from keras_learnbits.layers.base import check_bits
 from keras_learnbits.layers.checks import check_built
 from keras_learnbits.layers.compute_scope import keeping_scales
 from keras_learnbits.layers.discovery import quantized_kernels, unique_names
@@ -42,8 +43,8 @@ MOST_EXAMPLES = 8192
 # Largest number of examples that are held out: no weight is trained on them, and the change of the
 # outputs is reported for them. An eighth of the examples is held out, up to this number.
 MOST_HELD_OUT = 256
-# Mean bits per weight that are tried to reach an accuracy.
-BITS_TRIED = np.arange(4, 4 * 8 + 1) / 4
+# Mean bits per weight that are tried to reach an accuracy: multiples of 1 / this.
+TRIED_PER_BIT = 4
 
 
 def quantize(
@@ -60,6 +61,8 @@ def quantize(
     power_of_two=False,
     include=None,
     exclude=None,
+    min_bits=1,
+    max_bits=8,
     steps=None,
     batch_size=32,
     seed=0,
@@ -99,6 +102,8 @@ def quantize(
         power_of_two: Whether steps are powers of two, as in `to_learned_bits`.
         include: Layers to quantize, as in `to_learned_bits`; all by default.
         exclude: Layers not to quantize.
+        min_bits: Lowest bit-width of a layer, for hardware that has no narrower one.
+        max_bits: Highest bit-width of a layer, at most 16. Equal bounds give every layer the same.
         steps: Number of training steps, 1,000 by default. With 0 no weight is trained; this takes
             seconds.
         batch_size: Number of examples per step.
@@ -112,11 +117,11 @@ def quantize(
 
     Raises:
         ValueError: Not exactly one target is given; it is below the size at the lowest widths,
-            which the message states; `data` have fewer than 8 examples, NaN, or shapes that the
-            model does not take; `validation_data` cannot be read repeatedly, or their labels are
-            not classes, one for each example; the float model's accuracy is not above
-            `max_accuracy_drop`; or the model has no layer to quantize, has learned-bit layers
-            already, or returns NaN.
+            which the message states; `min_bits` and `max_bits` are not bounds within 1 and 16;
+            `data` have fewer than 8 examples, NaN, or shapes that the model does not take;
+            `validation_data` cannot be read repeatedly, or their labels are not classes, one for
+            each example; the float model's accuracy is not above `max_accuracy_drop`; or the model
+            has no layer to quantize, has learned-bit layers already, or returns NaN.
 
     Examples:
         >>> model = keras.Sequential(
@@ -131,6 +136,7 @@ def quantize(
     check_number("steps", steps, 0, integer=True)
     check_number("batch_size", batch_size, 1, integer=True)
     check_number("seed", seed, 0, integer=True)
+    check_bits(max_bits, min_bits, max_bits)
     target = _size_target(
         target_bits=target_bits,
         target_bytes=target_bytes,
@@ -154,6 +160,9 @@ def quantize(
         "exclude": exclude,
         "activations": activations,
         "power_of_two": power_of_two,
+        "bits": max_bits,
+        "min_bits": min_bits,
+        "max_bits": max_bits,
     }
     quantizer = _Quantizer(model, examples, conversion, progress, joint)
     if target is not None:
@@ -163,7 +172,8 @@ def quantize(
     quantizer.measure()
     settings = steps, batch_size, seed
     if target is None:
-        report = _smallest(quantizer, accuracy, least, settings)
+        tried = np.arange(TRIED_PER_BIT * min_bits, TRIED_PER_BIT * max_bits + 1) / TRIED_PER_BIT
+        report = _smallest(quantizer, tried, accuracy, least, settings)
     else:
         report = quantizer.reach(target, *settings)
     if accuracy is not None:
@@ -205,11 +215,12 @@ def _check_model(model):
         )
 
 
-def _smallest(quantizer, accuracy, least, settings):
-    """Quantizes to the smallest of `BITS_TRIED` that is accurate enough, found by bisection.
+def _smallest(quantizer, tried, accuracy, least, settings):
+    """Quantizes to the smallest size that is accurate enough, found by bisection.
 
     Args:
         quantizer: `_Quantizer`, after `measure`.
+        tried: NumPy array of mean bits, ascending.
         accuracy: `Accuracy`.
         least: Number, the lowest accuracy that is accepted.
         settings: Tuple of the arguments of `reach` after the target.
@@ -217,7 +228,7 @@ def _smallest(quantizer, accuracy, least, settings):
     Returns:
         `QuantizationReport`.
     """
-    feasible = [bits for bits in BITS_TRIED if quantizer.permits(BitsTarget(bits))]
+    feasible = [bits for bits in tried if quantizer.permits(BitsTarget(bits))]
     best = None
     low, high = 0, len(feasible) - 1
     while low <= high:

@@ -208,6 +208,14 @@ def test_data_of_another_shape_are_refused_with_the_shapes(saved, tmp_path, refu
     assert not (tmp_path / "o").exists()
 
 
+def test_bounds_of_the_widths_are_kept(saved, tmp_path, monkeypatch):
+    only_packed(monkeypatch)
+    bounds = "--target_bits=3", "--min_bits=3", "--max_bits=3"
+    main(arguments(saved, tmp_path / "small", *bounds))
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert {*report["bits"].values()} == {3}
+
+
 def test_exactly_one_target_is_needed(saved, refusal):
     start = ["quantize", saved.model, f"--data={saved.data}", "--output_dir=o"]
     assert "--target_bits" in refusal(*start)

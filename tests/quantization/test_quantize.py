@@ -90,6 +90,21 @@ def test_random_nets_stay_within_their_budget(widths, bits, seed):
     assert np.isfinite(model.predict(np.ones((2, 6)), verbose=0)).all()
 
 
+def test_no_width_is_outside_of_the_bounds():
+    def widths(target_bits, **bounds):
+        return {row.bits for row in klb.bit_table(small(target_bits=target_bits, **bounds)).rows}
+
+    assert widths(2.2) == {1, 3}
+    assert widths(2.2, min_bits=2) == {2, 3}
+    assert widths(5, max_bits=4) == {4}
+
+
+def test_equal_bounds_give_every_layer_the_same_width():
+    for bits in (2, 12):
+        model = small(target_bits=bits, min_bits=bits, max_bits=bits)
+        assert {row.bits for row in klb.bit_table(model).rows} == {bits}
+
+
 def test_compensated_rounding_moves_outputs_less_than_equal_widths_rounded_to_nearest():
     new = RNG.normal(size=(200, 8, 8, 3))
     ratios = []
@@ -273,6 +288,12 @@ def test_the_smallest_model_within_an_accuracy_drop_is_found():
     assert accuracy_of(small(net, target_bits=np.ceil(4 * mean_bits) / 4 - 0.25)) < 0.9
 
 
+def test_an_accuracy_is_sought_between_the_bounds():
+    labels = NET.predict(IMAGES, verbose=0).argmax(axis=-1)
+    model = small(max_accuracy_drop=0.9, validation_data=(IMAGES, labels), min_bits=3, max_bits=10)
+    assert {row.bits for row in klb.bit_table(model).rows} == {3}
+
+
 def test_an_accuracy_that_cannot_be_reached_is_warned_about(monkeypatch):
     monkeypatch.setattr(
         module, "Accuracy", lambda data, model: lambda predict: float(predict.model is NET)
@@ -299,6 +320,10 @@ def test_an_accuracy_that_cannot_be_reached_is_warned_about(monkeypatch):
         ({"max_accuracy_drop": 0.1, "validation_data": IMAGES}, "examples with labels"),
         ({"max_accuracy_drop": 0.1, "validation_data": iter([IMAGES])}, "read several times"),
         ({"target_bits": 2, "include": "nothing*"}, "`include` must name layers"),
+        ({"target_bits": 2, "min_bits": 3}, "lowest bit-widths reach: 3.0 bits"),
+        ({"target_bits": 2, "min_bits": 4, "max_bits": 3}, "min_bits <= max_bits <= 16"),
+        ({"target_bits": 2, "max_bits": 17}, "min_bits <= max_bits <= 16.*max_bits=17"),
+        ({"target_bits": 2, "max_bits": None}, "must be integers.*max_bits=None"),
     ],
     ids=lambda value: str(value)[:40],
 )
