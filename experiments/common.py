@@ -55,7 +55,8 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "start_quantized",
     False,
-    "Start with the weights and widths that `quantize` finds for --target_bits on 1,024 images.",
+    "Start with the weights that `quantize` finds on 1,024 images, and with its widths for "
+    "--target_bits, or those of --fixed_bits.",
 )
 flags.DEFINE_float(
     "freeze_at", 0.75, "Fraction of the epochs after which bits are frozen.", 0.05, 0.95
@@ -179,9 +180,15 @@ def run(problem):
             raise app.UsageError("--float excludes --distill and --activation_bits.")
         if FLAGS.activation_bits and FLAGS.end_bits:
             raise app.UsageError("--activation_bits excludes --end_bits.")
-        for start in ("start_measured", "start_quantized"):
-            if FLAGS[start].value and not (FLAGS.target_bits and FLAGS.init_from):
-                raise app.UsageError(f"--{start} needs --target_bits and --init_from.")
+        if FLAGS.start_measured and not (FLAGS.target_bits and FLAGS.init_from):
+            raise app.UsageError("--start_measured needs --target_bits and --init_from.")
+        if FLAGS.start_quantized and not (
+            FLAGS.init_from and (FLAGS.target_bits or FLAGS.fixed_bits) and not FLAGS.end_bits
+        ):
+            raise app.UsageError(
+                "--start_quantized needs --init_from and --target_bits or --fixed_bits, "
+                "and excludes --end_bits."
+            )
         if FLAGS.start_quantized and FLAGS.start_measured:
             raise app.UsageError("--start_quantized excludes --start_measured.")
         if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
@@ -291,8 +298,15 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
     elif start is not None:
         model.set_weights(start.get_weights())
     if FLAGS.start_quantized and learned:
-        images = _examples(train[0])
-        quantized = klb.quantize(start, images, target_bits=FLAGS.target_bits, seed=FLAGS.seed)
+        fixed = FLAGS.fixed_bits
+        quantized = klb.quantize(
+            start,
+            _examples(train[0]),
+            target_bits=FLAGS.target_bits or fixed,
+            min_bits=fixed or 1,
+            max_bits=fixed or 8,
+            seed=FLAGS.seed,
+        )
         nets.take_weights(model, quantized)
     if FLAGS.distill and learned:
         fitted = klb.LearnedBitDistiller(float_model, model, nets.distillation(FLAGS.distill))

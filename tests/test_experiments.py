@@ -188,6 +188,11 @@ def test_a_training_goes_on_from_what_quantize_finds_and_keeps_its_widths(run, t
             np.testing.assert_allclose(trained.get_layer(layer.name).kernel, layer.kernel)
     assert result_of(tmp_path)["mean_bits"] == klb.bit_table(quantized).mean_bits
 
+    arguments[1] = "--fixed_bits=3"
+    code, _ = run("digits", "--epochs=1", *arguments, f"--output_dir={tmp_path / 'fixed'}")
+    assert code is None
+    assert {*result_of(tmp_path / "fixed")["bits"].values()} == {3}
+
 
 @pytest.mark.thorough
 def test_an_interrupted_run_goes_on_where_it_was(run, tmp_path):
