@@ -440,5 +440,5 @@ def _build_metrics(model, spec):
     if len(outputs) != 1:  # the structure of several outputs is not known here
         return
     y_pred = tf.TensorSpec(outputs[0].shape, outputs[0].dtype)
-    metrics = tf.function(lambda *data: model.compute_metrics(*data))
+    metrics = tf.function(lambda *data: model.compute_metrics(*data), autograph=False)
     metrics.get_concrete_function(x, y, y_pred, sample_weight)

@@ -79,7 +79,7 @@ class ActivationRanges:
         """
         inputs, reference = as_tensors(self._examples), as_tensors(reference)
 
-        @tf.function
+        @tf.function(autograph=False)
         def measured():
             with computing_with_float_kernels():
                 return distance(outputs_of(self.model, inputs), reference)

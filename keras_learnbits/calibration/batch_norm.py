@@ -30,7 +30,7 @@ def estimate_batch_norm(model, data):
         return
     updated = []
 
-    @tf.function
+    @tf.function(autograph=False)
     def after_a_step(x, start):
         """The statistics `momentum * start + (1 - momentum) * batch` after a training step."""
         # A stateless scope receives the assignments, so that the model does not change.

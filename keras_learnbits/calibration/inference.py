@@ -40,7 +40,7 @@ class Predictor:
     def __init__(self, model):
         self.model = model
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def outputs(batch):
             return outputs_of(model, batch)
 

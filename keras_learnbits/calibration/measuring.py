@@ -52,7 +52,7 @@ def loss_table(model, examples, reference, distance, progress):
     kernels = quantized_kernels(model)
     inputs, reference = as_tensors(examples), as_tensors(reference)
 
-    @tf.function
+    @tf.function(autograph=False)
     def measured():
         return distance(outputs_of(model, inputs), reference)
 

@@ -161,7 +161,7 @@ class BitProber:
                 if not (activations and estimator.kernels_only)
             }
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def measure(batch):
             # One case for the current widths, then each layer one bit lower, then one bit higher.
             shifts = tf.one_hot(indices, len(tensors))
@@ -169,7 +169,7 @@ class BitProber:
             losses = model.losses_at(batch, cases, training)
             return tf.transpose(tf.reshape(losses[1:] - losses[0], (2, len(indices))))
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def predict(batch):
             step = model.bit_step(batch).for_tensors(self.tensors)
             predictions = {name: estimator.predict(step) for name, estimator in estimators.items()}

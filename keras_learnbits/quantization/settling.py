@@ -66,7 +66,7 @@ class Settling:
         may_vary = can_be_varied(examples)
         examples = as_tensors(examples)
 
-        @tf.function
+        @tf.function(autograph=False)
         def step(indices, seed):
             batch = keras.tree.map_structure(lambda each: tf.gather(each, indices), examples)
             return self._step(varied(batch, seed) if may_vary else batch)
