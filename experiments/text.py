@@ -11,7 +11,9 @@ model:
 `quantize`: post-training, from `--examples` training words without labels, at `--post_bits` mean
 bits; `nearest`: the same width in every layer, rounded to nearest with fitted scales; `learned`:
 widths learned within a budget of `--trained_bits` mean bits, for `--finetune_epochs`; `uniform`:
-the same width in every layer, trained as long; `continued`: the float model, trained as long.
+the same width in every layer, trained as long; `trained`: the model of `quantize`, trained as long
+at its widths; `trained_uniform`: the same, with the same width in every layer; `continued`: the
+float model, trained as long.
 
 Every model and its result are written to `--output_dir` at once and are not computed again, so the
 program may be stopped and called again. With `--evaluate=validation` it evaluates on the validation
@@ -37,7 +39,6 @@ from keras_learnbits.tables import aligned_table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("nets", ["transformer"], "Nets: `transformer`, `gru`.")
-flags.DEFINE_list("ways", ["quantize", "nearest", "continued", "learned", "uniform"], "Methods.")
 flags.DEFINE_list("post_bits", ["4", "3", "2"], "Mean bits of post-training quantization.")
 flags.DEFINE_list("trained_bits", ["3", "2"], "Mean bits of training with quantization.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of initial weights, order and sample.")
@@ -149,7 +150,7 @@ def train(model, data, epochs, rate, seed, callbacks=(), **settings):
               verbose=2)  # fmt: skip
 
 
-def quantize(start, data, bits, seed):
+def quantize(start, data, bits, seed, **bounds):
     """A model quantized without labels."""
     chosen = np.random.default_rng(seed).permutation(len(data[0]))[: FLAGS.examples]
     return klb.quantize(
@@ -159,6 +160,7 @@ def quantize(start, data, bits, seed):
         steps=FLAGS.settling_steps,
         seed=seed,
         verbose=0,
+        **bounds,
     )
 
 
@@ -193,20 +195,35 @@ def uniform(start, data, bits, seed):
     return model
 
 
+def trained(start, data, bits, seed, **bounds):
+    """A model quantized without labels and then trained at its widths."""
+    model = quantize(start, data, bits, seed, **bounds)
+    train(model, data, FLAGS.finetune_epochs, FINETUNE_RATE, seed)
+    return model
+
+
+def trained_uniform(start, data, bits, seed):
+    """A model quantized without labels to the same width in every layer, and then trained."""
+    return trained(start, data, bits, seed, min_bits=int(bits), max_bits=int(bits))
+
+
 WAYS = {
     "quantize": quantize,
     "nearest": nearest,
     "continued": continued,
     "learned": learned,
     "uniform": uniform,
+    "trained": trained,
+    "trained_uniform": trained_uniform,
 }
+flags.DEFINE_list("ways", list(WAYS), "Methods.")
 
 
 def sizes_of(way):
     """Mean bits at which a method is run."""
     if way == "continued":
         return ["32"]
-    return FLAGS.trained_bits if way in ("learned", "uniform") else FLAGS.post_bits
+    return FLAGS.post_bits if way in ("quantize", "nearest") else FLAGS.trained_bits
 
 
 def accuracy(model, examples):

@@ -106,9 +106,7 @@ def test_the_program_keeps_each_result_and_computes_none_again(run, text, tmp_pa
     study = json.loads((tmp_path / "results.json").read_text())
     runs = study["runs"]
     assert study["data"]["train"] == 256
-    assert {key.split("-")[1] for key in runs} == {
-        "float", "quantize", "nearest", "continued", "learned", "uniform"
-    }  # fmt: skip
+    assert {key.split("-")[1] for key in runs} == {"float", *text.WAYS}
     for key, result in before.items():
         assert result.items() <= runs[key].items()  # so its seconds, too
     for key, result in runs.items():
@@ -122,7 +120,7 @@ def test_the_program_keeps_each_result_and_computes_none_again(run, text, tmp_pa
         assert result["bits"].keys() == KERNELS
         assert result["bytes"] < runs["transformer-float-32-0"]["bytes"] / 4
         assert result["mean_bits"] <= float(bits)
-        if way in ("nearest", "uniform"):
+        if way in ("nearest", "uniform", "trained_uniform"):
             assert set(result["bits"].values()) == {float(bits)}
         model = keras.models.load_model(tmp_path / f"{key}.keras")
         assert text.size_of(model)["bits"] == result["bits"]

@@ -10,7 +10,9 @@ METHODS = {
     "nearest": "the same width in every layer, rounded to nearest",
     "quantize": "`klb.quantize`",
     "uniform": "the same width in every layer, trained",
-    "learned": "learned bits",
+    "learned": "bits learned in training",
+    "trained_uniform": "`klb.quantize` to the same width in every layer, then trained",
+    "trained": "`klb.quantize`, then trained",
 }
 
 
