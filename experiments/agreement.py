@@ -125,7 +125,7 @@ def main(argv):
         bit_reg=price if FLAGS.bit_reg is None else FLAGS.bit_reg,
         bit_penalty=settings["bit_penalty"],
         quantization_error=recipe.quantization_error,
-        bit_gradient=FLAGS.bit_gradient,
+        bit_gradient=common.bit_gradient(),
         bit_optimizer=recipe.bit_optimizer(
             settings.get("bit_learning_rate"), None, settings["learning_rate"], steps, 0.75 * steps
         ),

@@ -68,6 +68,12 @@ flags.DEFINE_enum(
     "Estimator of the bits' gradients. `paper` sets all flags not given to the published settings.",
 )
 flags.DEFINE_integer("interval", None, "Steps between probes of measured and difference.")
+flags.DEFINE_integer(
+    "probed_bits",
+    None,
+    "Width at which measured probes kernels of more than 3 bits.",
+    lower_bound=1,
+)
 flags.DEFINE_enum("bit_penalty", None, sorted(BIT_PENALTIES), "Penalty on the bits.")
 flags.DEFINE_integer(
     "fixed_bits", None, "Train with this fixed bit-width.", lower_bound=1, upper_bound=16
@@ -198,6 +204,8 @@ def run(problem):
             raise app.UsageError(
                 "--target_bits and --interval need --bit_gradient=measured or difference."
             )
+        if FLAGS.probed_bits and FLAGS.bit_gradient != "measured":
+            raise app.UsageError("--probed_bits needs --bit_gradient=measured.")
         _run(problem, recipe)
 
     app.run(main)
@@ -336,7 +344,7 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
             "quantization_reg": FLAGS.quantization_reg,
             "bit_penalty": FLAGS.bit_penalty,
             "quantization_error": recipe.quantization_error,
-            "bit_gradient": _bit_gradient(),
+            "bit_gradient": bit_gradient(),
             "bit_optimizer": recipe.bit_optimizer(
                 FLAGS.bit_learning_rate,
                 FLAGS.bit_momentum,
@@ -389,10 +397,11 @@ def _examples(images):
     return images[chosen].astype("float32") * np.float32(scale)
 
 
-def _bit_gradient():
-    if FLAGS.interval is None:
-        return FLAGS.bit_gradient
-    return klb.bit_gradients.BIT_GRADIENTS[FLAGS.bit_gradient](interval=FLAGS.interval)
+def bit_gradient():
+    """The estimator of the flags."""
+    given = {name: FLAGS[name].value for name in ("interval", "probed_bits")}
+    settings = {name: value for name, value in given.items() if value is not None}
+    return klb.bit_gradients.BIT_GRADIENTS[FLAGS.bit_gradient](**settings)
 
 
 def _accuracy(model, test):
