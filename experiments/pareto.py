@@ -3,12 +3,12 @@
 TFDS_DATA_DIR=... python experiments/pareto.py --program=cifar10
 
 Runs a program once for each method, size and seed, one run at a time, and skips runs whose result
-file exists, so the program may be stopped and called again. Every run starts from the float model
-of its seed, or of `--start_seed`, which is trained first, and trains for `--finetune_epochs`. The
-float model is also trained further, so that all methods see equally many examples. With
-`--start_seed` the spread does not include that of the float models; keep such runs in a separate
-directory. Accuracies are those of the last epoch. HGQ2 has no target for the size, so it runs at
-the prices of `--hgq2` (`pip install hgq2==0.2.0`).
+file exists, so the program may be stopped and called again, also on another machine with
+`--recorded`. Every run starts from the float model of its seed, or of `--start_seed`, which is
+trained first, and trains for `--finetune_epochs`. The float model is also trained further, so that
+all methods see equally many examples. With `--start_seed` the spread does not include that of the
+float models; keep such runs in a separate directory. Accuracies are those of the last epoch. HGQ2
+has no target for the size, so it runs at the prices of `--hgq2` (`pip install hgq2==0.2.0`).
 """
 
 import importlib.util
@@ -61,6 +61,11 @@ LABELS = {
     "paper": "published method",
 }
 flags.DEFINE_list("ways", list(LABELS), "Methods to compare.")
+flags.DEFINE_string(
+    "recorded",
+    None,
+    "A `pareto.json` of an earlier call, whose runs are included and not repeated.",
+)
 flags.register_multi_flags_validator(
     ["start_from", "start_seed"],
     lambda given: not given["start_from"] or given["start_seed"],
@@ -129,12 +134,24 @@ def do(name, seed, kind, settings, output_dir):
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
 
 
+def recorded():
+    """Rows of `--recorded`, by method, size and seed; without the starts, whose models are used."""
+    if not FLAGS.recorded:
+        return {}
+    with open(FLAGS.recorded) as file:
+        rows = json.load(file)["runs"]
+    rows = (row for row in rows if row["kind"] != "start")
+    return {(row["kind"], row["size"], str(row["seed"])): row for row in rows}
+
+
 def collect(output_dir):
     """Results of the finished runs: method, target size, and the program's results."""
-    rows = []
+    rows, earlier = [], recorded()
     for name, seed, kind, size, _ in runs():
         path = os.path.join(output_dir, name, "result.json")
-        if os.path.exists(path):
+        if (kind, size, seed) in earlier:
+            rows.append(earlier[kind, size, seed])
+        elif os.path.exists(path):
             with open(path) as file:
                 result = json.load(file)
             row = {"kind": kind, "size": size, "seed": int(seed)}
@@ -286,8 +303,9 @@ def main(argv):
     if FLAGS.start_from:
         start = os.path.join(output_dir, f"start-seed{FLAGS.start_seed}")
         shutil.copytree(FLAGS.start_from, start, dirs_exist_ok=True)
-    for run, seed, kind, _, settings in runs():
-        if FLAGS.train and not os.path.exists(os.path.join(output_dir, run, "result.json")):
+    for run, seed, kind, size, settings in runs():
+        done = os.path.exists(os.path.join(output_dir, run, "result.json"))
+        if FLAGS.train and not done and (kind, size, seed) not in recorded():
             do(run, seed, kind, settings, output_dir)
     rows = collect(output_dir)
     if not rows:

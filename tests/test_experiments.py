@@ -239,6 +239,11 @@ def test_the_pareto_study_does_what_is_missing_and_no_more(run, tmp_path):
     assert code is None
     assert printed.out.count("digits.py") == 1
     assert json.loads((tmp_path / "pareto.json").read_text())["points"] == study["points"]
+    os.remove(tmp_path / "uniform2-seed0" / "result.json")
+    code, printed = run("pareto", *arguments, f"--recorded={tmp_path / 'pareto.json'}")
+    assert code is None
+    assert "digits.py" not in printed.out
+    assert json.loads((tmp_path / "pareto.json").read_text())["points"] == study["points"]
     other = tmp_path / "other"
     arguments[-1] = f"--output_dir={other}"
     more = f"--start_from={tmp_path / 'start-seed3'}", "--quantized=activation_bits=4"
