@@ -55,6 +55,7 @@ BATCH_SIZE = 256
 LENGTH = 12  # letters
 LETTERS = 27  # including the padding
 DIMENSIONS = 64
+BLOCKS = 2
 SPLIT_SEED = 0
 VALIDATION, TEST = 5000, 10_000
 RATE, FINETUNE_RATE = 2e-3, 1e-3
@@ -107,10 +108,10 @@ def embedded(inputs):
 
 
 def transformer(classes):
-    """Two blocks of attention and dense layers with normalization first; 0.07 M weights."""
+    """Blocks of attention and dense layers with normalization first; 0.07 M weights."""
     inputs = keras.Input((LENGTH,), dtype="int32")
     x = embedded(inputs)
-    for block in range(2):
+    for block in range(BLOCKS):
         normal = L.LayerNormalization(name=f"norm{block}a")(x)
         attended = L.MultiHeadAttention(4, DIMENSIONS // 4, name=f"attention{block}")(
             normal, normal
