@@ -40,6 +40,8 @@ def test_integers_of_all_kinds_within_the_bounds_are_taken(value):
         lambda bad: klb.LearnedBitSequential().compile(quantization_reg=bad),
         lambda bad: klb.to_learned_bits(small(), bits=bad),
         lambda bad: klb.to_learned_bits(small(), min_bits=bad),
+        lambda bad: klb.quantize(small(), np.ones((8, 4)), target_bits=2, min_bits=bad),
+        lambda bad: klb.quantize(small(), np.ones((8, 4)), target_bits=2, max_bits=bad),
     ],
 )
 @pytest.mark.parametrize("bad", [float("nan"), "two"])

@@ -151,10 +151,13 @@ def _add_settings(group):
         "--exclude", action="append", metavar="PATTERNS", help="names of layers not to quantize"
     )
     group.add_argument(
-        "--min_bits", type=integer, default=1, help="lowest bit-width of a layer, 1 by default"
+        "--min_bits",
+        type=integer,
+        default=1,
+        help="lowest bit-width of a layer's weights, 1 by default",
     )
     group.add_argument(
-        "--max_bits", type=integer, default=8, help="highest bit-width of a layer, 8 by default"
+        "--max_bits", type=integer, help="highest bit-width of a layer's weights, 8 by default"
     )
     group.add_argument("--steps", type=integer, help="training steps, 1000 by default; 0 for none")
     group.add_argument(

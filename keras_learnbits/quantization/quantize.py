@@ -43,8 +43,10 @@ MOST_EXAMPLES = 8192
 # Largest number of examples that are held out: no weight is trained on them, and the change of the
 # outputs is reported for them. An eighth of the examples is held out, up to this number.
 MOST_HELD_OUT = 256
-# Mean bits per weight that are tried to reach an accuracy: multiples of 1 / this.
-TRIED_PER_BIT = 4
+# To reach an accuracy, mean bits are tried in steps of 1 / STEPS_PER_BIT.
+STEPS_PER_BIT = 4
+# Highest bit-width by default, which integer exports take.
+DEFAULT_MAX_BITS = 8
 
 
 def quantize(
@@ -62,7 +64,7 @@ def quantize(
     include=None,
     exclude=None,
     min_bits=1,
-    max_bits=8,
+    max_bits=None,
     steps=None,
     batch_size=32,
     seed=0,
@@ -102,8 +104,10 @@ def quantize(
         power_of_two: Whether steps are powers of two, as in `to_learned_bits`.
         include: Layers to quantize, as in `to_learned_bits`; all by default.
         exclude: Layers not to quantize.
-        min_bits: Lowest bit-width of a layer, for hardware that has no narrower one.
-        max_bits: Highest bit-width of a layer, at most 16. Equal bounds give every layer the same.
+        min_bits: Lowest bit-width of a kernel, for hardware that supports no lower one.
+        max_bits: Highest bit-width of a kernel, at most 16; by default 8, or `min_bits` if that is
+            more. With equal bounds all kernels have this width. Integer exports keep kernels of
+            more than 8 bits in float32.
         steps: Number of training steps, 1,000 by default. With 0 no weight is trained; this takes
             seconds.
         batch_size: Number of examples per step.
@@ -117,8 +121,9 @@ def quantize(
 
     Raises:
         ValueError: Not exactly one target is given; it is below the size at the lowest widths,
-            which the message states; `min_bits` and `max_bits` are not bounds within 1 and 16;
-            `data` have fewer than 8 examples, NaN, or shapes that the model does not take;
+            which the message states; `1 <= min_bits <= max_bits <= 16` does not hold, or these are
+            not integers; `data` have fewer than 8 examples, NaN, or shapes that the model does not
+            take;
             `validation_data` cannot be read repeatedly, or their labels are not classes, one for
             each example; the float model's accuracy is not above `max_accuracy_drop`; or the model
             has no layer to quantize, has learned-bit layers already, or returns NaN.
@@ -136,7 +141,9 @@ def quantize(
     check_number("steps", steps, 0, integer=True)
     check_number("batch_size", batch_size, 1, integer=True)
     check_number("seed", seed, 0, integer=True)
-    check_bits(max_bits, min_bits, max_bits)
+    check_number("min_bits", min_bits, 1, integer=True)
+    max_bits = max(DEFAULT_MAX_BITS, min_bits) if max_bits is None else max_bits
+    check_bits(max_bits, min_bits, max_bits)  # conversion starts at the highest width
     target = _size_target(
         target_bits=target_bits,
         target_bytes=target_bytes,
@@ -172,7 +179,7 @@ def quantize(
     quantizer.measure()
     settings = steps, batch_size, seed
     if target is None:
-        tried = np.arange(TRIED_PER_BIT * min_bits, TRIED_PER_BIT * max_bits + 1) / TRIED_PER_BIT
+        tried = np.arange(STEPS_PER_BIT * min_bits, STEPS_PER_BIT * max_bits + 1) / STEPS_PER_BIT
         report = _smallest(quantizer, tried, accuracy, least, settings)
     else:
         report = quantizer.reach(target, *settings)

@@ -15,7 +15,8 @@ class QuantizationReport:
         table: `BitTable` of the quantized model.
         worth: Dictionary of layer to an array of shape `(16,)`: the squared change of the outputs,
             relative to their variance, with this layer alone at 1, 2, ... bits; `inf` beyond its
-            bounds. It is measured up to 5 bits, and divided by 4 for each further bit.
+            bounds. It is measured up to 5 bits, or at the lowest width if that is more, and divided
+            by 4 for each further bit.
         movement_rounded: Root mean square change of the outputs before weights were trained, in
             units of the outputs' standard deviation (see `unit`), on an eighth of the examples (at
             most 256) that no weight is trained on. If training does not lower it, the model before

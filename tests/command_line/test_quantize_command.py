@@ -210,10 +210,16 @@ def test_data_of_another_shape_are_refused_with_the_shapes(saved, tmp_path, refu
 
 def test_bounds_of_the_widths_are_kept(saved, tmp_path, monkeypatch):
     only_packed(monkeypatch)
-    bounds = "--target_bits=3", "--min_bits=3", "--max_bits=3"
-    main(arguments(saved, tmp_path / "small", *bounds))
-    report = json.loads((tmp_path / "small" / "report.json").read_text())
-    assert {*report["bits"].values()} == {3}
+    for bounds, bits in ((["--min_bits=3"], 3), (["--max_bits=2"], 2)):
+        folder = tmp_path / str(bits)
+        main(arguments(saved, folder, "--target_bits=3", *bounds))
+        report = json.loads((folder / "report.json").read_text())
+        assert {*report["bits"].values()} == {bits}
+
+
+def test_bounds_that_exclude_each_other_are_refused(saved, refusal):
+    start = ["quantize", saved.model, f"--data={saved.data}", "--output_dir=o", "--target_bits=5"]
+    assert "min_bits=5, max_bits=3" in refusal(*start, "--min_bits=5", "--max_bits=3")
 
 
 def test_exactly_one_target_is_needed(saved, refusal):
