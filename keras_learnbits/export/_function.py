@@ -90,7 +90,7 @@ class ModelFunction:
         arguments = self.specs + [
             tf.TensorSpec(kernel.codes.shape, name=name) for name, kernel in self.kernels.items()
         ]
-        self.predict = tf.function(self._predict, arguments, autograph=False)
+        self.predict = tf.function(self._predict, input_signature=arguments, autograph=False)
         self.predict.get_concrete_function()  # the trace sets `self._structure`
         self.outputs = _names(self._structure, _output_names(model), "output")
 

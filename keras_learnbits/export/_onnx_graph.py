@@ -27,7 +27,9 @@ def float_model(function, frozen=None):
     tf2onnx, onnx = import_extra("tf2onnx", "onnx")
     predict = function.predict
     if frozen is not None:
-        predict = tf.function(lambda *inputs: frozen(*inputs), function.specs, autograph=False)
+        predict = tf.function(
+            lambda *inputs: frozen(*inputs), input_signature=function.specs, autograph=False
+        )
     concrete = predict.get_concrete_function()
     proto, _ = tf2onnx.convert.from_function(
         predict,
