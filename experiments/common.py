@@ -55,8 +55,8 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "start_quantized",
     False,
-    "Start with the weights that `quantize` finds on 1,024 images, and with its widths for "
-    "--target_bits, or those of --fixed_bits.",
+    "Start with the weights that `quantize` finds on 1,024 images, and keep the widths that it "
+    "chooses for --target_bits, or --fixed_bits.",
 )
 flags.DEFINE_float(
     "freeze_at", 0.75, "Fraction of the epochs after which bits are frozen.", 0.05, 0.95
@@ -71,7 +71,7 @@ flags.DEFINE_integer("interval", None, "Steps between probes of measured and dif
 flags.DEFINE_integer(
     "probed_bits",
     None,
-    "Width at which measured probes kernels of more than 3 bits.",
+    "Width at which measured probes wider kernels, instead of one bit fewer.",
     lower_bound=1,
 )
 flags.DEFINE_enum("bit_penalty", None, sorted(BIT_PENALTIES), "Penalty on the bits.")
@@ -188,24 +188,23 @@ def run(problem):
             raise app.UsageError("--activation_bits excludes --end_bits.")
         if FLAGS.start_measured and not (FLAGS.target_bits and FLAGS.init_from):
             raise app.UsageError("--start_measured needs --target_bits and --init_from.")
+        if FLAGS.target_bits and FLAGS.fixed_bits:
+            raise app.UsageError("--target_bits excludes --fixed_bits.")
         if FLAGS.start_quantized and not (
-            FLAGS.init_from and (FLAGS.target_bits or FLAGS.fixed_bits) and not FLAGS.end_bits
+            FLAGS.init_from and (FLAGS.target_bits or FLAGS.fixed_bits)
         ):
             raise app.UsageError(
-                "--start_quantized needs --init_from and --target_bits or --fixed_bits, "
-                "and excludes --end_bits."
+                "--start_quantized needs --init_from, and --target_bits or --fixed_bits."
             )
+        if FLAGS.start_quantized and (FLAGS.end_bits or FLAGS.bit_gradient == "paper"):
+            raise app.UsageError("--start_quantized excludes --end_bits and --bit_gradient=paper.")
         if FLAGS.start_quantized and FLAGS.start_measured:
             raise app.UsageError("--start_quantized excludes --start_measured.")
         if FLAGS.resume and FLAGS.baseline and not (FLAGS.init_from or FLAGS.float):
             raise app.UsageError("--resume resumes one training: add --nobaseline or --init_from.")
-        whole_bits = FLAGS.bit_gradient in ("measured", "difference")
-        if (FLAGS.target_bits or FLAGS.interval) and not whole_bits:
-            raise app.UsageError(
-                "--target_bits and --interval need --bit_gradient=measured or difference."
-            )
-        if FLAGS.probed_bits and FLAGS.bit_gradient != "measured":
-            raise app.UsageError("--probed_bits needs --bit_gradient=measured.")
+        if FLAGS.target_bits and FLAGS.bit_gradient not in ("measured", "difference"):
+            raise app.UsageError("--target_bits needs --bit_gradient=measured or difference.")
+        bit_gradient()
         _run(problem, recipe)
 
     app.run(main)
@@ -307,14 +306,9 @@ def _train(problem, recipe, train, test, output_dir, learned, float_model=None):
         model.set_weights(start.get_weights())
     if FLAGS.start_quantized and learned:
         fixed = FLAGS.fixed_bits
-        quantized = klb.quantize(
-            start,
-            _examples(train[0]),
-            target_bits=FLAGS.target_bits or fixed,
-            min_bits=fixed or 1,
-            max_bits=fixed or 8,
-            seed=FLAGS.seed,
-        )
+        bounds = {"min_bits": fixed, "max_bits": fixed} if fixed else {}
+        target, images = FLAGS.target_bits or fixed, _examples(train[0])
+        quantized = klb.quantize(start, images, target_bits=target, seed=FLAGS.seed, **bounds)
         nets.take_weights(model, quantized)
     if FLAGS.distill and learned:
         fitted = klb.LearnedBitDistiller(float_model, model, nets.distillation(FLAGS.distill))
@@ -398,9 +392,12 @@ def _examples(images):
 
 
 def bit_gradient():
-    """The estimator of the flags."""
-    given = {name: FLAGS[name].value for name in ("interval", "probed_bits")}
-    settings = {name: value for name, value in given.items() if value is not None}
+    """The estimator that `--bit_gradient`, `--interval` and `--probed_bits` choose."""
+    takers = {"interval": ("measured", "difference"), "probed_bits": ("measured",)}
+    settings = {name: FLAGS[name].value for name in takers if FLAGS[name].value is not None}
+    for name in settings:
+        if FLAGS.bit_gradient not in takers[name]:
+            raise app.UsageError(f"--{name} needs --bit_gradient={' or '.join(takers[name])}.")
     return klb.bit_gradients.BIT_GRADIENTS[FLAGS.bit_gradient](**settings)
 
 

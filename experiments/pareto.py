@@ -3,12 +3,13 @@
 TFDS_DATA_DIR=... python experiments/pareto.py --program=cifar10
 
 Runs a program once for each method, size and seed, one run at a time, and skips runs whose result
-file exists, so the program may be stopped and called again, also on another machine with
-`--recorded`. Every run starts from the float model of its seed, or of `--start_seed`, which is
-trained first, and trains for `--finetune_epochs`. The float model is also trained further, so that
-all methods see equally many examples. With `--start_seed` the spread does not include that of the
-float models; keep such runs in a separate directory. Accuracies are those of the last epoch. HGQ2
-has no target for the size, so it runs at the prices of `--hgq2` (`pip install hgq2==0.2.0`).
+file exists, so the program may be stopped and called again; `--recorded` takes finished runs from
+the `pareto.json` of another machine. Every run starts from the float model of its seed, or of
+`--start_seed`, which is trained first, and trains for `--finetune_epochs`. The float model is also
+trained further, so that all methods see equally many examples. With `--start_seed` the spread does
+not include that of the float models; keep such runs in a separate directory. Accuracies are those
+of the last epoch. HGQ2 has no target for the size, so it runs at the prices of `--hgq2`
+(`pip install hgq2==0.2.0`).
 """
 
 import importlib.util
@@ -64,12 +65,18 @@ flags.DEFINE_list("ways", list(LABELS), "Methods to compare.")
 flags.DEFINE_string(
     "recorded",
     None,
-    "A `pareto.json` of an earlier call, whose runs are included and not repeated.",
+    "A `pareto.json` of an earlier call with the same settings. Runs that it has are not repeated. "
+    "Needs --start_from.",
 )
 flags.register_multi_flags_validator(
     ["start_from", "start_seed"],
     lambda given: not given["start_from"] or given["start_seed"],
     "--start_from needs --start_seed, the seed of its model.",
+)
+flags.register_multi_flags_validator(
+    ["recorded", "start_from"],
+    lambda given: not given["recorded"] or given["start_from"],
+    "--recorded needs --start_from, the float model of the recorded runs.",
 )
 flags.register_validator(
     "ways", lambda ways: {*ways} <= {*LABELS}, f"--ways must be among {', '.join(LABELS)}."
@@ -135,7 +142,7 @@ def do(name, seed, kind, settings, output_dir):
 
 
 def recorded():
-    """Rows of `--recorded`, by method, size and seed; without the starts, whose models are used."""
+    """Rows of `--recorded`, by method, size and seed; without starts, whose models are needed."""
     if not FLAGS.recorded:
         return {}
     with open(FLAGS.recorded) as file:
@@ -144,20 +151,25 @@ def recorded():
     return {(row["kind"], row["size"], str(row["seed"])): row for row in rows}
 
 
-def collect(output_dir):
-    """Results of the finished runs: method, target size, and the program's results."""
-    rows, earlier = [], recorded()
+def collect(output_dir, earlier):
+    """Results of the finished runs: method, target size, and the program's results.
+
+    Args:
+        output_dir: Directory of the runs.
+        earlier: Rows that `recorded` returns, for runs that are not in the directory.
+    """
+    rows = []
     for name, seed, kind, size, _ in runs():
         path = os.path.join(output_dir, name, "result.json")
-        if (kind, size, seed) in earlier:
-            rows.append(earlier[kind, size, seed])
-        elif os.path.exists(path):
+        if os.path.exists(path):
             with open(path) as file:
                 result = json.load(file)
             row = {"kind": kind, "size": size, "seed": int(seed)}
             left_out = {"seed", "model", "dtype_policy", "seconds_per_epoch"}
             row |= {key: value for key, value in result.items() if key not in left_out}
             rows.append(row)
+        elif (kind, size, seed) in earlier:
+            rows.append(earlier[kind, size, seed])
     return rows
 
 
@@ -295,19 +307,25 @@ def plot(points, path, title):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    if FLAGS.hgq2 and "hgq2" in FLAGS.ways and FLAGS.train and not importlib.util.find_spec("hgq"):
-        raise app.UsageError("--hgq2 needs its package: pip install hgq2==0.2.0")
+    earlier = recorded()
     name = f"{FLAGS.program}-{FLAGS.model or MODELS[FLAGS.program]}"
     output_dir = FLAGS.output_dir or os.path.join("runs", f"pareto-{name}")
     os.makedirs(output_dir, exist_ok=True)
     if FLAGS.start_from:
         start = os.path.join(output_dir, f"start-seed{FLAGS.start_seed}")
         shutil.copytree(FLAGS.start_from, start, dirs_exist_ok=True)
-    for run, seed, kind, size, settings in runs():
-        done = os.path.exists(os.path.join(output_dir, run, "result.json"))
-        if FLAGS.train and not done and (kind, size, seed) not in recorded():
-            do(run, seed, kind, settings, output_dir)
-    rows = collect(output_dir)
+    missing = [
+        (run, seed, kind, settings)
+        for run, seed, kind, size, settings in runs()
+        if (kind, size, seed) not in earlier
+        and not os.path.exists(os.path.join(output_dir, run, "result.json"))
+    ]
+    if FLAGS.train:
+        if any(kind == "hgq2" for _, _, kind, _ in missing) and not importlib.util.find_spec("hgq"):
+            raise app.UsageError("--hgq2 needs its package: pip install hgq2==0.2.0")
+        for run in missing:
+            do(*run, output_dir)
+    rows = collect(output_dir, earlier)
     if not rows:
         raise app.UsageError(f"There are no results in {output_dir}.")
     points = summarize(rows)

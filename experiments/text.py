@@ -9,11 +9,11 @@ model is trained on all words but 5,000 for validation and 10,000 for the test. 
 model:
 
 `quantize`: post-training, from `--examples` training words without labels, at `--post_bits` mean
-bits; `nearest`: the same width in every layer, rounded to nearest with fitted scales; `learned`:
-widths learned within a budget of `--trained_bits` mean bits, for `--finetune_epochs`; `uniform`:
-the same width in every layer, trained as long; `trained`: the model of `quantize`, trained as long
-at its widths; `trained_uniform`: the same, with the same width in every layer; `continued`: the
-float model, trained as long.
+bits; `nearest`: the same width in every layer, rounded to nearest with fitted scales.
+
+At `--trained_bits`, for `--finetune_epochs`: `learned`: widths learned within a budget of mean
+bits; `uniform`: the same width in every layer; `trained`: what `quantize` returns, trained at its
+widths; `trained_uniform`: the same, with one width. `continued`: the float model, trained as long.
 
 Every model and its result are written to `--output_dir` at once and are not computed again, so the
 program may be stopped and called again. With `--evaluate=validation` it evaluates on the validation
@@ -199,6 +199,7 @@ def uniform(start, data, bits, seed):
 def trained(start, data, bits, seed, **bounds):
     """A model quantized without labels and then trained at its widths."""
     model = quantize(start, data, bits, seed, **bounds)
+    del model.quantization  # the report is that of the model before training
     train(model, data, FLAGS.finetune_epochs, FINETUNE_RATE, seed)
     return model
 

@@ -116,6 +116,23 @@ def test_a_float_net_has_no_bits_to_set(flag, run, tmp_path):
     assert flag.split("=")[0] in printed.err + printed.out
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--target_bits=2 --fixed_bits=2", "--fixed_bits"),
+        ("--start_quantized --target_bits=2", "--init_from"),
+        ("--start_quantized --init_from=m.keras --fixed_bits=2 --end_bits=8", "--end_bits"),
+        ("--probed_bits=2 --bit_gradient=difference", "--bit_gradient=measured"),
+        ("--interval=5 --bit_gradient=straight_through", "--bit_gradient=measured"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused_at_once(flags, named, run, tmp_path):
+    code, printed = run("digits", *flags.split(), f"--output_dir={tmp_path}")
+    assert code == 1
+    assert named in printed.err + printed.out
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_reversal_counts_at_the_step_of_its_second_move():
     import curves
 
@@ -188,10 +205,17 @@ def test_a_training_goes_on_from_what_quantize_finds_and_keeps_its_widths(run, t
             np.testing.assert_allclose(trained.get_layer(layer.name).kernel, layer.kernel)
     assert result_of(tmp_path)["mean_bits"] == klb.bit_table(quantized).mean_bits
 
-    arguments[1] = "--fixed_bits=3"
-    code, _ = run("digits", "--epochs=1", *arguments, f"--output_dir={tmp_path / 'fixed'}")
+    others = [each for each in arguments if each != "--target_bits=2"]
+    code, _ = run("digits", "--epochs=1", "--fixed_bits=3", *others, f"--output_dir={tmp_path}")
     assert code is None
-    assert {*result_of(tmp_path / "fixed")["bits"].values()} == {3}
+    assert {*result_of(tmp_path)["bits"].values()} == {3}
+    trained = keras.models.load_model(tmp_path / "model.keras")
+    quantized = klb.quantize(
+        keras.models.load_model(start), images, target_bits=3, min_bits=3, max_bits=3, verbose=0
+    )
+    np.testing.assert_allclose(
+        trained.get_layer("conv2").kernel, quantized.get_layer("conv2").kernel
+    )
 
 
 @pytest.mark.thorough
@@ -239,14 +263,23 @@ def test_the_pareto_study_does_what_is_missing_and_no_more(run, tmp_path):
     assert code is None
     assert printed.out.count("digits.py") == 1
     assert json.loads((tmp_path / "pareto.json").read_text())["points"] == study["points"]
-    os.remove(tmp_path / "uniform2-seed0" / "result.json")
-    code, printed = run("pareto", *arguments, f"--recorded={tmp_path / 'pareto.json'}")
+    start = f"--start_from={tmp_path / 'start-seed3'}"
+    elsewhere = tmp_path / "elsewhere"
+    repeated = elsewhere / "learned2-seed0" / "result.json"
+    repeated.parent.mkdir(parents=True)
+    repeated.write_text(json.dumps(result_of(tmp_path / "learned2-seed0") | {"test_accuracy": 0.5}))
+    arguments[-1] = f"--output_dir={elsewhere}"
+    code, printed = run("pareto", *arguments, start, f"--recorded={tmp_path / 'pareto.json'}")
     assert code is None
     assert "digits.py" not in printed.out
-    assert json.loads((tmp_path / "pareto.json").read_text())["points"] == study["points"]
+    learned, *others = json.loads((elsewhere / "pareto.json").read_text())["points"]
+    assert learned["accuracy"] == 0.5
+    assert [each["accuracy"] for each in others] == [
+        each["accuracy"] for each in study["points"][1:]
+    ]
     other = tmp_path / "other"
     arguments[-1] = f"--output_dir={other}"
-    more = f"--start_from={tmp_path / 'start-seed3'}", "--quantized=activation_bits=4"
+    more = start, "--quantized=activation_bits=4"
     code, printed = run("pareto", *arguments, *more)
     assert code is None
     assert printed.out.count("digits.py") == printed.out.count(str(other / "start-seed3")) == 3

@@ -97,7 +97,7 @@ def test_no_word_is_in_two_splits_and_letters_are_those_of_the_dictionary(text):
 def test_the_program_keeps_each_result_and_computes_none_again(run, text, tmp_path, monkeypatch):
     monkeypatch.setattr(text, "BLOCKS", 1)
     arguments = ["--seeds=0", "--words=256", "--epochs=1", "--finetune_epochs=3", "--examples=16",
-                 "--settling_steps=2", "--post_bits=3", "--trained_bits=2",
+                 "--settling_steps=2", "--post_bits=3", "--trained_bits=3",
                  f"--output_dir={tmp_path}"]  # fmt: skip
     run("--ways=quantize,nearest", "--evaluate=validation", *arguments)
     before = json.loads((tmp_path / "results.json").read_text())["runs"]
@@ -124,6 +124,8 @@ def test_the_program_keeps_each_result_and_computes_none_again(run, text, tmp_pa
             assert set(result["bits"].values()) == {float(bits)}
         model = keras.models.load_model(tmp_path / f"{key}.keras")
         assert text.size_of(model)["bits"] == result["bits"]
+    widths = {key: result.get("bits") for key, result in runs.items()}
+    assert widths["transformer-trained-3-0"] == widths["transformer-quantize-3-0"]
     assert "transformer" in text.summary(runs)
 
 
