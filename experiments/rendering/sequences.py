@@ -31,7 +31,7 @@ def sequences():
             if found:
                 rows.append(_row(name, method, bits, found, runs))
     head = ["method", "bits", "accuracy", "to float", "bytes", "seconds", "seeds"]
-    return f"`python experiments/text.py --seeds=0`\n\n{markdown(head, rows)}"
+    return f"`python experiments/text.py --seeds=0,1`\n\n{markdown(head, rows)}"
 
 
 def _row(name, method, bits, found, runs):
