@@ -187,7 +187,10 @@ def test_inputs_of_layers_are_quantized_and_outputs_learned_from_the_float_model
 
 
 @pytest.mark.thorough
-def test_a_training_goes_on_from_what_quantize_finds_and_keeps_its_widths(run, tmp_path):
+def test_a_training_goes_on_from_what_quantize_finds_and_keeps_its_widths(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("keras_learnbits.quantization.quantize.STEPS", 20)
     code, _ = run("digits", "--float", "--epochs=3", f"--output_dir={tmp_path / 'float'}")
     assert code is None
     start = tmp_path / "float/model.keras"
